@@ -1,1 +1,33 @@
-//! Stub.
+//! The arithmetic of `candle-grad-clip` on plain slices. This crate knows no tensors.
+//!
+//! - [`measure`](fn@measure) reads a slice once and returns its [`Stats`]: the power sum of its
+//!   finite elements, and how many were not finite.
+//! - [`edit`](fn@edit) scales, clamps or cleans a slice in place; [`edit_into`] writes the result
+//!   elsewhere.
+//!
+//! Every function gives the same bits for any number of threads and any width of vector unit:
+//! slices are cut into fixed blocks, each block is summed in a fixed number of lanes, and blocks
+//! are folded in order. (A [`NormType::P`] calls the platform's `pow`, so there the bits may
+//! differ between machines.)
+#![forbid(unsafe_code)]
+// What runs inside `simd::dispatch` must be inlined there, or it is compiled for the baseline CPU.
+#![allow(clippy::inline_always)]
+
+mod edit;
+mod element;
+mod measure;
+mod norm_type;
+mod partial_power;
+mod simd;
+
+pub use edit::{Edit, edit, edit_into};
+pub use element::Element;
+pub use measure::{Stats, count_above, measure, measure_clamped};
+pub use norm_type::NormType;
+pub use partial_power::{Norm, PartialPower};
+
+/// Elements that one task handles: slices up to this long are handled by the calling thread alone.
+///
+/// 64 Ki f32 values are 256 KiB: some 20 microseconds of memory traffic, an order of magnitude
+/// more than a task costs, and small enough to spread a matrix evenly over threads.
+pub const BLOCK: usize = 64 * 1024;

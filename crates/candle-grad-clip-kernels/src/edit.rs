@@ -1,0 +1,181 @@
+use rayon::prelude::*;
+
+use crate::simd::dispatch;
+use crate::{BLOCK, Element};
+
+/// What to do to every element.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Edit {
+    /// `x * clip_coef`. Halves are widened to f32 first, f32 to f64, so that a tiny coefficient
+    /// does not vanish before it is used.
+    Scale {
+        /// What to multiply by.
+        clip_coef: f64,
+        /// Whether NaN and infinite elements become 0 (otherwise IEEE's rules hold).
+        zero_non_finite: bool,
+    },
+    /// Into `[-clip_value, clip_value]`; infinite elements become the bound, NaN stays NaN.
+    Clamp {
+        /// The bound.
+        clip_value: f64,
+        /// Whether NaN and infinite elements become 0 instead.
+        zero_non_finite: bool,
+    },
+}
+
+/// Edits `values` in place. Parallel for more than one [`BLOCK`].
+pub fn edit<E: Element>(values: &mut [E], edit: Edit) {
+    if values.len() <= BLOCK {
+        edit_block(values, edit);
+    } else {
+        values
+            .par_chunks_mut(BLOCK)
+            .for_each(|block| edit_block(block, edit));
+    }
+}
+
+/// Writes the edited `source` into `target`. Parallel for more than one [`BLOCK`].
+///
+/// # Panics
+/// If the lengths differ.
+pub fn edit_into<E: Element>(source: &[E], target: &mut [E], edit: Edit) {
+    assert_eq!(
+        source.len(),
+        target.len(),
+        "source and target differ in length"
+    );
+    if source.len() <= BLOCK {
+        edit_block_into(source, target, edit);
+    } else {
+        source
+            .par_chunks(BLOCK)
+            .zip(target.par_chunks_mut(BLOCK))
+            .for_each(|(source, target)| edit_block_into(source, target, edit));
+    }
+}
+
+/// What [`Edit`] does to one element, in the two widths that dtypes are widened to.
+pub trait ElementEdit: Copy {
+    /// For f32 and f64.
+    fn f64(self, x: f64) -> f64;
+    /// For f16 and bf16.
+    fn f32(self, x: f32) -> f32;
+}
+
+#[derive(Clone, Copy)]
+struct Scale {
+    clip_coef: f64,
+    /// The coefficient for f32 as two factors, the second 1 unless it is below f32's normal range.
+    factors: [f32; 2],
+}
+
+impl Scale {
+    fn new(clip_coef: f64) -> Self {
+        let tiny = clip_coef != 0.0 && clip_coef.abs() < f64::from(f32::MIN_POSITIVE);
+        let factors = if tiny {
+            let root = clip_coef.abs().sqrt() as f32;
+            [root, root.copysign(clip_coef as f32)]
+        } else {
+            [clip_coef as f32, 1.0]
+        };
+        Self { clip_coef, factors }
+    }
+}
+
+impl ElementEdit for Scale {
+    #[inline(always)]
+    fn f64(self, x: f64) -> f64 {
+        x * self.clip_coef
+    }
+    #[inline(always)]
+    fn f32(self, x: f32) -> f32 {
+        x * self.factors[0] * self.factors[1]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Clamp {
+    clip_value: f64,
+}
+
+impl ElementEdit for Clamp {
+    #[inline(always)]
+    fn f64(self, x: f64) -> f64 {
+        clamp(x, self.clip_value)
+    }
+    #[inline(always)]
+    fn f32(self, x: f32) -> f32 {
+        clamp(x, self.clip_value as f32)
+    }
+}
+
+/// `clamp` of the standard library without its panic: NaN stays NaN.
+#[inline(always)]
+fn clamp<T: Copy + PartialOrd + std::ops::Neg<Output = T>>(x: T, bound: T) -> T {
+    if x > bound {
+        bound
+    } else if x < -bound {
+        -bound
+    } else {
+        x
+    }
+}
+
+/// 0 for what is not finite, and the inner edit for the rest.
+#[derive(Clone, Copy)]
+struct Finite<F>(F);
+
+impl<F: ElementEdit> ElementEdit for Finite<F> {
+    #[inline(always)]
+    fn f64(self, x: f64) -> f64 {
+        if x.is_finite() { self.0.f64(x) } else { 0.0 }
+    }
+    #[inline(always)]
+    fn f32(self, x: f32) -> f32 {
+        if x.is_finite() { self.0.f32(x) } else { 0.0 }
+    }
+}
+
+/// Evaluates `$body` with `$op` bound to the type that does `$edit`, compiled for this CPU.
+macro_rules! specialise {
+    ($edit:expr, $op:ident => $body:expr) => {
+        match $edit {
+            Edit::Scale {
+                clip_coef,
+                zero_non_finite: false,
+            } => {
+                let $op = Scale::new(clip_coef);
+                dispatch(|| $body)
+            }
+            Edit::Scale {
+                clip_coef,
+                zero_non_finite: true,
+            } => {
+                let $op = Finite(Scale::new(clip_coef));
+                dispatch(|| $body)
+            }
+            Edit::Clamp {
+                clip_value,
+                zero_non_finite: false,
+            } => {
+                let $op = Clamp { clip_value };
+                dispatch(|| $body)
+            }
+            Edit::Clamp {
+                clip_value,
+                zero_non_finite: true,
+            } => {
+                let $op = Finite(Clamp { clip_value });
+                dispatch(|| $body)
+            }
+        }
+    };
+}
+
+fn edit_block<E: Element>(values: &mut [E], edit: Edit) {
+    specialise!(edit, op => E::map(values, op));
+}
+
+fn edit_block_into<E: Element>(source: &[E], target: &mut [E], edit: Edit) {
+    specialise!(edit, op => E::map_into(source, target, op));
+}

@@ -1,0 +1,244 @@
+use rayon::prelude::*;
+
+use crate::simd::dispatch;
+use crate::{BLOCK, Element, NormType, PartialPower};
+
+/// Lanes that a sum runs in, whatever the CPU's width.
+const LANES: usize = 16;
+/// Elements summed before the lanes are folded: keeps the rounding error of a long sum small.
+const CHUNK: usize = 16 * 1024;
+/// Sums of f64 squares outside this range are taken again with a scale.
+const SAFE_SUM: std::ops::Range<f64> = 1e-270..1e300;
+
+/// What one read of a slice tells.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stats {
+    /// The power sum of the finite elements.
+    pub power: PartialPower,
+    /// How many elements are NaN.
+    pub nan: u64,
+    /// How many elements are infinite.
+    pub infinite: u64,
+}
+
+impl Stats {
+    /// Of no elements.
+    pub const ZERO: Self = Self {
+        power: PartialPower::ZERO,
+        nan: 0,
+        infinite: 0,
+    };
+
+    /// How many elements are NaN or infinite.
+    #[must_use]
+    pub fn non_finite(self) -> u64 {
+        self.nan + self.infinite
+    }
+
+    /// The stats of the elements of both. Fold in a fixed order: see [`PartialPower::merge`].
+    #[must_use]
+    pub fn merge(self, other: Self, norm_type: NormType) -> Self {
+        Self {
+            power: self.power.merge(other.power, norm_type),
+            nan: self.nan + other.nan,
+            infinite: self.infinite + other.infinite,
+        }
+    }
+}
+
+/// Reads `values` once and returns their [`Stats`]. Parallel for more than one [`BLOCK`].
+///
+/// Relative error of the norm at most 1e-12 for L1, L2, infinity and `p >= 0.5`.
+#[must_use]
+pub fn measure<E: Element>(values: &[E], norm_type: NormType) -> Stats {
+    by_block(values, norm_type, |chunk| {
+        measure_chunk(chunk, norm_type, identity)
+    })
+}
+
+/// A named function, so that measuring again in `measure_non_finite` is the same instance.
+fn identity(x: f64) -> f64 {
+    x
+}
+
+/// As [`measure`](fn@measure), of the elements clamped into `[-clip_value, clip_value]`: an infinite
+/// element counts as the bound, a NaN stays one.
+#[must_use]
+pub fn measure_clamped<E: Element>(values: &[E], norm_type: NormType, clip_value: f64) -> Stats {
+    let clamp = move |x: f64| if x > clip_value { clip_value } else { x };
+    by_block(values, norm_type, |chunk| {
+        measure_chunk(chunk, norm_type, clamp)
+    })
+}
+
+/// How many elements lie outside `[-clip_value, clip_value]`; a NaN does not.
+#[must_use]
+pub fn count_above<E: Element>(values: &[E], clip_value: f64) -> u64 {
+    let count = |block: &[E]| {
+        dispatch(|| {
+            block
+                .iter()
+                .map(|x| u64::from(x.to_f64().abs() > clip_value))
+                .sum::<u64>()
+        })
+    };
+    if values.len() <= BLOCK {
+        count(values)
+    } else {
+        values.par_chunks(BLOCK).map(count).sum()
+    }
+}
+
+/// Applies `stats` to every chunk and folds in order.
+fn by_block<E: Element>(
+    values: &[E],
+    norm_type: NormType,
+    stats: impl Fn(&[E]) -> Stats + Sync,
+) -> Stats {
+    let fold = |acc: Stats, next: Stats| acc.merge(next, norm_type);
+    let block = |values: &[E]| values.chunks(CHUNK).map(&stats).fold(Stats::ZERO, fold);
+    if values.len() <= BLOCK {
+        return block(values);
+    }
+    let blocks: Vec<Stats> = values.par_chunks(BLOCK).map(block).collect();
+    blocks.into_iter().fold(Stats::ZERO, fold)
+}
+
+/// `map` is applied to every `|x|`.
+fn measure_chunk<E: Element>(
+    chunk: &[E],
+    norm_type: NormType,
+    map: impl Fn(f64) -> f64 + Copy,
+) -> Stats {
+    let fast = match norm_type {
+        NormType::L1 => Some(lane_sum(chunk, map)),
+        NormType::L2 => Some(lane_sum(chunk, |x| {
+            let x = map(x);
+            x * x
+        })),
+        NormType::Inf | NormType::P(_) => None,
+    };
+    if let Some(sum) = fast {
+        // A NaN or infinite element makes the sum so; for 32 bits and less nothing else can.
+        if (E::SQUARES_FIT_F64 && sum.is_finite()) || SAFE_SUM.contains(&sum) {
+            return Stats {
+                power: PartialPower { scale: 1.0, sum },
+                nan: 0,
+                infinite: 0,
+            };
+        }
+    }
+    let largest = max_abs_bits(chunk);
+    if largest < E::INFINITY {
+        let power = scaled_power(chunk, norm_type, map(E::from_abs_bits(largest)), map);
+        return Stats {
+            power,
+            nan: 0,
+            infinite: 0,
+        };
+    }
+    measure_non_finite(chunk, norm_type, map)
+}
+
+/// Sum of `f(|x|)` in [`LANES`] lanes, folded pairwise.
+#[inline]
+fn lane_sum<E: Element>(chunk: &[E], f: impl Fn(f64) -> f64) -> f64 {
+    dispatch(|| {
+        let mut lanes = [0.0; LANES];
+        let mut rows = chunk.chunks_exact(LANES);
+        for row in &mut rows {
+            for (lane, x) in lanes.iter_mut().zip(row) {
+                *lane += f(x.to_f64().abs());
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
+            *lane += f(x.to_f64().abs());
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    })
+}
+
+fn max_abs_bits<E: Element>(chunk: &[E]) -> E::Bits {
+    dispatch(|| {
+        let mut lanes = [E::Bits::default(); 2 * LANES];
+        let mut rows = chunk.chunks_exact(2 * LANES);
+        for row in &mut rows {
+            for (lane, x) in lanes.iter_mut().zip(row) {
+                *lane = (*lane).max(x.abs_bits());
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
+            *lane = (*lane).max(x.abs_bits());
+        }
+        lanes.into_iter().max().unwrap_or_default()
+    })
+}
+
+/// The power sum of finite elements, divided by a scale that keeps every term at most about 1.
+fn scaled_power<E: Element>(
+    chunk: &[E],
+    norm_type: NormType,
+    largest: f64,
+    map: impl Fn(f64) -> f64,
+) -> PartialPower {
+    if largest == 0.0 {
+        return PartialPower::ZERO;
+    }
+    let (scale, sum) = match norm_type {
+        NormType::Inf => (largest, 1.0),
+        NormType::L1 => {
+            let scale = power_of_two(largest);
+            (scale, lane_sum(chunk, |x| map(x) / scale))
+        }
+        NormType::L2 => {
+            let scale = power_of_two(largest);
+            let square = |x| {
+                let x = map(x) / scale;
+                x * x
+            };
+            (scale, lane_sum(chunk, square))
+        }
+        NormType::P(p) => (largest, lane_sum(chunk, |x| (map(x) / largest).powf(p))),
+    };
+    PartialPower { scale, sum }
+}
+
+/// The power of two at or below `x > 0`: dividing by it is exact.
+fn power_of_two(x: f64) -> f64 {
+    let exponent = x.to_bits() & 0x7ff0_0000_0000_0000;
+    if exponent == 0 {
+        f64::MIN_POSITIVE
+    } else {
+        f64::from_bits(exponent)
+    }
+}
+
+/// The slow way for a chunk with NaN or infinite elements: counts them, and measures the others.
+#[cold]
+fn measure_non_finite<E: Element>(
+    chunk: &[E],
+    norm_type: NormType,
+    map: impl Fn(f64) -> f64,
+) -> Stats {
+    let mut stats = Stats::ZERO;
+    let mut finite = Vec::with_capacity(chunk.len());
+    for x in chunk {
+        let x = map(x.to_f64().abs());
+        if x.is_finite() {
+            finite.push(x);
+        } else if x.is_nan() {
+            stats.nan += 1;
+        } else {
+            stats.infinite += 1;
+        }
+    }
+    stats.power = measure_chunk(&finite, norm_type, identity).power;
+    stats
+}

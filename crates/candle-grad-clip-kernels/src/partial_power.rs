@@ -1,0 +1,122 @@
+use crate::NormType;
+
+/// `scale^p * sum`, the sum of `|g|^p` over some elements, with the range kept apart.
+///
+/// `1e200^2` does not fit an f64 and `1e-200^2` vanishes, so the sum is taken over `|g| / scale`.
+/// For [`NormType::Inf`], `scale` is the largest `|g|` and `sum` is 1 (or 0 where all are zero).
+/// It is the only norm quantity that travels between blocks, Vars and devices.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PartialPower {
+    /// What elements were divided by before the power was taken.
+    pub scale: f64,
+    /// Sum of `(|g| / scale)^p`.
+    pub sum: f64,
+}
+
+impl PartialPower {
+    /// The power of no elements.
+    pub const ZERO: Self = Self {
+        scale: 1.0,
+        sum: 0.0,
+    };
+
+    /// The power of the elements of both. Not associative to the last bit: fold in a fixed order.
+    #[must_use]
+    #[allow(clippy::float_cmp)] // equal scales are the common case, and exactly equal
+    pub fn merge(self, other: Self, norm_type: NormType) -> Self {
+        if other.sum == 0.0 {
+            return self;
+        }
+        if self.sum == 0.0 {
+            return other;
+        }
+        let (large, small) = if self.scale >= other.scale {
+            (self, other)
+        } else {
+            (other, self)
+        };
+        match norm_type {
+            NormType::Inf => large,
+            _ if large.scale == small.scale => Self {
+                scale: large.scale,
+                sum: large.sum + small.sum,
+            },
+            _ => {
+                // Dividing each side by its own factor, not by their quotient: 1e300 / 1e-300
+                // overflows, while a ratio below one can only vanish where it does not count.
+                let ratio = small.scale / large.scale;
+                let factor = match norm_type {
+                    NormType::L1 => ratio,
+                    NormType::L2 => ratio * ratio,
+                    _ => ratio.powf(norm_type.p()),
+                };
+                let sum = large.sum + small.sum * factor;
+                // A small scale with a huge sum, or a factor lost to underflow, is not a reason to
+                // lose it: the sums here are at least 1 and below 2^64, so what vanishes is below
+                // 1e-280 of the whole.
+                Self {
+                    scale: large.scale,
+                    sum,
+                }
+            }
+        }
+    }
+
+    /// The p-th root.
+    #[must_use]
+    pub fn root(self, norm_type: NormType) -> Norm {
+        if self.sum == 0.0 {
+            return Norm::ZERO;
+        }
+        let root = match norm_type {
+            NormType::L1 => self.sum,
+            NormType::L2 => self.sum.sqrt(),
+            NormType::Inf => 1.0,
+            NormType::P(p) => self.sum.powf(p.recip()),
+        };
+        Norm {
+            scale: self.scale,
+            root,
+        }
+    }
+}
+
+/// The norm `scale * root`, kept as two factors, since it can pass f64's maximum though every
+/// element is finite.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm {
+    /// The first factor.
+    pub scale: f64,
+    /// The second factor.
+    pub root: f64,
+}
+
+impl Norm {
+    /// The norm of nothing.
+    pub const ZERO: Self = Self {
+        scale: 1.0,
+        root: 0.0,
+    };
+
+    /// The norm as one number: infinite where it passes f64's maximum.
+    #[must_use]
+    pub fn value(self) -> f64 {
+        self.scale * self.root
+    }
+
+    /// `bound / (norm + eps)`, right also where the norm itself does not fit an f64.
+    ///
+    /// A zero bound gives zero, also for a norm of zero.
+    #[must_use]
+    pub fn ratio(self, bound: f64, eps: f64) -> f64 {
+        if bound == 0.0 {
+            return 0.0;
+        }
+        let value = self.value();
+        if value.is_finite() {
+            // A subnormal norm makes the quotient infinite: the caller's min(1, ..) takes it.
+            return bound / (value + eps);
+        }
+        bound / self.scale / self.root
+    }
+}
