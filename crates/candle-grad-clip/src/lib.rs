@@ -1,1 +1,64 @@
-//! Stub.
+//! Gradient clipping for [candle](candle_core): what PyTorch's `clip_grad_norm_` and
+//! `clip_grad_value_` and TensorFlow's `clip_by_global_norm` do, exact, and at the speed of memory.
+//!
+//! ```
+//! # use candle_core::{Device, Var};
+//! # use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarMap};
+//! use candle_grad_clip::{Clip, ClippedOptimizer};
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! # let varmap = VarMap::new();
+//! # let params = ParamsAdamW::default();
+//! let opt = AdamW::new(varmap.all_vars(), params)?;
+//! let opt = ClippedOptimizer::wrap(opt, &varmap, Clip::norm(1.0))?; // add this line
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`ClippedOptimizer`] wraps any candle optimizer, and tells in a [`StepReport`] what it did.
+//! - [`clip_grad_norm`], [`clip_grad_value`], [`clip_by_global_norm`], [`total_norm`] and
+//!   [`clip_grads_with_norm`] work on a `GradStore` directly.
+//! - [`Summary`] answers "which `max_norm`?" from the steps it has seen.
+//! - [`loss::weighted_power`] is a loss that needs all this.
+//!
+//! # Order of a training step
+//! accumulate, mean over processes, unscale, measure, skip?, clip, step, schedule.
+//!
+//! # Words
+//! `total_norm` is the norm of all gradients seen as one vector *before* clipping, `clipped_norm` the
+//! one after, `clip_coef` what lies between: `min(1, max_norm / (total_norm + eps))`.
+//!
+//! # Devices
+//! On CPU gradients are clipped by kernels of our own, in place. On CUDA and Metal (features `cuda`
+//! and `metal`) they are clipped by candle's tensor operations, with one read of the device a step;
+//! this path is tested on CPU only: it has not run on a GPU yet.
+//!
+//! # Features
+//! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.
+#![deny(unsafe_code)]
+
+mod apply;
+pub mod backend;
+mod clip;
+mod error;
+mod functions;
+mod grads;
+pub mod loss;
+mod measure;
+mod norm;
+mod optimizer;
+mod report;
+mod summary;
+mod vars;
+
+pub use clip::{Clip, NonFinite};
+pub use error::{Error, Result};
+pub use functions::{
+    ClipGradNorm, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with, clip_grad_value,
+    clip_grads_with_norm,
+};
+pub use norm::{NormType, total_norm};
+pub use optimizer::{ClippedConfig, ClippedOptimizer};
+pub use report::{StepPath, StepRecord, StepReport};
+pub use summary::{MaxNormSuggestion, Summary};
+pub use vars::NamedVars;

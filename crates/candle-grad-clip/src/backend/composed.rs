@@ -1,0 +1,201 @@
+//! candle's tensor operations only, and of those only what every device has.
+//!
+//! Each Var's numbers stay on its device until all are known; then one read brings them to the
+//! host, where they are added in f64. Two of candle's own operations are avoided, as they treat NaN
+//! in another way on each device: `clamp` (NaN becomes the bound on CUDA and Metal) and the maximum
+//! (loses a NaN on CPU). Here both only see what is not NaN.
+
+use candle_core::{D, DType, Tensor};
+use candle_grad_clip_kernels::{Edit, NormType, PartialPower, Stats};
+
+use crate::Result;
+use crate::measure::{GradStats, Request};
+
+/// Elements that are added on the device, in its own precision.
+const ROW: usize = 1024;
+
+/// Measures gradients of one device, with one read of it.
+pub(super) fn measure(grads: &[&Tensor], request: Request) -> Result<Vec<GradStats>> {
+    let mut parts = Vec::new();
+    for grad in grads {
+        if grad.elem_count() > 0 {
+            parts.extend(numbers(grad, request)?);
+        }
+    }
+    let mut numbers = read(&parts)?.into_iter();
+    let mut take = |n| numbers.by_ref().take(n).collect::<Vec<f64>>();
+    Ok(grads
+        .iter()
+        .map(|grad| match grad.elem_count() {
+            0 => GradStats::ZERO,
+            elements => assemble(elements, request, &mut take),
+        })
+        .collect())
+}
+
+/// f64 is kept, everything else is widened to f32 (Metal has no f64).
+fn wide(grad: &Tensor) -> Result<Tensor> {
+    let dtype = if grad.dtype() == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    };
+    Ok(grad.detach().to_dtype(dtype)?.contiguous()?)
+}
+
+/// 1 where an element is NaN.
+fn is_nan(x: &Tensor) -> Result<Tensor> {
+    Ok(x.ne(x)?)
+}
+
+/// 1 where an element is finite.
+fn is_finite(x: &Tensor) -> Result<Tensor> {
+    let largest = if x.dtype() == DType::F64 {
+        f64::MAX
+    } else {
+        f32::MAX.into()
+    };
+    Ok(x.abs()?.le(largest)?)
+}
+
+/// All that [`assemble`] takes for one gradient, in its order.
+fn numbers(grad: &Tensor, request: Request) -> Result<Vec<Tensor>> {
+    let x = wide(grad)?.flatten_all()?;
+    let (abs, zero) = (x.abs()?, x.zeros_like()?);
+    let (finite, nan) = (is_finite(&x)?, is_nan(&x)?);
+    let mut parts = Vec::new();
+    parts.push(row_sums(&finite.to_dtype(x.dtype())?)?);
+    parts.push(row_sums(&nan.to_dtype(x.dtype())?)?);
+    parts.extend(power(&finite.where_cond(&abs, &zero)?, request.norm_type)?);
+    if let Some(clip_value) = request.clip_value {
+        let clamped = nan.where_cond(&zero, &abs)?.minimum(clip_value)?;
+        parts.extend(power(&clamped, request.norm_type)?);
+        parts.push(row_sums(&abs.gt(clip_value)?.to_dtype(x.dtype())?)?);
+    }
+    Ok(parts)
+}
+
+/// The largest of `abs`, and the power sums of its rows divided by that.
+fn power(abs: &Tensor, norm_type: NormType) -> Result<[Tensor; 2]> {
+    let largest = abs.max_keepdim(0)?;
+    // Where all are zero, divide by 1.
+    let scale = (&largest + largest.eq(0f64)?.to_dtype(abs.dtype())?)?;
+    let ratio = abs.broadcast_div(&scale)?;
+    let powered = match norm_type {
+        NormType::L1 | NormType::Inf => ratio,
+        NormType::L2 => ratio.sqr()?,
+        NormType::P(p) => ratio.powf(p)?,
+    };
+    Ok([largest, row_sums(&powered)?])
+}
+
+/// Sums of [`ROW`] elements each, and one of the rest.
+fn row_sums(x: &Tensor) -> Result<Tensor> {
+    let elements = x.elem_count();
+    let whole = elements / ROW * ROW;
+    if whole == 0 {
+        return Ok(x.sum_keepdim(0)?);
+    }
+    let rows = x
+        .narrow(0, 0, whole)?
+        .reshape((whole / ROW, ROW))?
+        .sum(D::Minus1)?;
+    if whole == elements {
+        return Ok(rows);
+    }
+    let rest = x.narrow(0, whole, elements - whole)?.sum_keepdim(0)?;
+    Ok(Tensor::cat(&[rows, rest], 0)?)
+}
+
+/// The one read: all numbers behind each other.
+fn read(parts: &[Tensor]) -> Result<Vec<f64>> {
+    if parts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let has_f64 = parts.iter().any(|part| part.dtype() == DType::F64);
+    let dtype = if has_f64 { DType::F64 } else { DType::F32 };
+    let parts = parts
+        .iter()
+        .map(|part| part.to_dtype(dtype))
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    let all = Tensor::cat(&parts, 0)?;
+    Ok(if has_f64 {
+        all.to_vec1::<f64>()?
+    } else {
+        all.to_vec1::<f32>()?.into_iter().map(f64::from).collect()
+    })
+}
+
+/// The stats of one gradient, from its [`numbers`].
+fn assemble(
+    elements: usize,
+    request: Request,
+    take: &mut impl FnMut(usize) -> Vec<f64>,
+) -> GradStats {
+    let rows = elements.div_ceil(ROW);
+    let mut count = |n| take(n).iter().sum::<f64>() as u64;
+    let finite = count(rows);
+    let nan = count(rows);
+    let mut power = || {
+        let largest = take(1).first().copied().unwrap_or(0.0);
+        let sum: f64 = take(rows).iter().sum();
+        match request.norm_type {
+            _ if largest == 0.0 => PartialPower::ZERO,
+            NormType::Inf => PartialPower {
+                scale: largest,
+                sum: 1.0,
+            },
+            _ => PartialPower {
+                scale: largest,
+                sum,
+            },
+        }
+    };
+    let infinite = elements as u64 - finite - nan;
+    let mut measured = GradStats {
+        stats: Stats {
+            power: power(),
+            nan,
+            infinite,
+        },
+        ..GradStats::ZERO
+    };
+    if request.clip_value.is_some() {
+        measured.clamped = power();
+        measured.num_clipped = take(rows).iter().sum::<f64>() as u64;
+    }
+    measured
+}
+
+/// The edited gradient, as a new tensor.
+pub(super) fn edit(grad: &Tensor, edit: Edit) -> Result<Tensor> {
+    let x = wide(grad)?;
+    let zero_non_finite = match edit {
+        Edit::Scale {
+            zero_non_finite, ..
+        }
+        | Edit::Clamp {
+            zero_non_finite, ..
+        } => zero_non_finite,
+    };
+    let x = if zero_non_finite {
+        is_finite(&x)?.where_cond(&x, &x.zeros_like()?)?
+    } else {
+        x
+    };
+    let edited = match edit {
+        Edit::Scale { clip_coef, .. } => {
+            // candle rounds the factor to f32, where a tiny one vanishes: two factors do not.
+            let [a, b] = if clip_coef != 0.0 && clip_coef < f64::from(f32::MIN_POSITIVE) {
+                [clip_coef.sqrt(); 2]
+            } else {
+                [clip_coef, 1.0]
+            };
+            ((x * a)? * b)?
+        }
+        Edit::Clamp { clip_value, .. } => {
+            is_nan(&x)?.where_cond(&x, &x.clamp(-clip_value, clip_value)?)?
+        }
+    };
+    Ok(edited.to_dtype(grad.dtype())?.detach())
+}

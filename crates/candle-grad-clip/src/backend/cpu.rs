@@ -1,0 +1,127 @@
+//! Our kernels on the storage of CPU tensors: the only `match` on a CPU tensor's dtype.
+
+use candle_core::{
+    CpuStorage, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor,
+};
+use candle_grad_clip_kernels::{
+    Edit, Element, count_above, edit, edit_into as edit_slice_into, measure as measure_slice,
+    measure_clamped,
+};
+
+use crate::Result;
+use crate::measure::{GradStats, Request};
+
+/// Calls a generic function on the elements of a contiguous CPU tensor of one of the four dtypes.
+macro_rules! with_slice {
+    ($storage:expr, $layout:expr, $values:ident => $body:expr) => {
+        match $storage {
+            CpuStorage::F32($values) => $body,
+            CpuStorage::F64($values) => $body,
+            CpuStorage::F16($values) => $body,
+            CpuStorage::BF16($values) => $body,
+            other => Err(refused(other, $layout)),
+        }
+    };
+}
+
+/// Collecting has checked the dtype, and the callers see to contiguity: this is for candle's trait.
+#[cold]
+fn refused(storage: &CpuStorage, layout: &Layout) -> candle_core::Error {
+    use candle_core::backend::BackendStorage;
+    candle_core::Error::msg(format!(
+        "candle-grad-clip expects contiguous F32, F64, F16 or BF16, got {:?} with {layout:?}",
+        storage.dtype()
+    ))
+}
+
+/// Where the storage of a tensor is: equal for tensors that share it.
+pub(crate) fn storage_address(tensor: &Tensor) -> usize {
+    let (storage, _) = tensor.storage_and_layout();
+    std::ptr::from_ref::<Storage>(&storage).addr()
+}
+
+/// Measures one gradient, and tells its storage's address.
+pub(crate) fn measure(grad: &Tensor, request: Request) -> Result<(GradStats, usize)> {
+    let (storage, layout) = grad.storage_and_layout();
+    let address = std::ptr::from_ref::<Storage>(&storage).addr();
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        drop(storage);
+        let (measured, _) = measure(&grad.contiguous()?, request)?;
+        return Ok((measured, address));
+    };
+    let Storage::Cpu(storage) = &*storage else {
+        return Err(candle_core::Error::msg("expected a tensor on CPU").into());
+    };
+    let measured: CandleResult<GradStats> =
+        with_slice!(storage, layout, values => Ok(measure_values(&values[start..end], request)));
+    Ok((measured?, address))
+}
+
+fn measure_values<E: Element>(values: &[E], request: Request) -> GradStats {
+    let stats = measure_slice(values, request.norm_type);
+    let Some(clip_value) = request.clip_value else {
+        return GradStats {
+            stats,
+            ..GradStats::ZERO
+        };
+    };
+    GradStats {
+        stats,
+        clamped: measure_clamped(values, request.norm_type, clip_value).power,
+        num_clipped: count_above(values, clip_value),
+    }
+}
+
+/// Edits a contiguous gradient in place.
+pub(crate) fn edit_in_place(grad: &Tensor, edit: Edit) -> Result<()> {
+    Ok(grad.inplace_op1(&EditOp(edit))?)
+}
+
+/// Writes the edited `grad` into `target`, which is contiguous and of its shape and dtype.
+pub(crate) fn edit_into(grad: &Tensor, target: &Tensor, edit: Edit) -> Result<()> {
+    Ok(target.inplace_op2(&grad.contiguous()?, &EditOp(edit))?)
+}
+
+struct EditOp(Edit);
+
+impl InplaceOp1 for EditOp {
+    fn name(&self) -> &'static str {
+        "clip"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> CandleResult<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            return Err(refused(storage, layout));
+        };
+        with_slice!(storage, layout, values => {
+            edit(&mut values[start..end], self.0);
+            Ok(())
+        })
+    }
+}
+
+impl InplaceOp2 for EditOp {
+    fn name(&self) -> &'static str {
+        "clip-into"
+    }
+
+    fn cpu_fwd(
+        &self,
+        target: &mut CpuStorage,
+        target_layout: &Layout,
+        source: &CpuStorage,
+        source_layout: &Layout,
+    ) -> CandleResult<()> {
+        let (Some((start, end)), Some((source_start, source_end))) = (
+            target_layout.contiguous_offsets(),
+            source_layout.contiguous_offsets(),
+        ) else {
+            return Err(refused(source, source_layout));
+        };
+        with_slice!(target, target_layout, values => {
+            let source = source.as_slice()?;
+            edit_slice_into(&source[source_start..source_end], &mut values[start..end], self.0);
+            Ok(())
+        })
+    }
+}

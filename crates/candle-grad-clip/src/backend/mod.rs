@@ -1,0 +1,180 @@
+//! Where gradients are measured and edited: the only place that looks at a tensor's device.
+//!
+//! - [`Backend::Cpu`]: kernels over slices, in place, parallel over tensors and inside large ones.
+//! - [`Backend::Composed`]: candle's tensor operations only. It serves CUDA and Metal, and any CPU
+//!   tensor when forced by [`with`], which is how it is tested.
+
+mod composed;
+mod cpu;
+
+use std::cell::Cell;
+
+use candle_core::{DeviceLocation, Tensor, Var};
+use candle_grad_clip_kernels::{BLOCK, Edit};
+use rayon::prelude::*;
+use rustc_hash::FxHashSet;
+
+use crate::Result;
+use crate::measure::{Entry, Request};
+
+pub(crate) use cpu::{edit_in_place as edit_cpu, measure as measure_cpu, storage_address};
+
+/// Which code handles a gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Backend {
+    /// Our kernels, for tensors on CPU.
+    Cpu,
+    /// candle's tensor operations, for tensors on any device.
+    Composed,
+}
+
+thread_local! {
+    static FORCED: Cell<Option<Backend>> = const { Cell::new(None) };
+}
+
+/// Runs `f` with every gradient handled by `backend`, as far as this thread calls us: a means to
+/// test and to compare. ([`Backend::Cpu`] still leaves tensors on other devices to `Composed`.)
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::backend::{self, Backend};
+/// use candle_grad_clip::{NormType, total_norm};
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+/// let grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?;
+/// let norm = backend::with(Backend::Composed, || total_norm(&grads, &[w], NormType::L2))?;
+/// assert!((norm - 5.0).abs() < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
+pub fn with<R>(backend: Backend, f: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Backend>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    let _restore = Restore(FORCED.replace(Some(backend)));
+    f()
+}
+
+/// The choice of backend for each tensor, as it stood on the caller's thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Backends {
+    forced: Option<Backend>,
+}
+
+impl Backends {
+    pub(crate) fn current() -> Self {
+        Self {
+            forced: FORCED.get(),
+        }
+    }
+
+    pub(crate) fn is_on_cpu(self, grad: &Tensor) -> bool {
+        self.forced != Some(Backend::Composed) && grad.device().is_cpu()
+    }
+
+    /// For one thread's work.
+    pub(crate) fn is_small_on_cpu(self, grad: &Tensor) -> bool {
+        self.is_on_cpu(grad) && grad.elem_count() <= BLOCK
+    }
+
+    /// For all threads' work.
+    pub(crate) fn is_large_on_cpu(self, grad: &Tensor) -> bool {
+        self.is_on_cpu(grad) && grad.elem_count() > BLOCK
+    }
+}
+
+/// More Vars than this are worth more than one thread, however small they are.
+const MANY_VARS: usize = 512;
+
+/// Whether work is worth more than one thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    Small,
+    Large,
+}
+
+impl Work {
+    /// The work of walking over some Vars' gradients.
+    pub(crate) fn of(vars: &[Var]) -> Self {
+        let many = vars.len() > MANY_VARS;
+        if many || vars.iter().map(|var| var.elem_count()).sum::<usize>() > BLOCK {
+            Self::Large
+        } else {
+            Self::Small
+        }
+    }
+}
+
+/// The addresses of the storages of some Vars.
+pub(crate) fn storage_addresses(vars: &[Var]) -> FxHashSet<usize> {
+    let addresses: Vec<usize> = run(Work::of(vars), |parallel| {
+        let address = |var: &Var| storage_address(var);
+        if parallel {
+            vars.par_iter()
+                .with_min_len(MANY_VARS)
+                .map(address)
+                .collect()
+        } else {
+            vars.iter().map(address).collect()
+        }
+    });
+    addresses.into_iter().collect()
+}
+
+/// Runs `f(parallel)`: large work inside rayon's pool, so that its parts start and end cheaply;
+/// small work right here, since waking a thread costs more than it.
+pub(crate) fn run<R: Send>(work: Work, f: impl FnOnce(bool) -> R + Send) -> R {
+    match work {
+        Work::Small => f(false),
+        Work::Large => rayon::scope(|_| f(true)),
+    }
+}
+
+/// Measures the gradients that are not on CPU: one read per device. On the caller's thread, since
+/// candle's CUDA devices use a stream per thread.
+pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
+    let backends = Backends::current();
+    let mut devices: Vec<(DeviceLocation, Vec<usize>)> = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let Some(grad) = entry.grad.filter(|grad| !backends.is_on_cpu(grad)) else {
+            continue;
+        };
+        let location = grad.device().location();
+        match devices.iter_mut().find(|(device, _)| *device == location) {
+            Some((_, indices)) => indices.push(index),
+            None => devices.push((location, vec![index])),
+        }
+    }
+    for (_, indices) in devices {
+        let grads: Vec<&Tensor> = indices.iter().filter_map(|&i| entries[i].grad).collect();
+        for (index, measured) in indices.into_iter().zip(composed::measure(&grads, request)?) {
+            entries[index].measured = measured;
+        }
+    }
+    Ok(())
+}
+
+/// A tensor to write the edited `grad` into, for the backend that writes into tensors.
+pub(crate) fn scratch(grad: &Tensor, backends: Backends) -> Result<Option<Tensor>> {
+    Ok(if backends.is_on_cpu(grad) {
+        Some(grad.zeros_like()?)
+    } else {
+        None
+    })
+}
+
+/// The edited `grad`: in `target`, if there is one from [`scratch`].
+pub(crate) fn edited(grad: &Tensor, target: Option<&Tensor>, edit: Edit) -> Result<Tensor> {
+    match target {
+        Some(target) => {
+            cpu::edit_into(grad, target, edit)?;
+            Ok(target.clone())
+        }
+        None => composed::edit(grad, edit),
+    }
+}

@@ -1,0 +1,43 @@
+//! Clip by value: every element into `[-clip_value, clip_value]`.
+//!
+//! `torch.nn.utils.clip_grad_value_` (PyTorch 2.15). The norm and the number of elements that change
+//! come from the same read that measures the norm before.
+
+use candle_grad_clip_kernels::{Edit, Stats};
+
+use super::{Action, Decision};
+use crate::measure::{Measurements, norm_of};
+
+pub(super) fn decide(
+    measured: &Measurements<'_>,
+    clip_value: f64,
+    zero_non_finite: bool,
+) -> Decision {
+    let total = measured.total;
+    let action = if total.num_clipped == 0 && !zero_non_finite {
+        Action::Leave
+    } else {
+        Action::Edit(Edit::Clamp {
+            clip_value,
+            zero_non_finite,
+        })
+    };
+    let nan = if zero_non_finite { 0 } else { total.stats.nan };
+    let infinite = if clip_value.is_infinite() && !zero_non_finite {
+        total.stats.infinite
+    } else {
+        0
+    };
+    let after = Stats {
+        power: total.clamped,
+        nan,
+        infinite,
+    };
+    Decision {
+        action,
+        clip_coef: 1.0,
+        clipped_norm: norm_of(after, measured.norm_type),
+        was_clipped: total.num_clipped > 0,
+        num_clipped: total.num_clipped,
+    }
+}

@@ -1,0 +1,98 @@
+use candle_core::DType;
+
+use crate::NormType;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong. Whatever it is, weights, optimizer state and gradients are as they were.
+///
+/// It converts into [`candle_core::Error`], which keeps the whole text (and only the text: use
+/// [`ClippedOptimizer::step_report`](crate::ClippedOptimizer::step_report) for the typed error), so
+/// `?` works in functions that return candle's `Result`, `anyhow`'s or this crate's.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A limit or option outside its range.
+    #[error("{name} is {value}, expected {expected}")]
+    InvalidOption {
+        /// The field or argument.
+        name: &'static str,
+        /// What came.
+        value: f64,
+        /// The allowed range, and what to do.
+        expected: &'static str,
+    },
+    /// A norm order that makes no norm.
+    #[error("norm_type is {p}, expected 1, 2, inf or any p > 0")]
+    InvalidNormType {
+        /// The exponent that came.
+        p: f64,
+    },
+    /// NaN or infinite gradients, under [`NonFinite::Error`](crate::NonFinite::Error).
+    #[error(
+        "the gradients are not finite, so their {norm_type}-norm is not either: the first bad Var \
+         is {var} with {nan} NaN and {infinite} infinite of {elements} values ({total} bad values \
+         in all); nothing was changed"
+    )]
+    NonFinite {
+        /// Name of the first Var whose gradient is bad.
+        var: String,
+        /// NaN values in its gradient.
+        nan: u64,
+        /// Infinite values in its gradient.
+        infinite: u64,
+        /// Values in its gradient.
+        elements: usize,
+        /// NaN and infinite values in all gradients.
+        total: u64,
+        /// The norm that was to be taken.
+        norm_type: NormType,
+    },
+    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows.
+    #[error(
+        "{skips} steps in a row had gradients that are not finite, more than max_skips = \
+         {max_skips}: the first bad Var is {var}; the weights are as they were before the first of \
+         them; lower the learning rate or look at the data"
+    )]
+    TooManySkips {
+        /// Skipped steps in a row, this one included.
+        skips: u32,
+        /// How many are allowed.
+        max_skips: u32,
+        /// Name of the first Var whose gradient is bad.
+        var: String,
+    },
+    /// A gradient of a dtype that cannot be clipped.
+    #[error("the gradient of {var} is {dtype:?}, expected F32, F64, F16 or BF16")]
+    UnsupportedDType {
+        /// Name of the Var.
+        var: String,
+        /// Its gradient's dtype.
+        dtype: DType,
+    },
+    /// A gradient whose shape, dtype or device is not its Var's.
+    #[error("{var} has {property} {expected}, but its gradient has {property} {got}")]
+    Mismatch {
+        /// Name of the Var.
+        var: String,
+        /// "shape", "dtype" or "device".
+        property: &'static str,
+        /// The Var's.
+        expected: String,
+        /// The gradient's.
+        got: String,
+    },
+    /// An error of candle, from `backward`, from the inner optimizer or from a device.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(error) => error,
+            other => Self::msg(other),
+        }
+    }
+}

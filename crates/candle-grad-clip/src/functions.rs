@@ -1,0 +1,375 @@
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, TensorId, Var};
+use candle_grad_clip_kernels::{Edit, Norm, NormType};
+
+use crate::apply::{edit_copies, edit_in_place};
+use crate::clip::{CLIP_EPS, NonFinite, check_eps, clip_coef};
+use crate::measure::{Entry, Measurements, Request, measure, walk};
+use crate::norm::checked;
+use crate::vars::VarList;
+use crate::{Error, Result};
+
+/// Options of [`clip_grad_norm_with`].
+///
+/// ```
+/// use candle_grad_clip::{ClipGradNorm, NonFinite, NormType};
+/// let options = ClipGradNorm { max_norm: 0.5, norm_type: NormType::Inf, ..Default::default() };
+/// assert_eq!((options.eps, options.non_finite), (1e-6, NonFinite::Error));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClipGradNorm {
+    /// The limit: 0 (all gradients become 0) or above; infinite to measure only. Default: 1.
+    pub max_norm: f64,
+    /// The norm that is limited. Default: L2.
+    pub norm_type: NormType,
+    /// What is added to the norm before it is divided by. Default: 1e-6.
+    pub eps: f64,
+    /// What to do when gradients are NaN or infinite. Default: [`NonFinite::Error`].
+    pub non_finite: NonFinite,
+}
+
+impl Default for ClipGradNorm {
+    fn default() -> Self {
+        Self {
+            max_norm: 1.0,
+            norm_type: NormType::L2,
+            eps: CLIP_EPS,
+            non_finite: NonFinite::Error,
+        }
+    }
+}
+
+/// Scales the gradients of `vars` in place, so that their global L2 norm is at most `max_norm`:
+/// `g * min(1, max_norm / (total_norm + 1e-6))`. Returns the norm before.
+///
+/// Gradients of any shape, in f32, f64, f16 or bf16, mixed, on any devices. A coefficient of exactly
+/// 1 writes nothing, `max_norm` 0 gives zero gradients, and an infinite one measures only (PyTorch
+/// can write NaN then). "In place" holds for the caller's clones of a gradient too; but a gradient
+/// that shares storage with another entry of the store or with a Var, or that is not contiguous,
+/// gets storage of its own, so that nothing is scaled twice and no weight is touched.
+///
+/// # Errors
+/// A `max_norm` below 0 or NaN; gradients that are not finite (the error names the first bad Var);
+/// a gradient whose shape, dtype or device is not its Var's, or whose dtype is not one of the four.
+/// Nothing is changed then.
+///
+/// # References
+/// `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15), but for `error_if_nonfinite`, false there.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::clip_grad_norm;
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+/// let mut grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?; // the gradient is (3, 4)
+/// assert_eq!(clip_grad_norm(&mut grads, &[w.clone()], 1.0)?, 5.0);
+/// let clipped = grads.get(&w).unwrap().to_vec1::<f64>()?; // (0.6, 0.8): the direction is kept
+/// assert!((clipped[0] - 0.6).abs() < 1e-6 && (clipped[1] - 0.8).abs() < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
+pub fn clip_grad_norm(grads: &mut GradStore, vars: &[Var], max_norm: f64) -> Result<f64> {
+    clip_grad_norm_with(
+        grads,
+        vars,
+        &ClipGradNorm {
+            max_norm,
+            ..ClipGradNorm::default()
+        },
+    )
+}
+
+/// As [`clip_grad_norm`], with the norm's order, `eps` and the policy for what is not finite.
+///
+/// Under [`NonFinite::Zero`] the norm returned is that of the finite elements; under
+/// [`NonFinite::SkipStep`] gradients that are not finite are left alone.
+///
+/// # Errors
+/// As [`clip_grad_norm`]; an invalid `norm_type` or `eps`; elements that are not finite only under
+/// [`NonFinite::Error`].
+///
+/// # References
+/// `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15).
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::{ClipGradNorm, NormType, clip_grad_norm_with};
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+/// let mut grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?;
+/// let options = ClipGradNorm { max_norm: 2.0, norm_type: NormType::Inf, ..Default::default() };
+/// assert_eq!(clip_grad_norm_with(&mut grads, &[w], &options)?, 4.0);
+/// # Ok(())
+/// # }
+/// ```
+pub fn clip_grad_norm_with(
+    grads: &mut GradStore,
+    vars: &[Var],
+    options: &ClipGradNorm,
+) -> Result<f64> {
+    check_bound("max_norm", options.max_norm)?;
+    check_eps(options.eps)?;
+    let request = Request {
+        norm_type: checked(options.norm_type)?,
+        clip_value: None,
+    };
+    let vars = VarList::unnamed(vars);
+    let measured = measure(vars, grads, request)?;
+    let bad = measured.total.stats.non_finite() > 0;
+    match options.non_finite {
+        NonFinite::Error if bad => return Err(non_finite_error(vars, &measured)),
+        NonFinite::SkipStep if bad => return Ok(measured.total_norm()),
+        _ => {}
+    }
+    let zero_non_finite = bad && options.non_finite == NonFinite::Zero;
+    let clip_coef = clip_coef(&measured, options.max_norm, options.eps, zero_non_finite);
+    let norm = if zero_non_finite {
+        measured.norm().value()
+    } else {
+        measured.total_norm()
+    };
+    let replacements = scale_in_place(vars, grads, &measured.entries, clip_coef, zero_non_finite)?;
+    insert(grads, replacements);
+    Ok(norm)
+}
+
+/// Scales the gradients of `vars` in place for a `total_norm` that is already known:
+/// `g * min(1, max_norm / (total_norm + 1e-6))`.
+///
+/// For a norm over more than these Vars: over several stores, or several processes. In place means
+/// the same as for [`clip_grad_norm`]. NaN elements stay NaN.
+///
+/// # Errors
+/// A `max_norm` below 0 or NaN; a `total_norm` that is negative or not finite; a gradient that does
+/// not fit its Var. Nothing is changed then.
+///
+/// # References
+/// `torch.nn.utils.clip_grads_with_norm_` (PyTorch 2.15), which takes any `total_norm`.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::{NormType, clip_grads_with_norm, total_norm};
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let vars = [Var::new(&[3f64, 4.0], &Device::Cpu)?];
+/// let mut grads = (vars[0].sqr()?.sum_all()? / 2.0)?.backward()?;
+/// let norm = total_norm(&grads, &vars, NormType::L2)?;
+/// clip_grads_with_norm(&mut grads, &vars, 1.0, norm)?;
+/// assert!(total_norm(&grads, &vars, NormType::L2)? <= 1.0);
+/// # Ok(())
+/// # }
+/// ```
+pub fn clip_grads_with_norm(
+    grads: &mut GradStore,
+    vars: &[Var],
+    max_norm: f64,
+    total_norm: f64,
+) -> Result<()> {
+    check_bound("max_norm", max_norm)?;
+    check_known_norm("total_norm", total_norm)?;
+    let known = Norm {
+        scale: 1.0,
+        root: total_norm,
+    };
+    let clip_coef = if max_norm == f64::INFINITY {
+        1.0
+    } else {
+        known.ratio(max_norm, CLIP_EPS).min(1.0)
+    };
+    let vars = VarList::unnamed(vars);
+    let entries = walk(vars, grads, None)?;
+    let replacements = scale_in_place(vars, grads, &entries, clip_coef, false)?;
+    insert(grads, replacements);
+    Ok(())
+}
+
+/// Clips every element of the gradients of `vars` into `[-clip_value, clip_value]`, in place.
+///
+/// Infinite elements become the bound and NaN stays NaN, on every device. Unlike a norm clip this
+/// turns the gradient: (3, 4) at 1 becomes (1, 1). In place means the same as for
+/// [`clip_grad_norm`]. Nothing is measured: one pass.
+///
+/// # Errors
+/// A `clip_value` below 0 or NaN; a gradient whose shape, dtype or device is not its Var's, or whose
+/// dtype is not one of the four. Nothing is changed then.
+///
+/// # References
+/// `torch.nn.utils.clip_grad_value_` (PyTorch 2.15).
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::clip_grad_value;
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+/// let mut grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?;
+/// clip_grad_value(&mut grads, &[w.clone()], 1.0)?;
+/// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [1.0, 1.0]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> Result<()> {
+    check_bound("clip_value", clip_value)?;
+    let vars = VarList::unnamed(vars);
+    let entries = walk(vars, grads, None)?;
+    if clip_value == f64::INFINITY {
+        return Ok(());
+    }
+    let edit = Edit::Clamp {
+        clip_value,
+        zero_non_finite: false,
+    };
+    let replacements = edit_in_place(vars, grads, &entries, edit)?;
+    insert(grads, replacements);
+    Ok(())
+}
+
+/// TensorFlow's clip by global norm: leaves `grads` alone, and returns a store with the clipped
+/// gradients, and the norm. `g * clip_norm / max(total_norm, clip_norm)`, without an eps.
+///
+/// `use_norm` is the norm to clip by if it is already known. The store also holds the gradients of
+/// everything that is not in `vars`, as they were; what is not changed shares its storage with
+/// `grads`. As in TensorFlow, a norm that is not finite gives NaN in every gradient of `vars`. A
+/// `clip_norm` of 0 gives zeros (in TensorFlow NaN where the norm is 0 too).
+///
+/// # Errors
+/// A `clip_norm` or `use_norm` below 0 or NaN; a gradient whose shape, dtype or device is not its
+/// Var's, or whose dtype is not one of the four.
+///
+/// # References
+/// `tf.clip_by_global_norm` (TensorFlow 2.21).
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::clip_by_global_norm;
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+/// let grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?;
+/// let (clipped, norm) = clip_by_global_norm(&grads, &[w.clone()], 2.5, None)?;
+/// assert_eq!(norm, 5.0);
+/// assert_eq!(clipped.get(&w).unwrap().to_vec1::<f32>()?, [1.5, 2.0]);
+/// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0, 4.0]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn clip_by_global_norm(
+    grads: &GradStore,
+    vars: &[Var],
+    clip_norm: f64,
+    use_norm: Option<f64>,
+) -> Result<(GradStore, f64)> {
+    check_bound("clip_norm", clip_norm)?;
+    let vars = VarList::unnamed(vars);
+    let (entries, norm, total_norm) = match use_norm {
+        Some(total_norm) => {
+            check_bound("use_norm", total_norm)?;
+            (
+                walk(vars, grads, None)?,
+                Norm {
+                    scale: 1.0,
+                    root: total_norm,
+                },
+                total_norm,
+            )
+        }
+        None => {
+            let request = Request {
+                norm_type: NormType::L2,
+                clip_value: None,
+            };
+            let measured = measure(vars, grads, request)?;
+            let (norm, total_norm) = (measured.norm(), measured.total_norm());
+            (measured.entries, norm, total_norm)
+        }
+    };
+    let norm_fits = norm.value() == total_norm;
+    let clip_coef = if clip_norm == f64::INFINITY {
+        1.0
+    } else if norm_fits && (total_norm.is_finite() || use_norm.is_none()) {
+        norm.ratio(clip_norm, 0.0).min(1.0)
+    } else {
+        f64::NAN
+    };
+    let mut scratch = vec![None; entries.len()];
+    let edit = Edit::Scale {
+        clip_coef,
+        zero_non_finite: false,
+    };
+    Ok((
+        edit_copies(vars, grads, &entries, edit, &mut scratch)?,
+        total_norm,
+    ))
+}
+
+/// Scales in place; a coefficient of exactly 1 that cleans nothing leaves everything alone.
+#[allow(clippy::float_cmp)]
+fn scale_in_place(
+    vars: VarList<'_>,
+    grads: &GradStore,
+    entries: &[Entry<'_>],
+    clip_coef: f64,
+    zero_non_finite: bool,
+) -> Result<Vec<(TensorId, Tensor)>> {
+    if clip_coef == 1.0 && !zero_non_finite {
+        return Ok(Vec::new());
+    }
+    edit_in_place(
+        vars,
+        grads,
+        entries,
+        Edit::Scale {
+            clip_coef,
+            zero_non_finite,
+        },
+    )
+}
+
+/// Puts the gradients that could not be edited in place where their old ones were.
+pub(crate) fn insert(grads: &mut GradStore, replacements: Vec<(TensorId, Tensor)>) {
+    for (id, grad) in replacements {
+        grads.insert_id(id, grad);
+    }
+}
+
+/// The error under [`NonFinite::Error`].
+pub(crate) fn non_finite_error(vars: VarList<'_>, measured: &Measurements<'_>) -> Error {
+    let index = measured.first_non_finite().unwrap_or(0);
+    let entry = &measured.entries[index];
+    Error::NonFinite {
+        var: vars.name(index),
+        nan: entry.measured.stats.nan,
+        infinite: entry.measured.stats.infinite,
+        elements: entry.grad.map_or(0, Tensor::elem_count),
+        total: measured.total.stats.non_finite(),
+        norm_type: measured.norm_type,
+    }
+}
+
+/// A limit of a free function: 0 is a limit like others.
+fn check_bound(name: &'static str, value: f64) -> Result<()> {
+    if value >= 0.0 {
+        Ok(())
+    } else {
+        Err(Error::InvalidOption {
+            name,
+            value,
+            expected: "0 or above",
+        })
+    }
+}
+
+fn check_known_norm(name: &'static str, value: f64) -> Result<()> {
+    if value >= 0.0 && value.is_finite() {
+        Ok(())
+    } else {
+        let expected = "0 or a finite value above: gradients with that norm can't be scaled by it";
+        Err(Error::InvalidOption {
+            name,
+            value,
+            expected,
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! collect and measure: one walk over the Vars, one read of every gradient.
+
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use candle_grad_clip_kernels::{Norm, NormType, PartialPower, Stats};
+use rayon::prelude::*;
+use rustc_hash::{FxBuildHasher, FxHashSet};
+
+use crate::Result;
+use crate::backend::{self, Backends};
+use crate::grads::collect;
+use crate::vars::VarList;
+
+/// Vars that one task collects and measures.
+const VARS_PER_TASK: usize = 64;
+
+/// What is to be measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request {
+    pub(crate) norm_type: NormType,
+    /// Also measure the gradients as they would be when clamped to this.
+    pub(crate) clip_value: Option<f64>,
+}
+
+/// What one read of one gradient tells.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GradStats {
+    pub(crate) stats: Stats,
+    /// The power sum after clamping to [`Request::clip_value`].
+    pub(crate) clamped: PartialPower,
+    /// How many elements that clamping changes.
+    pub(crate) num_clipped: u64,
+}
+
+impl GradStats {
+    pub(crate) const ZERO: Self = Self {
+        stats: Stats::ZERO,
+        clamped: PartialPower::ZERO,
+        num_clipped: 0,
+    };
+
+    fn merge(self, other: Self, norm_type: NormType) -> Self {
+        Self {
+            stats: self.stats.merge(other.stats, norm_type),
+            clamped: self.clamped.merge(other.clamped, norm_type),
+            num_clipped: self.num_clipped + other.num_clipped,
+        }
+    }
+}
+
+/// One Var's gradient, if it got one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry<'g> {
+    pub(crate) grad: Option<&'g Tensor>,
+    /// Where the storage is: equal for tensors that share it.
+    pub(crate) storage: usize,
+    pub(crate) measured: GradStats,
+}
+
+impl Entry<'_> {
+    const EMPTY: Self = Self {
+        grad: None,
+        storage: 0,
+        measured: GradStats::ZERO,
+    };
+}
+
+/// The gradients of some Vars, in the order of the Vars, and what measuring them told.
+#[derive(Debug)]
+pub(crate) struct Measurements<'g> {
+    pub(crate) entries: Vec<Entry<'g>>,
+    pub(crate) total: GradStats,
+    pub(crate) norm_type: NormType,
+}
+
+impl Measurements<'_> {
+    /// The norm of the finite elements.
+    pub(crate) fn norm(&self) -> Norm {
+        self.total.stats.power.root(self.norm_type)
+    }
+
+    /// The norm of all elements: NaN if any is, else infinite if any is.
+    pub(crate) fn total_norm(&self) -> f64 {
+        norm_of(self.total.stats, self.norm_type)
+    }
+
+    /// The norm of each Var's gradient; 0 for those without one.
+    pub(crate) fn param_norms(&self) -> Vec<f64> {
+        self.entries
+            .iter()
+            .map(|entry| norm_of(entry.measured.stats, self.norm_type))
+            .collect()
+    }
+
+    /// The first Var with an element that is not finite.
+    pub(crate) fn first_non_finite(&self) -> Option<usize> {
+        self.entries
+            .iter()
+            .position(|entry| entry.measured.stats.non_finite() > 0)
+    }
+}
+
+/// The norm with what is not finite counted in.
+pub(crate) fn norm_of(stats: Stats, norm_type: NormType) -> f64 {
+    if stats.nan > 0 {
+        f64::NAN
+    } else if stats.infinite > 0 {
+        f64::INFINITY
+    } else {
+        stats.power.root(norm_type).value()
+    }
+}
+
+/// Collects and measures the gradients of `vars`.
+pub(crate) fn measure<'g>(
+    vars: VarList<'_>,
+    grads: &'g GradStore,
+    request: Request,
+) -> Result<Measurements<'g>> {
+    let mut entries = walk(vars, grads, Some(request))?;
+    backend::measure_composed(&mut entries, request)?;
+    let mut total = GradStats::ZERO;
+    for entry in &entries {
+        total = total.merge(entry.measured, request.norm_type);
+    }
+    Ok(Measurements {
+        entries,
+        total,
+        norm_type: request.norm_type,
+    })
+}
+
+/// Collects the gradients of `vars`, and with a `request` measures those on CPU.
+pub(crate) fn walk<'g>(
+    vars: VarList<'_>,
+    grads: &'g GradStore,
+    request: Option<Request>,
+) -> Result<Vec<Entry<'g>>> {
+    let mut entries = vec![Entry::EMPTY; vars.vars.len()];
+    let backends = Backends::current();
+    let block = |(task, block): (usize, &mut [Entry<'g>])| {
+        walk_block(vars, task * VARS_PER_TASK, grads, block, request, backends)
+    };
+    backend::run(vars.work(), |parallel| -> Result<()> {
+        if parallel {
+            let blocks = entries.par_chunks_mut(VARS_PER_TASK).enumerate();
+            // All results, so that the error is that of the first bad Var on every run.
+            let results: Vec<Result<()>> = blocks.map(block).collect();
+            results.into_iter().collect::<Result<()>>()?;
+        } else {
+            entries
+                .chunks_mut(VARS_PER_TASK)
+                .enumerate()
+                .try_for_each(block)?;
+        }
+        if vars.may_repeat() {
+            forget_repeated(&mut entries);
+        }
+        let Some(request) = request else {
+            return Ok(());
+        };
+        for entry in &mut entries {
+            if let Some(grad) = entry.grad
+                && backends.is_large_on_cpu(grad)
+            {
+                (entry.measured, entry.storage) = backend::measure_cpu(grad, request)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(entries)
+}
+
+/// Collects a block of gradients, and measures those that one thread should.
+fn walk_block<'g>(
+    vars: VarList<'_>,
+    start: usize,
+    grads: &'g GradStore,
+    block: &mut [Entry<'g>],
+    request: Option<Request>,
+    backends: Backends,
+) -> Result<()> {
+    let mut found = [None; VARS_PER_TASK];
+    let found = &mut found[..block.len()];
+    collect(vars, start, grads, found)?;
+    for (entry, grad) in block.iter_mut().zip(found) {
+        entry.grad = *grad;
+        let Some(grad) = grad else { continue };
+        match request {
+            Some(request) if backends.is_small_on_cpu(grad) => {
+                (entry.measured, entry.storage) = backend::measure_cpu(grad, request)?;
+            }
+            Some(_) => {}
+            None => entry.storage = backend::storage_address(grad),
+        }
+    }
+    Ok(())
+}
+
+/// Keeps one entry of a Var that is listed twice: both found the same gradient.
+fn forget_repeated(entries: &mut [Entry<'_>]) {
+    let mut seen = FxHashSet::with_capacity_and_hasher(entries.len(), FxBuildHasher);
+    for entry in entries {
+        if let Some(grad) = entry.grad
+            && !seen.insert(std::ptr::from_ref(grad).addr())
+        {
+            *entry = Entry::EMPTY;
+        }
+    }
+}

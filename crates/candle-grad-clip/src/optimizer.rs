@@ -1,0 +1,386 @@
+use std::any::type_name;
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use candle_nn::Optimizer;
+
+use crate::apply::{edit_copies, edit_in_place};
+use crate::clip::{Action, Clip, Decision, NonFinite};
+use crate::functions::{insert, non_finite_error};
+use crate::measure::{Measurements, measure};
+use crate::report::{StepPath, StepRecord, StepReport};
+use crate::vars::NamedVars;
+use crate::{Error, Result};
+
+/// An optimizer and what to clip before each of its steps: the config of [`ClippedOptimizer`].
+#[derive(Debug, Clone)]
+pub struct ClippedConfig<C> {
+    /// The inner optimizer's config.
+    pub inner: C,
+    /// What to do to the gradients.
+    pub clip: Clip,
+}
+
+/// Any candle optimizer with gradient clipping in front of it.
+///
+/// A step takes the `GradStore` of `backward()`, measures the gradients of the optimizer's Vars,
+/// decides by its [`Clip`], edits, and lets the inner optimizer take the step:
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_grad_clip::{Clip, ClippedOptimizer};
+/// use candle_nn::{AdamW, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let model = candle_nn::linear(4, 1, vb.pp("head"))?;
+///
+/// let opt = AdamW::new(varmap.all_vars(), ParamsAdamW::default())?;
+/// let mut opt = ClippedOptimizer::wrap(opt, &varmap, Clip::norm(1.0))?; // the one line
+///
+/// let x = Tensor::ones((8, 4), DType::F32, &Device::Cpu)?;
+/// let loss = model.forward(&x)?.sqr()?.mean_all()?;
+/// opt.backward_step(&loss)?;
+///
+/// let report = opt.last_report().unwrap();
+/// println!("norm {} -> {}", report.total_norm()?, report.clipped_norm()?);
+/// assert!(report.missing().is_empty());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Who is changed
+/// `backward_step` owns the gradients, so it edits them in place. `step(&GradStore)` never changes
+/// the caller's: if something is to be clipped, the inner optimizer gets copies, in a buffer that is
+/// kept for the next step. An inner optimizer that keeps the gradient *tensors* themselves, rather
+/// than numbers computed from them, would see them overwritten by the next `step`; with
+/// `backward_step` each step has its own.
+///
+/// Entries of the store that belong to none of the wrapper's Vars are handed on as they are.
+///
+/// # Failure
+/// Everything is checked before anything is written, and the inner optimizer is only called with
+/// gradients that passed. A step that returns an error, or is skipped, has changed no weight and no
+/// state of the inner optimizer. (What this can't promise: an inner `step` that itself fails half
+/// way.)
+pub struct ClippedOptimizer<O: Optimizer> {
+    inner: O,
+    vars: NamedVars,
+    names: Arc<[String]>,
+    clip: Clip,
+    expect_missing: Vec<String>,
+    with_param_norms: bool,
+    step: u64,
+    skips_in_a_row: u32,
+    /// Copies of gradients for `step(&GradStore)`, a place for each Var.
+    scratch: Vec<Option<Tensor>>,
+    missing: Missing,
+    last_report: Option<StepReport>,
+}
+
+/// The Vars that got no gradient in the step before, as most steps miss the same.
+#[derive(Default)]
+struct Missing {
+    indices: Vec<usize>,
+    names: Arc<[String]>,
+    warned: bool,
+}
+
+impl<O: Optimizer + 'static> ClippedOptimizer<O> {
+    /// Puts `clip` in front of `inner`. `vars` are the Vars that `inner` trains, with their names:
+    /// `&VarMap`, `Vec<(String, Var)>` or `Vec<Var>` (see [`NamedVars`]).
+    ///
+    /// # Errors
+    /// A field of `clip` outside its range.
+    pub fn wrap(inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
+        clip.check()?;
+        let vars = vars.into();
+        Ok(Self {
+            inner,
+            names: vars.names().into(),
+            scratch: vec![None; vars.vars().len()],
+            vars,
+            clip,
+            expect_missing: Vec::new(),
+            with_param_norms: false,
+            step: 0,
+            skips_in_a_row: 0,
+            missing: Missing::default(),
+            last_report: None,
+        })
+    }
+
+    /// Takes another [`Clip`], from the next step on: also in the middle of training.
+    ///
+    /// # Errors
+    /// A field of `clip` outside its range; the old one stays then.
+    pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
+        clip.check()?;
+        self.clip = clip;
+        Ok(())
+    }
+
+    /// What is done to the gradients.
+    #[must_use]
+    pub fn clip(&self) -> &Clip {
+        &self.clip
+    }
+
+    /// Vars whose name starts with one of these never get a gradient and are not reported missing:
+    /// the running statistics of a batch norm, frozen layers.
+    #[must_use]
+    pub fn expect_missing(mut self, name_prefixes: &[&str]) -> Self {
+        self.expect_missing
+            .extend(name_prefixes.iter().map(ToString::to_string));
+        self.missing = Missing::default();
+        self
+    }
+
+    /// Whether reports carry the norm of each Var's gradient. They are measured anyway; this keeps
+    /// them. Default: no.
+    #[must_use]
+    pub fn with_param_norms(mut self, with_param_norms: bool) -> Self {
+        self.with_param_norms = with_param_norms;
+        self
+    }
+
+    /// Takes a step, as [`Optimizer::step`], with its report and with this crate's typed error.
+    ///
+    /// The caller's gradients are not changed.
+    ///
+    /// # Errors
+    /// Gradients that are not finite under [`NonFinite::Error`]; too many skipped steps in a row; a
+    /// gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; an
+    /// error of the inner optimizer. But for the last, nothing is changed.
+    pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
+        let measured = measure(self.vars.list(), grads, self.clip.request())?;
+        let decision = self.decide(&measured)?;
+        let report = self.report(&measured, decision, StepPath::Copied);
+        match decision.action {
+            Action::Refuse => {}
+            Action::Leave => self.inner.step(grads)?,
+            Action::Edit(edit) => {
+                let vars = self.vars.list();
+                let entries = &measured.entries;
+                let copies = edit_copies(vars, grads, entries, edit, &mut self.scratch)?;
+                self.inner.step(&copies)?;
+            }
+        }
+        Ok(self.finish(report))
+    }
+
+    /// `backward`, then a step, as [`Optimizer::backward_step`], with its report and with this
+    /// crate's typed error.
+    ///
+    /// # Errors
+    /// As [`ClippedOptimizer::step_report`], and those of `backward`.
+    pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
+        let mut grads = loss.backward()?;
+        let measured = measure(self.vars.list(), &grads, self.clip.request())?;
+        let decision = self.decide(&measured)?;
+        let report = self.report(&measured, decision, StepPath::InPlace);
+        match decision.action {
+            Action::Refuse => {}
+            Action::Leave => self.inner.step(&grads)?,
+            Action::Edit(edit) => {
+                let replacements =
+                    edit_in_place(self.vars.list(), &grads, &measured.entries, edit)?;
+                insert(&mut grads, replacements);
+                self.inner.step(&grads)?;
+            }
+        }
+        Ok(self.finish(report))
+    }
+
+    /// The report of the last step that did not return an error.
+    #[must_use]
+    pub fn last_report(&self) -> Option<&StepReport> {
+        self.last_report.as_ref()
+    }
+
+    /// The Vars whose gradients are clipped, with their names.
+    #[must_use]
+    pub fn vars(&self) -> &NamedVars {
+        &self.vars
+    }
+
+    /// The inner optimizer.
+    #[must_use]
+    pub fn inner(&self) -> &O {
+        &self.inner
+    }
+
+    /// The inner optimizer, to change.
+    pub fn inner_mut(&mut self) -> &mut O {
+        &mut self.inner
+    }
+
+    /// The inner optimizer, without its clipping.
+    #[must_use]
+    pub fn into_inner(self) -> O {
+        self.inner
+    }
+
+    /// The decision, with the errors that end a step before it began.
+    fn decide(&mut self, measured: &Measurements<'_>) -> Result<Decision> {
+        let decision = self.clip.decide(measured);
+        if decision.action != Action::Refuse {
+            self.skips_in_a_row = 0;
+            return Ok(decision);
+        }
+        if self.clip.non_finite == NonFinite::Error {
+            return Err(non_finite_error(self.vars.list(), measured));
+        }
+        let skips = self.skips_in_a_row.saturating_add(1);
+        let var = self.names[measured.first_non_finite().unwrap_or(0)].clone();
+        let max_skips = self.clip.max_skips;
+        self.skips_in_a_row = skips;
+        if skips > max_skips {
+            return Err(Error::TooManySkips {
+                skips,
+                max_skips,
+                var,
+            });
+        }
+        let bad = measured.total.stats.non_finite();
+        let step = self.step + 1;
+        tracing::warn!(
+            step,
+            var,
+            non_finite = bad,
+            "step skipped: gradients are not finite"
+        );
+        Ok(decision)
+    }
+
+    fn report(
+        &mut self,
+        measured: &Measurements<'_>,
+        decision: Decision,
+        edited: StepPath,
+    ) -> StepReport {
+        let record = StepRecord {
+            step: self.step + 1,
+            norm_type: measured.norm_type,
+            total_norm: measured.total_norm(),
+            clipped_norm: decision.clipped_norm,
+            clip_coef: decision.clip_coef,
+            was_clipped: decision.was_clipped,
+            num_clipped: decision.num_clipped,
+            skipped: decision.action == Action::Refuse,
+            non_finite: measured.total.stats.non_finite(),
+            path: match decision.action {
+                Action::Refuse => StepPath::Skipped,
+                Action::Leave => StepPath::Unchanged,
+                Action::Edit(_) => edited,
+            },
+            missing: Vec::new(),
+            param_norms: Vec::new(),
+        };
+        let param_norms = self
+            .with_param_norms
+            .then(|| (self.names.clone(), measured.param_norms().into()));
+        StepReport {
+            record,
+            missing: self.missing(measured),
+            param_norms,
+        }
+    }
+
+    /// Names of the float Vars without a gradient; warns of them once.
+    fn missing(&mut self, measured: &Measurements<'_>) -> Arc<[String]> {
+        let vars = self.vars.vars();
+        let expected = |name: &str| {
+            self.expect_missing
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+        };
+        let without = measured
+            .entries
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.grad.is_none());
+        let indices: Vec<usize> = without
+            .map(|(index, _)| index)
+            .filter(|&index| vars[index].dtype().is_float() && !expected(&self.names[index]))
+            .collect();
+        if indices != self.missing.indices {
+            self.missing.names = indices
+                .iter()
+                .map(|&index| self.names[index].clone())
+                .collect();
+            self.missing.indices = indices;
+        }
+        if !self.missing.names.is_empty() && !self.missing.warned {
+            self.missing.warned = true;
+            tracing::warn!(
+                missing = ?self.missing.names,
+                of = vars.len(),
+                "Vars without a gradient are not trained: is there an operation without backward in \
+                 front of them (LayerNorm::forward, RmsNorm::forward, softmax_last_dim, rope)?"
+            );
+        }
+        self.missing.names.clone()
+    }
+
+    /// The step is done.
+    fn finish(&mut self, report: StepReport) -> StepReport {
+        self.step = report.record.step;
+        let StepRecord {
+            step,
+            total_norm,
+            clipped_norm,
+            clip_coef,
+            skipped,
+            ..
+        } = report.record;
+        tracing::debug!(step, total_norm, clipped_norm, clip_coef, skipped, "step");
+        self.last_report = Some(report.clone());
+        report
+    }
+}
+
+impl<O: Optimizer + 'static> Optimizer for ClippedOptimizer<O> {
+    type Config = ClippedConfig<O::Config>;
+
+    fn new(vars: Vec<Var>, config: Self::Config) -> candle_core::Result<Self> {
+        config.clip.check()?;
+        let inner = O::new(vars.clone(), config.inner)?;
+        Ok(Self::wrap(inner, vars, config.clip)?)
+    }
+
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        self.step_report(grads)?;
+        Ok(())
+    }
+
+    fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
+        self.backward_step_report(loss)?;
+        Ok(())
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.inner.learning_rate()
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.inner.set_learning_rate(lr);
+    }
+}
+
+/// Does not need the inner optimizer's `Debug`: it shows its type.
+impl<O: Optimizer> fmt::Debug for ClippedOptimizer<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClippedOptimizer")
+            .field("inner", &type_name::<O>())
+            .field("learning_rate", &self.inner.learning_rate())
+            .field("clip", &self.clip)
+            .field("vars", &self.vars.vars().len())
+            .field("step", &self.step)
+            .field("last_report", &self.last_report)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,197 @@
+use std::sync::Arc;
+
+use candle_grad_clip_kernels::NormType;
+
+use crate::Result;
+
+/// How a step got its gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum StepPath {
+    /// As they came: nothing was written and nothing copied.
+    Unchanged,
+    /// Edited in place, in the store that `backward` made.
+    InPlace,
+    /// Edited copies in the wrapper's own buffer, as the store was the caller's.
+    Copied,
+    /// The inner optimizer was not called.
+    Skipped,
+}
+
+/// What one step measured and did: of [`ClippedOptimizer::step_report`] and `last_report`.
+///
+/// Cheap to clone. Every step owns its result, so a report that is kept does not change. Where the
+/// gradients are on a GPU, the numbers may still be there too: reading them may wait for it, hence
+/// the `Result`s.
+///
+/// [`ClippedOptimizer::step_report`]: crate::ClippedOptimizer::step_report
+#[derive(Debug, Clone)]
+pub struct StepReport {
+    pub(crate) record: StepRecord,
+    pub(crate) missing: Arc<[String]>,
+    pub(crate) param_norms: Option<(Arc<[String]>, Arc<[f64]>)>,
+}
+
+/// A [`StepReport`] as plain data, for logs (`Serialize` and `Deserialize` with the feature `serde`).
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct StepRecord {
+    /// The step's number, from 1; skipped steps count.
+    pub step: u64,
+    /// Which norm the norms are.
+    pub norm_type: NormType,
+    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is.
+    pub total_norm: f64,
+    /// The same after clipping; 0 for a skipped step.
+    pub clipped_norm: f64,
+    /// What every gradient was multiplied by, at most 1; 1 for a value clip, 0 for a skipped step.
+    pub clip_coef: f64,
+    /// Whether clipping changed anything.
+    pub was_clipped: bool,
+    /// Elements that a value clip changed; 0 for a norm clip, which changes all or none.
+    pub num_clipped: u64,
+    /// Whether the step was skipped.
+    pub skipped: bool,
+    /// NaN and infinite elements in all gradients, as they came.
+    pub non_finite: u64,
+    /// How the inner optimizer got its gradients.
+    pub path: StepPath,
+    /// Vars that got no gradient.
+    pub missing: Vec<String>,
+    /// Norm of each Var's gradient before clipping, by name, in the order of the Vars; 0 for those
+    /// without one; empty unless asked for.
+    pub param_norms: Vec<(String, f64)>,
+}
+
+impl StepReport {
+    /// The step's number, from 1; skipped steps count.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.record.step
+    }
+
+    /// Names of the Vars that got no gradient, but for those that were expected to get none.
+    ///
+    /// Such a Var is not trained. The usual reason is an operation without a backward pass in front
+    /// of it: `LayerNorm::forward`, `RmsNorm::forward`, `softmax_last_dim` and `rope` of candle-nn
+    /// cut the graph without an error (candle issues 3011 and 3569).
+    #[must_use]
+    pub fn missing(&self) -> &[String] {
+        &self.missing
+    }
+
+    /// How the inner optimizer got its gradients.
+    #[must_use]
+    pub fn path(&self) -> StepPath {
+        self.record.path
+    }
+
+    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn total_norm(&self) -> Result<f64> {
+        Ok(self.record.total_norm)
+    }
+
+    /// Norm of all gradients as one vector after clipping; 0 for a skipped step.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn clipped_norm(&self) -> Result<f64> {
+        Ok(self.record.clipped_norm)
+    }
+
+    /// What every gradient was multiplied by: `min(1, max_norm / (total_norm + eps))`. 1 for a
+    /// value clip, 0 for a skipped step.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn clip_coef(&self) -> Result<f64> {
+        Ok(self.record.clip_coef)
+    }
+
+    /// Whether clipping changed anything.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn was_clipped(&self) -> Result<bool> {
+        Ok(self.record.was_clipped)
+    }
+
+    /// How many elements a value clip changed.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn num_clipped(&self) -> Result<u64> {
+        Ok(self.record.num_clipped)
+    }
+
+    /// Whether the step was skipped, since gradients were not finite.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn skipped(&self) -> Result<bool> {
+        Ok(self.record.skipped)
+    }
+
+    /// How many elements were NaN or infinite, as the gradients came.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn non_finite(&self) -> Result<u64> {
+        Ok(self.record.non_finite)
+    }
+
+    /// The norm of each Var's gradient before clipping, by name, in the order of the Vars: empty
+    /// unless asked for by [`ClippedOptimizer::with_param_norms`]. 0 for Vars without a gradient.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    ///
+    /// [`ClippedOptimizer::with_param_norms`]: crate::ClippedOptimizer::with_param_norms
+    pub fn param_norms(&self) -> Result<Vec<(&str, f64)>> {
+        let Some((names, norms)) = &self.param_norms else {
+            return Ok(Vec::new());
+        };
+        Ok(names
+            .iter()
+            .map(String::as_str)
+            .zip(norms.iter().copied())
+            .collect())
+    }
+
+    /// The `k` largest of [`StepReport::param_norms`], largest first, NaN before all.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn largest_param_norms(&self, k: usize) -> Result<Vec<(&str, f64)>> {
+        let mut norms = self.param_norms()?;
+        let key = |norm: f64| if norm.is_nan() { f64::INFINITY } else { norm };
+        norms.sort_by(|a, b| {
+            b.1.is_nan()
+                .cmp(&a.1.is_nan())
+                .then(key(b.1).total_cmp(&key(a.1)))
+        });
+        norms.truncate(k);
+        Ok(norms)
+    }
+
+    /// All of it as plain data.
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn to_record(&self) -> Result<StepRecord> {
+        let param_norms = self
+            .param_norms()?
+            .into_iter()
+            .map(|(name, norm)| (name.into(), norm));
+        Ok(StepRecord {
+            missing: self.missing.to_vec(),
+            param_norms: param_norms.collect(),
+            ..self.record.clone()
+        })
+    }
+}

@@ -1,0 +1,174 @@
+use crate::{Result, StepReport};
+
+/// What many steps together tell: how often clipping acted, and which `max_norm` to take.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::{Clip, ClippedOptimizer, Summary};
+/// use candle_nn::{Optimizer, SGD};
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+/// let mut opt = ClippedOptimizer::wrap(SGD::new(vec![w.clone()], 0.1)?, vec![w.clone()], Clip::none())?;
+/// let mut summary = Summary::default();
+/// for _ in 0..10 {
+///     let loss = w.sqr()?.sum_all()?;
+///     summary.add(&opt.backward_step_report(&loss)?)?;
+/// }
+/// assert_eq!(summary.steps(), 10);
+/// assert_eq!(summary.clipped_fraction(), 0.0);
+/// for suggestion in summary.suggest_max_norm() {
+///     println!("{suggestion}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    /// Finite norms before clipping, one a step.
+    total_norms: Vec<f64>,
+    clipped: u64,
+    skipped: u64,
+    non_finite: u64,
+}
+
+/// A limit, and what fraction of the steps seen it would clip.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MaxNormSuggestion {
+    /// Percentile of the norms, 0 to 100.
+    pub percentile: f64,
+    /// The norm there.
+    pub max_norm: f64,
+    /// Fraction of the steps with a finite norm whose norm is above it.
+    pub clipped_fraction: f64,
+}
+
+impl std::fmt::Display for MaxNormSuggestion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (max_norm, percent) = (self.max_norm, 100.0 * self.clipped_fraction);
+        write!(
+            f,
+            "p{}: max_norm {max_norm:.3e} would clip {percent:.0} % of the steps",
+            self.percentile
+        )
+    }
+}
+
+impl Summary {
+    /// Adds a step.
+    ///
+    /// # Errors
+    /// If the report has to be read from a GPU, and that fails.
+    pub fn add(&mut self, report: &StepReport) -> Result<()> {
+        let total_norm = report.total_norm()?;
+        if total_norm.is_finite() {
+            self.total_norms.push(total_norm);
+        } else {
+            self.non_finite += 1;
+        }
+        self.clipped += u64::from(report.was_clipped()?);
+        self.skipped += u64::from(report.skipped()?);
+        Ok(())
+    }
+
+    /// Steps added.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.total_norms.len() as u64 + self.non_finite
+    }
+
+    /// Steps that were skipped.
+    #[must_use]
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// Fraction of all steps in which clipping changed something; 0 for no steps.
+    #[must_use]
+    pub fn clipped_fraction(&self) -> f64 {
+        if self.steps() == 0 {
+            0.0
+        } else {
+            self.clipped as f64 / self.steps() as f64
+        }
+    }
+
+    /// The median of the finite norms before clipping; `None` without any.
+    #[must_use]
+    pub fn median_norm(&self) -> Option<f64> {
+        self.percentile_norm(50.0)
+    }
+
+    /// A percentile (0 to 100) of the finite norms before clipping, linear between neighbours as
+    /// `numpy.percentile` has it; `None` without any, or for another percentile.
+    #[must_use]
+    pub fn percentile_norm(&self, percentile: f64) -> Option<f64> {
+        percentile_of(&self.sorted(), percentile)
+    }
+
+    /// Limits to choose from: percentiles 50, 75, 90, 95 and 99 of the norms, with the fraction of
+    /// steps that each would have clipped. Empty without a finite norm.
+    ///
+    /// They are worth most from steps that were not clipped, at a learning rate that is safe. A
+    /// limit that clips nearly every step only rescales the learning rate.
+    #[must_use]
+    pub fn suggest_max_norm(&self) -> Vec<MaxNormSuggestion> {
+        let sorted = self.sorted();
+        let suggestion = |percentile| {
+            let max_norm = percentile_of(&sorted, percentile)?;
+            let above = sorted.len() - sorted.partition_point(|norm| *norm <= max_norm);
+            let clipped_fraction = above as f64 / sorted.len() as f64;
+            Some(MaxNormSuggestion {
+                percentile,
+                max_norm,
+                clipped_fraction,
+            })
+        };
+        [50.0, 75.0, 90.0, 95.0, 99.0]
+            .into_iter()
+            .filter_map(suggestion)
+            .collect()
+    }
+
+    fn sorted(&self) -> Vec<f64> {
+        let mut sorted = self.total_norms.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted
+    }
+}
+
+fn percentile_of(sorted: &[f64], percentile: f64) -> Option<f64> {
+    if !(0.0..=100.0).contains(&percentile) {
+        return None;
+    }
+    let position = percentile / 100.0 * sorted.len().checked_sub(1)? as f64;
+    let (low, high) = (
+        sorted[position.floor() as usize],
+        sorted[position.ceil() as usize],
+    );
+    Some(low + (high - low) * position.fract())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percentile_of;
+
+    #[test]
+    fn percentiles_equal_those_of_numpy() {
+        // numpy.percentile([1, 2, 4, 8], [0, 25, 50, 90, 100])
+        let norms = [1.0, 2.0, 4.0, 8.0];
+        for (percentile, right) in [
+            (0.0, 1.0),
+            (25.0, 1.75),
+            (50.0, 3.0),
+            (90.0, 6.8),
+            (100.0, 8.0),
+        ] {
+            let ours = percentile_of(&norms, percentile).unwrap_or(f64::NAN);
+            assert!((ours - right).abs() < 1e-12, "{percentile}: {ours}");
+        }
+        assert_eq!(percentile_of(&[], 50.0), None);
+        assert_eq!(percentile_of(&norms, f64::NAN), None);
+        assert_eq!(percentile_of(&norms, 101.0), None);
+    }
+}

@@ -1,0 +1,139 @@
+use std::borrow::Cow;
+
+use candle_core::{TensorId, Var};
+use candle_nn::VarMap;
+use rustc_hash::FxHashSet;
+
+use crate::backend::{self, Work};
+
+/// Vars with their names, in a fixed order: what reports and errors speak of.
+///
+/// From a `&VarMap` (its names, sorted, since candle's map has another order each run), from
+/// `Vec<(String, Var)>` in the given order, or from `Vec<Var>` (named `var.0`, `var.1`, ...). A Var
+/// that comes twice (tied weights) is kept once, under its first name.
+///
+/// ```
+/// use candle_core::{DType, Device, Var};
+/// use candle_grad_clip::NamedVars;
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let w = Var::zeros(2, DType::F32, &Device::Cpu)?;
+/// let vars = NamedVars::from(vec![("embed".to_string(), w.clone()), ("head".to_string(), w)]);
+/// assert_eq!(vars.names(), ["embed"]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct NamedVars {
+    names: Vec<String>,
+    vars: Vec<Var>,
+    /// Where the Vars' values are. A Var keeps its storage for life.
+    storages: FxHashSet<usize>,
+    work: Work,
+}
+
+impl NamedVars {
+    /// The names, in order.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The Vars, in order.
+    #[must_use]
+    pub fn vars(&self) -> &[Var] {
+        &self.vars
+    }
+
+    pub(crate) fn list(&self) -> VarList<'_> {
+        VarList {
+            vars: &self.vars,
+            named: Some(self),
+        }
+    }
+}
+
+impl From<Vec<(String, Var)>> for NamedVars {
+    fn from(named: Vec<(String, Var)>) -> Self {
+        let mut seen: FxHashSet<TensorId> = FxHashSet::default();
+        let (names, vars): (Vec<_>, Vec<_>) = named
+            .into_iter()
+            .filter(|(_, var)| seen.insert(var.id()))
+            .unzip();
+        let storages = backend::storage_addresses(&vars);
+        let work = Work::of(&vars);
+        Self {
+            names,
+            vars,
+            storages,
+            work,
+        }
+    }
+}
+
+impl From<Vec<Var>> for NamedVars {
+    fn from(vars: Vec<Var>) -> Self {
+        let name = |(i, var)| (unnamed(i), var);
+        vars.into_iter()
+            .enumerate()
+            .map(name)
+            .collect::<Vec<_>>()
+            .into()
+    }
+}
+
+impl From<&VarMap> for NamedVars {
+    fn from(map: &VarMap) -> Self {
+        // A poisoned lock means that another thread panicked; the map itself is whole.
+        let data = map
+            .data()
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut named: Vec<_> = data
+            .iter()
+            .map(|(name, var)| (name.clone(), var.clone()))
+            .collect();
+        drop(data);
+        named.sort_by(|a, b| a.0.cmp(&b.0));
+        named.into()
+    }
+}
+
+/// Borrowed Vars: named and each once, or the bare slice that a free function got.
+#[derive(Clone, Copy)]
+pub(crate) struct VarList<'a> {
+    pub(crate) vars: &'a [Var],
+    named: Option<&'a NamedVars>,
+}
+
+impl<'a> VarList<'a> {
+    pub(crate) fn unnamed(vars: &'a [Var]) -> Self {
+        Self { vars, named: None }
+    }
+
+    pub(crate) fn name(&self, index: usize) -> String {
+        self.named
+            .map_or_else(|| unnamed(index), |named| named.names[index].clone())
+    }
+
+    /// Whether a Var may be in the list twice.
+    pub(crate) fn may_repeat(&self) -> bool {
+        self.named.is_none()
+    }
+
+    pub(crate) fn work(&self) -> Work {
+        self.named
+            .map_or_else(|| Work::of(self.vars), |named| named.work)
+    }
+
+    pub(crate) fn storages(&self) -> Cow<'a, FxHashSet<usize>> {
+        match self.named {
+            Some(named) => Cow::Borrowed(&named.storages),
+            None => Cow::Owned(backend::storage_addresses(self.vars)),
+        }
+    }
+}
+
+fn unnamed(index: usize) -> String {
+    format!("var.{index}")
+}
