@@ -37,7 +37,6 @@ impl NormType {
 }
 
 /// 1, 2 and infinity become [`NormType::L1`], [`NormType::L2`] and [`NormType::Inf`].
-#[allow(clippy::float_cmp)] // 1 and 2 are exact
 impl From<f64> for NormType {
     fn from(p: f64) -> Self {
         if p == 1.0 {

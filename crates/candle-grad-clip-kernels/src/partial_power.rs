@@ -22,7 +22,6 @@ impl PartialPower {
 
     /// The power of the elements of both. Not associative to the last bit: fold in a fixed order.
     #[must_use]
-    #[allow(clippy::float_cmp)] // equal scales are the common case, and exactly equal
     pub fn merge(self, other: Self, norm_type: NormType) -> Self {
         if other.sum == 0.0 {
             return self;
@@ -42,8 +41,6 @@ impl PartialPower {
                 sum: large.sum + small.sum,
             },
             _ => {
-                // Dividing each side by its own factor, not by their quotient: 1e300 / 1e-300
-                // overflows, while a ratio below one can only vanish where it does not count.
                 let ratio = small.scale / large.scale;
                 let factor = match norm_type {
                     NormType::L1 => ratio,
@@ -51,9 +48,8 @@ impl PartialPower {
                     _ => ratio.powf(norm_type.p()),
                 };
                 let sum = large.sum + small.sum * factor;
-                // A small scale with a huge sum, or a factor lost to underflow, is not a reason to
-                // lose it: the sums here are at least 1 and below 2^64, so what vanishes is below
-                // 1e-280 of the whole.
+                // The factor can vanish only below 1e-308, and then the larger sum is at least
+                // 1e-270: what is lost does not count.
                 Self {
                     scale: large.scale,
                     sum,
@@ -97,6 +93,15 @@ impl Norm {
         scale: 1.0,
         root: 0.0,
     };
+
+    /// A norm that is known as one number.
+    #[must_use]
+    pub fn known(value: f64) -> Self {
+        Self {
+            scale: 1.0,
+            root: value,
+        }
+    }
 
     /// The norm as one number: infinite where it passes f64's maximum.
     #[must_use]

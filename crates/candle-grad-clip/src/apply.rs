@@ -103,13 +103,12 @@ pub(crate) fn edit_copies(
 }
 
 /// Whether the edit changes this gradient: one that only cleans leaves the clean ones alone.
-#[allow(clippy::float_cmp)] // a coefficient of exactly 1 changes nothing
 fn needs_edit(entry: &Entry<'_>, edit: Edit) -> bool {
     match edit {
         Edit::Scale {
-            clip_coef,
+            clip_coef: 1.0,
             zero_non_finite: true,
-        } if clip_coef == 1.0 => entry.measured.stats.non_finite() > 0,
+        } => entry.measured.stats.non_finite() > 0,
         Edit::Scale { .. } | Edit::Clamp { .. } => true,
     }
 }

@@ -263,32 +263,27 @@ pub fn clip_by_global_norm(
 ) -> Result<(GradStore, f64)> {
     check_bound("clip_norm", clip_norm)?;
     let vars = VarList::unnamed(vars);
-    let (entries, norm, total_norm) = match use_norm {
-        Some(total_norm) => {
-            check_bound("use_norm", total_norm)?;
-            (
-                walk(vars, grads, None)?,
-                Norm {
-                    scale: 1.0,
-                    root: total_norm,
-                },
-                total_norm,
-            )
-        }
-        None => {
-            let request = Request {
-                norm_type: NormType::L2,
-                clip_value: None,
-            };
-            let measured = measure(vars, grads, request)?;
-            let (norm, total_norm) = (measured.norm(), measured.total_norm());
-            (measured.entries, norm, total_norm)
-        }
+    let (entries, norm, total_norm, finite) = if let Some(known) = use_norm {
+        check_bound("use_norm", known)?;
+        (
+            walk(vars, grads, None)?,
+            Norm::known(known),
+            known,
+            known.is_finite(),
+        )
+    } else {
+        let request = Request {
+            norm_type: NormType::L2,
+            clip_value: None,
+        };
+        let measured = measure(vars, grads, request)?;
+        let finite = measured.total.stats.non_finite() == 0;
+        let (norm, total_norm) = (measured.norm(), measured.total_norm());
+        (measured.entries, norm, total_norm, finite)
     };
-    let norm_fits = norm.value() == total_norm;
     let clip_coef = if clip_norm == f64::INFINITY {
         1.0
-    } else if norm_fits && (total_norm.is_finite() || use_norm.is_none()) {
+    } else if finite {
         norm.ratio(clip_norm, 0.0).min(1.0)
     } else {
         f64::NAN
@@ -305,7 +300,6 @@ pub fn clip_by_global_norm(
 }
 
 /// Scales in place; a coefficient of exactly 1 that cleans nothing leaves everything alone.
-#[allow(clippy::float_cmp)]
 fn scale_in_place(
     vars: VarList<'_>,
     grads: &GradStore,

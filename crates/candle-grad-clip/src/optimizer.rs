@@ -280,12 +280,12 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             missing: Vec::new(),
             param_norms: Vec::new(),
         };
-        let param_norms = self
-            .with_param_norms
-            .then(|| (self.names.clone(), measured.param_norms().into()));
+        let param_norms = self.with_param_norms.then(|| measured.param_norms().into());
+        let missing = self.missing(measured);
         StepReport {
             record,
-            missing: self.missing(measured),
+            missing,
+            names: self.names.clone(),
             param_norms,
         }
     }

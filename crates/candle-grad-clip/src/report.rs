@@ -31,7 +31,9 @@ pub enum StepPath {
 pub struct StepReport {
     pub(crate) record: StepRecord,
     pub(crate) missing: Arc<[String]>,
-    pub(crate) param_norms: Option<(Arc<[String]>, Arc<[f64]>)>,
+    /// Of all Vars, in their order.
+    pub(crate) names: Arc<[String]>,
+    pub(crate) param_norms: Option<Arc<[f64]>>,
 }
 
 /// A [`StepReport`] as plain data, for logs (`Serialize` and `Deserialize` with the feature `serde`).
@@ -153,10 +155,11 @@ impl StepReport {
     ///
     /// [`ClippedOptimizer::with_param_norms`]: crate::ClippedOptimizer::with_param_norms
     pub fn param_norms(&self) -> Result<Vec<(&str, f64)>> {
-        let Some((names, norms)) = &self.param_norms else {
+        let Some(norms) = &self.param_norms else {
             return Ok(Vec::new());
         };
-        Ok(names
+        Ok(self
+            .names
             .iter()
             .map(String::as_str)
             .zip(norms.iter().copied())

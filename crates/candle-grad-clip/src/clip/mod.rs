@@ -218,7 +218,6 @@ impl Decision {
     };
 
     /// One coefficient for all; exactly 1 with nothing to clean leaves everything alone.
-    #[allow(clippy::float_cmp)]
     fn scale(measured: &Measurements<'_>, clip_coef: f64, zero_non_finite: bool) -> Self {
         let norm = if zero_non_finite {
             measured.norm().value()
