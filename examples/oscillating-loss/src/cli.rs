@@ -1,0 +1,268 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Result;
+use candle_grad_clip::NonFinite;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::arm::Arm;
+use crate::commands::{compare, find_max_norm, story, sweep};
+use crate::data::Weather;
+use crate::experiment::Experiment;
+use crate::out_dir::OutDir;
+use crate::train::{DeviceKind, OptimizerKind, Settings};
+
+/// My weighted power loss oscillates: does gradient clipping help, how, and with which limit?
+///
+/// Trains a small transformer that forecasts tomorrow's maximum temperature. Without a command it
+/// tells the whole story in a few minutes: the norms, one setting in full, a sweep of learning rates,
+/// and a conclusion.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    story: Common,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One run, with one way of clipping.
+    Train {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        rate: Rate,
+        /// What to do to the gradients: none, norm:MAX_NORM or value:CLIP_VALUE.
+        #[arg(long, default_value = "norm:1.0")]
+        clip: Arm,
+    },
+    /// Some ways of clipping side by side: same initial weights, same batches.
+    Compare {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        rate: Rate,
+        #[command(flatten)]
+        arms: Arms,
+    },
+    /// Each way of clipping at several learning rates.
+    Sweep {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        arms: Arms,
+        /// Learning rates, separated by commas.
+        #[arg(long = "lr", value_delimiter = ',', value_parser = positive, default_values_t = sweep::RATES)]
+        rates: Vec<f64>,
+        /// Seeds for each, from --seed upwards.
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..), default_value_t = sweep::SEEDS)]
+        seeds: u64,
+    },
+    /// The norms that training has without clipping, and what fraction each limit would clip.
+    FindMaxNorm {
+        #[command(flatten)]
+        common: Common,
+        /// A learning rate that is safe without clipping.
+        #[arg(long, value_parser = positive, default_value_t = find_max_norm::SAFE_LR)]
+        lr: f64,
+    },
+}
+
+/// What all commands take.
+#[derive(Debug, Args)]
+struct Common {
+    /// Which of candle's optimizers.
+    #[arg(long, value_enum, default_value_t = OptimizerKind::Sgd)]
+    optimizer: OptimizerKind,
+    /// Exponent of the loss, mean(w |e|^power).
+    #[arg(long, value_parser = at_least_one, default_value_t = 4.0)]
+    power: f64,
+    /// How much more extreme targets weigh: w = 1 + alpha |y|.
+    #[arg(long, value_parser = not_negative, default_value_t = 4.0)]
+    alpha: f64,
+    /// Windows a step.
+    #[arg(long, value_parser = count(), default_value = "32")]
+    batch: u64,
+    /// Steps of a run (find-max-norm: 100).
+    #[arg(long, value_parser = count())]
+    steps: Option<u64>,
+    /// Steps between evaluations on the test windows.
+    #[arg(long, value_parser = count(), default_value = "10")]
+    eval_every: u64,
+    /// Decides initial weights and batches.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// What an arm that clips does with gradients that are NaN or infinite (`none` is unprotected).
+    #[arg(long, value_enum, default_value_t = NonFiniteArg::Skip)]
+    non_finite: NonFiniteArg,
+    /// Where to train.
+    #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
+    device: DeviceKind,
+    /// A CSV file of your own with a header, a row a day, instead of the weather: its numeric columns,
+    /// standardised, are the inputs.
+    #[arg(long, requires = "target", value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// The column of --data to forecast.
+    #[arg(long, requires = "data", value_name = "COLUMN")]
+    target: Option<String>,
+    /// Where results go [default: runs/<command>].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Rate {
+    /// Learning rate.
+    #[arg(long, value_parser = positive, default_value_t = story::SHOWN_LR)]
+    lr: f64,
+}
+
+#[derive(Debug, Args)]
+struct Arms {
+    /// What to do to the gradients, separated by commas: none, norm:MAX_NORM or value:CLIP_VALUE.
+    #[arg(long = "clip", value_delimiter = ',', default_values_t = Arm::STORY)]
+    arms: Vec<Arm>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum NonFiniteArg {
+    /// End the run.
+    Error,
+    /// Leave the step out (more than ten in a row end the run).
+    Skip,
+    /// Take 0 for them.
+    Zero,
+    /// Let them through.
+    Propagate,
+}
+
+impl From<NonFiniteArg> for NonFinite {
+    fn from(arg: NonFiniteArg) -> Self {
+        match arg {
+            NonFiniteArg::Error => Self::Error,
+            NonFiniteArg::Skip => Self::SkipStep,
+            NonFiniteArg::Zero => Self::Zero,
+            NonFiniteArg::Propagate => Self::Propagate,
+        }
+    }
+}
+
+const DEFAULT_STEPS: usize = 500;
+
+impl Common {
+    /// Reads the data and proves that results can be written: all that can go wrong before training.
+    fn experiment<'a>(&self, name: &str, interrupt: &'a AtomicBool) -> Result<Experiment<'a>> {
+        let device = self.device.open()?;
+        let weather = match (&self.data, &self.target) {
+            (Some(data), Some(target)) => Weather::from_csv(data, target)?,
+            _ => Weather::embedded()?,
+        };
+        let out = self
+            .out
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("runs").join(name));
+        let base = Settings {
+            arm: Arm::None,
+            non_finite: self.non_finite.into(),
+            optimizer: self.optimizer,
+            lr: story::SHOWN_LR,
+            power: self.power,
+            alpha: self.alpha,
+            batch: self.batch as usize,
+            steps: self.steps.map_or(DEFAULT_STEPS, |steps| steps as usize),
+            eval_every: self.eval_every as usize,
+            seed: self.seed,
+        };
+        Experiment::new(
+            weather.to_device(&device)?,
+            base,
+            OutDir::create(&out)?,
+            interrupt,
+        )
+    }
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// If an input is wrong, a file can't be written or the device fails; a run that diverges is none.
+pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
+    let experiment = match &cli.command {
+        None => {
+            let experiment = cli.story.experiment("story", interrupt)?;
+            story::run(&experiment)?;
+            experiment
+        }
+        Some(Command::Train { common, rate, clip }) => {
+            let experiment = common.experiment("train", interrupt)?;
+            side_by_side(&experiment, "train", &[*clip], rate.lr)?;
+            experiment
+        }
+        Some(Command::Compare { common, rate, arms }) => {
+            let experiment = common.experiment("compare", interrupt)?;
+            side_by_side(&experiment, "compare", &arms.arms, rate.lr)?;
+            experiment
+        }
+        Some(Command::Sweep {
+            common,
+            arms,
+            rates,
+            seeds,
+        }) => {
+            let experiment = common.experiment("sweep", interrupt)?;
+            let plan = sweep::plan(&experiment, &arms.arms, rates, *seeds);
+            experiment.write_config("sweep", &plan)?;
+            let runs = sweep::run(&experiment, &plan)?;
+            sweep::report(&experiment, &runs)?;
+            experiment.write_results(&runs)?;
+            experiment
+        }
+        Some(Command::FindMaxNorm { common, lr }) => {
+            let experiment = common.experiment("find-max-norm", interrupt)?;
+            let steps = common
+                .steps
+                .map_or(find_max_norm::STEPS, |steps| steps as usize);
+            let plan = find_max_norm::plan(&experiment, *lr, steps);
+            experiment.write_config("find-max-norm", &[plan])?;
+            let run = find_max_norm::run(&experiment, &plan)?;
+            experiment.write_results(&[run])?;
+            experiment
+        }
+    };
+    println!("Results are in {}.", experiment.out.path().display());
+    Ok(())
+}
+
+fn side_by_side(experiment: &Experiment, command: &str, arms: &[Arm], lr: f64) -> Result<()> {
+    let plan = compare::plan(experiment, arms, lr);
+    experiment.write_config(command, &plan)?;
+    let runs = compare::run(experiment, &plan)?;
+    experiment.write_results(&runs)
+}
+
+fn count() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=u64::from(u32::MAX))
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, "a number above 0", |value| value > 0.0)
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, "a number, 0 or above", |value| value >= 0.0)
+}
+
+fn at_least_one(text: &str) -> Result<f64, String> {
+    number(text, "a number, 1 or above", |value| value >= 1.0)
+}
+
+fn number(text: &str, expected: &str, right: fn(f64) -> bool) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && right(value) => Ok(value),
+        _ => Err(format!("expected {expected}")),
+    }
+}

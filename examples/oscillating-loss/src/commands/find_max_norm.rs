@@ -1,0 +1,62 @@
+//! Which `max_norm` to take: the norms that training has when nobody clips.
+
+use anyhow::{Result, anyhow};
+
+use crate::arm::Arm;
+use crate::experiment::Experiment;
+use crate::table::number;
+use crate::train::{Run, Settings, train};
+
+/// Steps that are looked at.
+pub const STEPS: usize = 100;
+
+/// A learning rate that is safe without clipping.
+pub const SAFE_LR: f64 = 1e-4;
+
+/// The run that this command does.
+#[must_use]
+pub fn plan(experiment: &Experiment, lr: f64, steps: usize) -> Settings {
+    // The test loss is of no interest here: one evaluation, at the end.
+    let settings = experiment.settings(Arm::None, lr, experiment.base.seed);
+    Settings {
+        steps,
+        eval_every: steps,
+        ..settings
+    }
+}
+
+/// Trains without clipping and prints the distribution of the norms.
+///
+/// # Errors
+/// If the device fails, or not one norm was finite.
+pub fn run(experiment: &Experiment, settings: &Settings) -> Result<Run> {
+    let run = train(settings, &experiment.weather, experiment.interrupt, |_| {
+        Ok(())
+    })?;
+    print(&run)?;
+    Ok(run)
+}
+
+fn print(run: &Run) -> Result<()> {
+    let norms = &run.clipping;
+    let percentile = |percentile| {
+        let norm = norms.percentile_norm(percentile);
+        norm.map(number)
+            .ok_or_else(|| anyhow!("no finite norm: lower the learning rate"))
+    };
+    println!(
+        "Norms of {} unclipped steps at a learning rate of {:e}: smallest {}, median {}, largest {}.",
+        norms.steps(),
+        run.settings.lr,
+        percentile(0.0)?,
+        percentile(50.0)?,
+        percentile(100.0)?
+    );
+    for suggestion in norms.suggest_max_norm() {
+        println!("  {suggestion}");
+    }
+    if let Some(why) = &run.diverged {
+        println!("  (It diverged, so these norms mean little: {why}.)");
+    }
+    Ok(())
+}

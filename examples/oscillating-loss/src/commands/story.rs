@@ -1,0 +1,61 @@
+//! The bare command: my weighted power loss oscillates; does clipping help, how, and with which limit?
+
+use anyhow::Result;
+
+use super::{compare, find_max_norm, sweep};
+use crate::arm::Arm;
+use crate::experiment::Experiment;
+use crate::train::{Run, Settings};
+
+/// The learning rate of the one setting that is shown in full.
+pub const SHOWN_LR: f64 = 3e-3;
+
+/// All four parts.
+///
+/// # Errors
+/// If a run fails or a file can't be written.
+pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
+    let Settings {
+        optimizer,
+        power,
+        alpha,
+        steps,
+        seed,
+        ..
+    } = experiment.base;
+    let limit = find_max_norm::plan(experiment, find_max_norm::SAFE_LR, find_max_norm::STEPS);
+    let shown = compare::plan(experiment, &Arm::STORY, SHOWN_LR);
+    // The sweep has the runs that are shown among its own: they are not done twice.
+    let mut rest = sweep::plan(experiment, &Arm::STORY, &sweep::RATES, sweep::SEEDS);
+    rest.retain(|run| run.lr.total_cmp(&SHOWN_LR).is_ne() || run.seed != seed);
+    let plan: Vec<Settings> = shown.iter().chain(&rest).copied().collect();
+    experiment.write_config("story", &plan)?;
+
+    println!(
+        "The loss: mean(w |e|^{power}), w = 1 + {alpha} |y|, {} steps a run, {}.",
+        steps,
+        optimizer.name()
+    );
+    println!("\n1. Which limit?");
+    find_max_norm::run(experiment, &limit)?;
+
+    let mut runs = Vec::new();
+    if !experiment.interrupted() {
+        println!(
+            "\n2. One setting, learning rate {SHOWN_LR:e}: same initial weights, same batches."
+        );
+        runs.extend(compare::run(experiment, &shown)?);
+    }
+    if !experiment.interrupted() {
+        println!(
+            "\n3. Other learning rates, {} seeds each: {} more runs.",
+            sweep::SEEDS,
+            rest.len()
+        );
+        runs.extend(sweep::run(experiment, &rest)?);
+    }
+    println!("\n4. How the arms stand.");
+    sweep::report(experiment, &runs)?;
+    experiment.write_results(&runs)?;
+    Ok(runs)
+}

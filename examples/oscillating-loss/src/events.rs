@@ -1,0 +1,88 @@
+//! What `TensorBoard` gets of a run.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+
+use crate::tensorboard::EventWriter;
+use crate::train::Step;
+
+/// The event file of one run, written while it goes.
+#[derive(Debug)]
+pub struct Events(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    writer: EventWriter,
+    num_clipped: usize,
+}
+
+impl Events {
+    /// Starts an event file in `folder`, in the place of an earlier run's (`TensorBoard` would draw
+    /// both as one line).
+    ///
+    /// # Errors
+    /// If the folder can't be written to.
+    pub fn create(folder: &Path) -> Result<Self> {
+        remove_old(folder).with_context(|| format!("old event files in `{}`", folder.display()))?;
+        Ok(Self(Mutex::new(State {
+            writer: EventWriter::create(folder)?,
+            num_clipped: 0,
+        })))
+    }
+
+    /// Adds a step; with a test loss, everything so far goes to the disk.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn step(&self, step: &Step) -> Result<()> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.num_clipped += usize::from(step.was_clipped);
+        let clipped_fraction = state.num_clipped as f64 / step.step as f64;
+        let scalars = [
+            ("loss/train", Some(step.train_loss)),
+            ("loss/test", step.test_loss),
+            ("grad/total_norm", Some(step.total_norm)),
+            ("grad/clip_coef", Some(step.clip_coef)),
+            ("grad/clipped_fraction", Some(clipped_fraction)),
+        ];
+        for (tag, value) in scalars {
+            if let Some(value) = value {
+                state.writer.scalar(tag, step.step as u64, value as f32)?;
+            }
+        }
+        if step.test_loss.is_some() {
+            state.writer.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Brings the rest to the disk.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn flush(&self) -> Result<()> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .writer
+            .flush()
+    }
+}
+
+fn remove_old(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("events.out.tfevents.")
+        {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! The three pictures.
+
+use crate::arm::Arm;
+use crate::baseline::Baselines;
+use crate::plot::{Chart, Panel, Series};
+use crate::score::median;
+use crate::summary::Standing;
+use crate::train::{Run, Settings, Step};
+
+/// `loss`: test loss above, loss of each batch below, by step; a line an arm.
+#[must_use]
+pub fn loss(runs: &[Run]) -> Chart {
+    let panel = |y_label: &str, value: fn(&Step) -> Option<f64>| Panel {
+        x_label: "step".into(),
+        y_label: y_label.into(),
+        y_log: true,
+        series: lines(runs, value),
+        ..Panel::default()
+    };
+    Chart {
+        title: format!("Weighted power loss, {}", setting(runs)),
+        panels: vec![
+            panel("test loss", |step| step.test_loss),
+            panel("loss of the batch", |step| Some(step.train_loss)),
+        ],
+    }
+}
+
+/// `grad_norm`: norm of all gradients before and after clipping, a panel an arm, the limit as a line.
+#[must_use]
+pub fn grad_norm(runs: &[Run]) -> Chart {
+    let panel = |(color_index, run): (usize, &Run)| {
+        let line = |when: &str, dashed, norm: fn(&Step) -> f64| Series {
+            name: format!("{}, {when} clipping", run.settings.arm),
+            points: points(run, |step| Some(norm(step))),
+            color_index: if dashed {
+                color_index + runs.len()
+            } else {
+                color_index
+            },
+            dashed,
+            nan_at: Vec::new(),
+            faint: Vec::new(),
+        };
+        let mut before = line("before", false, |step| step.total_norm);
+        before.nan_at = diverged_at(run).into_iter().collect();
+        let mut series = vec![before];
+        let mut horizontal = Vec::new();
+        match run.settings.arm {
+            Arm::None => series[0].name = "none".into(),
+            Arm::Norm(max_norm) => horizontal.push((format!("max_norm {max_norm}"), max_norm)),
+            // Its limit holds for single elements: no line for it here.
+            Arm::Value(_) => {}
+        }
+        if run.settings.arm != Arm::None {
+            series.push(line("after", true, |step| step.clipped_norm));
+        }
+        Panel {
+            x_label: "step".into(),
+            y_label: "norm of all gradients".into(),
+            y_log: true,
+            series,
+            horizontal,
+            ..Panel::default()
+        }
+    };
+    Chart {
+        title: format!("Gradient norm, {}", setting(runs)),
+        panels: runs.iter().enumerate().map(panel).collect(),
+    }
+}
+
+/// `sweep`: best test loss above, roughness below, by learning rate; a line an arm, with its seeds.
+#[must_use]
+pub fn sweep(standings: &[Standing], baselines: &Baselines) -> Chart {
+    let panel = |y_label: &str, value: fn(&Run) -> f64, horizontal| Panel {
+        x_label: "learning rate".into(),
+        y_label: y_label.into(),
+        x_log: true,
+        y_log: true,
+        series: standings
+            .iter()
+            .enumerate()
+            .map(|arm| by_rate(arm, value))
+            .collect(),
+        horizontal,
+    };
+    let lines = vec![
+        ("constant".into(), baselines.constant),
+        ("persistence".into(), baselines.persistence),
+    ];
+    let title = standings.first().map_or_else(String::new, |standing| {
+        let Settings {
+            optimizer,
+            power,
+            steps,
+            ..
+        } = standing.runs[0].settings;
+        format!(
+            "{}, power {power}, {steps} steps, by learning rate",
+            optimizer.name()
+        )
+    });
+    Chart {
+        title,
+        panels: vec![
+            panel("best test loss", Run::best_test_loss, lines),
+            panel(
+                "roughness",
+                |run| run.roughness().unwrap_or(f64::NAN),
+                Vec::new(),
+            ),
+        ],
+    }
+}
+
+/// One arm: the median over its seeds, and each seed; NaN where the median run diverged.
+fn by_rate((color_index, arm): (usize, &Standing), value: fn(&Run) -> f64) -> Series {
+    let mut seeds: Vec<u64> = arm.runs.iter().map(|run| run.settings.seed).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+    let of_seed = |seed: u64| {
+        let runs = arm.runs.iter().filter(|run| run.settings.seed == seed);
+        runs.map(|run| (run.settings.lr, value(run))).collect()
+    };
+    let diverged = |lr: f64| arm.at(lr).iter().any(|run| run.diverged.is_some());
+    let middle = |lr: f64| median(arm.at(lr).into_iter().map(value)).unwrap_or(f64::NAN);
+    let rates = arm.curve.iter().map(|(lr, _)| *lr);
+    Series {
+        name: arm.arm.to_string(),
+        points: rates.clone().map(|lr| (lr, middle(lr))).collect(),
+        faint: seeds.into_iter().map(of_seed).collect(),
+        color_index,
+        dashed: false,
+        nan_at: rates.filter(|lr| diverged(*lr)).collect(),
+    }
+}
+
+fn lines(runs: &[Run], value: fn(&Step) -> Option<f64>) -> Vec<Series> {
+    let line = |(color_index, run): (usize, &Run)| Series {
+        name: run.settings.arm.to_string(),
+        points: points(run, value),
+        color_index,
+        nan_at: diverged_at(run).into_iter().collect(),
+        ..Series::default()
+    };
+    runs.iter().enumerate().map(line).collect()
+}
+
+fn points(run: &Run, value: impl Fn(&Step) -> Option<f64>) -> Vec<(f64, f64)> {
+    run.steps
+        .iter()
+        .filter_map(|step| Some((step.step as f64, value(step)?)))
+        .collect()
+}
+
+fn diverged_at(run: &Run) -> Option<f64> {
+    run.diverged.as_ref().map(|_| (run.steps.len() + 1) as f64)
+}
+
+fn setting(runs: &[Run]) -> String {
+    runs.first().map_or_else(String::new, |run| {
+        let Settings {
+            optimizer,
+            power,
+            lr,
+            ..
+        } = run.settings;
+        format!("{}, power {power}, learning rate {lr:e}", optimizer.name())
+    })
+}

@@ -1,0 +1,29 @@
+//! A weighted power loss on real weather, trained with and without gradient clipping.
+//!
+//! `cargo run --release -p oscillating-loss` answers: my loss oscillates; does clipping help, how, and
+//! with which limit?
+
+#![deny(unsafe_code)]
+
+pub mod arm;
+pub mod baseline;
+pub mod cli;
+pub mod commands;
+pub mod conclusion;
+pub mod data;
+pub mod events;
+pub mod experiment;
+pub mod figures;
+pub mod init;
+pub mod interrupt;
+pub mod metrics;
+pub mod model;
+pub mod out_dir;
+pub mod parallel;
+pub mod plot;
+pub mod progress;
+pub mod score;
+pub mod summary;
+pub mod table;
+pub mod tensorboard;
+pub mod train;

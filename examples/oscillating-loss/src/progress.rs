@@ -1,0 +1,108 @@
+//! Live bars on the terminal (nothing where there is none).
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Result;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::events::Events;
+use crate::parallel::Watch;
+use crate::table::number;
+use crate::train::{Run, Settings, Step};
+
+/// A bar a run, with loss and norm; and the run's `TensorBoard` events.
+#[derive(Debug)]
+pub struct Bars {
+    bars: Vec<ProgressBar>,
+    events: Vec<Events>,
+}
+
+impl Bars {
+    /// Bars for these runs, whose events go to `events`.
+    ///
+    /// # Errors
+    /// If the template were broken.
+    pub fn new(settings: &[Settings], events: Vec<Events>) -> Result<Self> {
+        let style = ProgressStyle::with_template("{prefix:11} {bar:30} {pos:>5}/{len} {msg}")?;
+        let all = MultiProgress::new();
+        let bar = |settings: &Settings| {
+            let bar = all.add(ProgressBar::new(settings.steps as u64));
+            bar.with_style(style.clone())
+                .with_prefix(settings.arm.to_string())
+        };
+        Ok(Self {
+            bars: settings.iter().map(bar).collect(),
+            events,
+        })
+    }
+
+    /// Brings all events to the disk.
+    ///
+    /// # Errors
+    /// If they can't be written.
+    pub fn flush(&self) -> Result<()> {
+        self.events.iter().try_for_each(Events::flush)
+    }
+}
+
+impl Watch for Bars {
+    fn step(&self, at: usize, step: &Step) -> Result<()> {
+        let bar = &self.bars[at];
+        bar.set_position(step.step as u64);
+        let (loss, norm) = (number(step.train_loss), number(step.total_norm));
+        bar.set_message(format!("loss {loss:>9}  norm {norm:>9}"));
+        self.events[at].step(step)
+    }
+
+    fn end(&self, at: usize, run: &Run) {
+        match &run.diverged {
+            Some(why) => self.bars[at].abandon_with_message(format!("stopped at {why}")),
+            None => self.bars[at].abandon(),
+        }
+    }
+}
+
+/// One bar for many runs.
+#[derive(Debug)]
+pub struct Total {
+    bar: ProgressBar,
+    runs: usize,
+    done: AtomicUsize,
+    steps: u64,
+}
+
+impl Total {
+    /// A bar for runs of the same length.
+    ///
+    /// # Errors
+    /// If the template were broken.
+    pub fn new(runs: usize, steps: usize) -> Result<Self> {
+        let style = ProgressStyle::with_template("{bar:42} {msg}, {eta} left")?;
+        let bar = ProgressBar::new((runs * steps) as u64).with_style(style);
+        bar.set_message(format!("0 of {runs} runs"));
+        Ok(Self {
+            bar,
+            runs,
+            done: AtomicUsize::new(0),
+            steps: steps as u64,
+        })
+    }
+}
+
+impl Watch for Total {
+    fn step(&self, _: usize, _: &Step) -> Result<()> {
+        self.bar.inc(1);
+        Ok(())
+    }
+
+    fn end(&self, _: usize, run: &Run) {
+        // A run that diverged leaves steps undone that nobody waits for.
+        self.bar.inc(self.steps - run.steps.len() as u64);
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        self.bar
+            .set_message(format!("{done} of {} runs", self.runs));
+        if done == self.runs {
+            self.bar.finish_and_clear();
+        }
+    }
+}
