@@ -1,0 +1,90 @@
+//! Line charts as SVG and PNG, on any machine: no system font, no font or image library of the system.
+//!
+//! `plotters` draws the SVG, `resvg` renders the PNG from that SVG, so both show the same picture,
+//! and a font is compiled in. Logarithmic axes, ticks and gaps are ours (`axis`, `range`, `data`),
+//! since a run that diverges needs them to behave with 1e30, with NaN and with nothing at all.
+
+mod axis;
+mod data;
+mod draw;
+mod legend;
+mod range;
+mod raster;
+mod style;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+/// A picture: panels stacked under one title and one legend.
+#[derive(Clone, Debug, Default)]
+pub struct Chart {
+    /// The line at the top.
+    pub title: String,
+    /// From top to bottom.
+    pub panels: Vec<Panel>,
+}
+
+/// One pair of axes.
+#[derive(Clone, Debug, Default)]
+pub struct Panel {
+    /// What the x axis shows, with its unit.
+    pub x_label: String,
+    /// What the y axis shows, with its unit.
+    pub y_label: String,
+    /// Whether x is logarithmic: points with x <= 0 are left out.
+    pub x_log: bool,
+    /// Whether y is logarithmic: points with y <= 0 are left out.
+    pub y_log: bool,
+    /// The lines.
+    pub series: Vec<Series>,
+    /// Named levels, drawn as grey lines across the panel.
+    pub horizontal: Vec<(String, f64)>,
+}
+
+/// One line with its markers.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    /// The legend's text; series of one name, in any panel, share an entry.
+    pub name: String,
+    /// (x, y) in order of x; a point that is not finite makes a gap.
+    pub points: Vec<(f64, f64)>,
+    /// Lines behind the main one, drawn thin: single seeds, for example.
+    pub faint: Vec<Vec<(f64, f64)>>,
+    /// Which colour and marker of the palette.
+    pub color_index: usize,
+    /// Whether the line is dashed.
+    pub dashed: bool,
+    /// Where it became NaN: each is a cross at the panel's top edge.
+    pub nan_at: Vec<f64>,
+}
+
+/// Writes the chart to `stem.svg` and `stem.png`, each complete or not at all.
+///
+/// # Errors
+/// When a picture cannot be drawn or a file cannot be written.
+pub fn line_chart(spec: &Chart, stem: &Path) -> anyhow::Result<()> {
+    let svg = draw::svg(spec)?;
+    let png = raster::png(&svg)?;
+    write_whole(&with_suffix(stem, "svg"), svg.as_bytes())?;
+    write_whole(&with_suffix(stem, "png"), &png)
+}
+
+/// Appends `.suffix`; unlike `Path::with_extension` it keeps a dot in the stem (`lr-0.1`).
+fn with_suffix(stem: &Path, suffix: &str) -> PathBuf {
+    let mut name = stem.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let unfinished = with_suffix(path, "tmp");
+    fs::write(&unfinished, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::rename(&unfinished, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

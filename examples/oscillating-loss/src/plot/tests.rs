@@ -1,0 +1,187 @@
+use resvg::tiny_skia::{Pixmap, PremultipliedColorU8};
+
+use super::*;
+
+/// Draws into a folder of its own and returns the SVG's text and the PNG's pixels.
+fn drawn(chart: &Chart) -> (String, Pixmap) {
+    let dir = tempfile::tempdir().unwrap();
+    line_chart(chart, &dir.path().join("lr-0.1")).unwrap();
+    let mut files: Vec<_> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|f| f.unwrap().file_name())
+        .collect();
+    files.sort();
+    assert_eq!(
+        files,
+        ["lr-0.1.png", "lr-0.1.svg"],
+        "and nothing unfinished"
+    );
+    let svg = fs::read_to_string(dir.path().join("lr-0.1.svg")).unwrap();
+    (
+        svg,
+        Pixmap::load_png(dir.path().join("lr-0.1.png")).unwrap(),
+    )
+}
+
+fn chart(series: Vec<Series>, x_log: bool, y_log: bool) -> Chart {
+    let panel = Panel {
+        x_label: "step".into(),
+        y_label: "loss".into(),
+        x_log,
+        y_log,
+        series,
+        horizontal: vec![("persistence".into(), 0.194)],
+    };
+    Chart {
+        title: "A <title> & more".into(),
+        panels: vec![panel],
+    }
+}
+
+fn line(name: &str, color_index: usize, points: &[(f64, f64)]) -> Series {
+    Series {
+        name: name.into(),
+        points: points.to_vec(),
+        color_index,
+        ..Series::default()
+    }
+}
+
+fn count(picture: &Pixmap, red: u8, green: u8, blue: u8) -> usize {
+    let wanted = PremultipliedColorU8::from_rgba(red, green, blue, 255).unwrap();
+    picture
+        .pixels()
+        .iter()
+        .filter(|pixel| **pixel == wanted)
+        .count()
+}
+
+#[test]
+fn shows_title_labels_legend_and_lines() {
+    let both = [
+        line("none", 0, &[(0.0, 1.0), (10.0, 0.5)]),
+        line("norm:1.0", 1, &[(0.0, 1.0), (10.0, 0.1)]),
+    ];
+    let (svg, png) = drawn(&chart(both.to_vec(), false, true));
+    for text in [
+        "A &lt;title&gt; &amp; more",
+        "step",
+        "loss",
+        "none",
+        "norm:1.0",
+        "persistence",
+        "0.1",
+    ] {
+        assert!(
+            svg.contains(&format!("\n{text}\n")) || svg.contains(&format!(">{text}")),
+            "{text}: {svg}"
+        );
+    }
+    assert!(!svg.contains("NaN"));
+    assert_eq!(png.width(), 1920);
+    assert!(count(&png, 0, 114, 178) > 2000 && count(&png, 213, 94, 0) > 2000);
+}
+
+#[test]
+fn text_is_drawn_without_any_system_font() {
+    let untitled = Chart {
+        title: String::new(),
+        ..chart(vec![], false, false)
+    };
+    let titled = Chart {
+        title: "MMMMMMMM".into(),
+        ..untitled.clone()
+    };
+    let dark = |chart: &Chart| count(&drawn(chart).1, 40, 40, 40);
+    assert!(dark(&titled) > dark(&untitled) + 500);
+}
+
+#[test]
+fn divergence_is_marked_in_the_series_color_and_explained() {
+    let quiet = line("none", 0, &[]);
+    let diverged = Series {
+        nan_at: vec![30.0, f64::NAN],
+        ..quiet.clone()
+    };
+    let (before, _) = drawn(&chart(vec![quiet], false, true));
+    let (after, _) = drawn(&chart(vec![diverged], false, true));
+    let strokes = |svg: &str| svg.matches("stroke=\"#0072B2\"").count();
+    assert!(after.contains("diverged (NaN)") && !before.contains("diverged (NaN)"));
+    assert_eq!(
+        strokes(&after),
+        strokes(&before) + 2,
+        "one cross of two strokes"
+    );
+}
+
+#[test]
+fn series_that_diverge_together_have_crosses_apart() {
+    let at = |index| Series {
+        nan_at: vec![3e-3],
+        ..line("x", index, &[])
+    };
+    let (svg, _) = drawn(&chart(vec![at(0), at(1)], true, true));
+    let points = |color: &str| -> Vec<String> {
+        svg.lines()
+            .filter(|l| l.contains("stroke-width=\"6\"") && l.contains(color))
+            .map(|l| l.split("points=\"").nth(1).unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(points("#0072B2").len(), 2);
+    assert_ne!(points("#0072B2"), points("#D55E00"));
+}
+
+#[test]
+fn any_data_is_drawn_or_left_out_without_a_panic() {
+    let odd = [
+        f64::NAN,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        0.0,
+        -1.0,
+        5e-324,
+        f64::MAX,
+        f64::MIN,
+        1.0,
+        1e-4,
+    ];
+    let crossed: Vec<_> = odd
+        .iter()
+        .flat_map(|x| odd.iter().map(|y| (*x, *y)))
+        .collect();
+    let mut cases: Vec<Vec<(f64, f64)>> = crossed.iter().map(|point| vec![*point]).collect();
+    cases.extend([vec![], crossed, vec![(1.0, 2.0); 50]]);
+    for points in cases {
+        for (x_log, y_log) in [(false, false), (true, true), (false, true)] {
+            let series = Series {
+                faint: vec![points.clone(), vec![]],
+                nan_at: points.iter().map(|p| p.0).collect(),
+                dashed: true,
+                ..line("odd \u{0} name", usize::MAX, &points)
+            };
+            let mut spec = chart(vec![series, Series::default()], x_log, y_log);
+            spec.panels[0]
+                .horizontal
+                .extend(points.iter().map(|p| ("level".into(), p.1)));
+            draw::svg(&spec).unwrap();
+        }
+    }
+    drawn(&Chart::default());
+    drawn(&Chart {
+        panels: vec![Panel::default(), Panel::default()],
+        ..Chart::default()
+    });
+}
+
+#[test]
+fn a_directory_that_does_not_exist_is_an_error_that_names_the_file() {
+    let stem = tempfile::tempdir()
+        .unwrap()
+        .path()
+        .join("missing")
+        .join("loss");
+    let message = line_chart(&Chart::default(), &stem)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("loss.svg"), "{message}");
+}
