@@ -1,2 +1,56 @@
-//! Stub.
-fn main() {}
+//! How far `candle-grad-clip` is from the speed of memory, and from what users paste today.
+//!
+//! For every gradient set and operation: check the answers of all rivals, then time them
+//! interleaved. `README.md` says what is timed and how to read the ratios.
+#![deny(unsafe_code)]
+
+mod case;
+mod element;
+mod floor;
+mod memory;
+mod oracle;
+mod paste_in;
+mod record;
+mod sets;
+mod timing;
+
+use anyhow::Result;
+use clap::Parser;
+use half::bf16;
+
+use crate::record::Output;
+use crate::sets::Set;
+use crate::timing::{Threads, time_set};
+
+/// Times gradient clipping beside pasted code and the floor: a plain loop over the same memory.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// Print only JSON, one object a line.
+    #[arg(long)]
+    json: bool,
+    /// Gradient sets: A one tensor of 64 Mi, B GPT-2's 148, C 10,000 small ones, D 30 of about 1 k.
+    #[arg(long, value_delimiter = ',', default_value = "A,B,C,D")]
+    sets: Vec<Set>,
+    /// Threads of every rival [default: all cores].
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Timed calls of every rival [default: as many as make the set's medians stable].
+    #[arg(long)]
+    rounds: Option<usize>,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let threads = Threads::start(cli.threads)?;
+    let mut output = Output::new(cli.json);
+    for set in cli.sets {
+        let rounds = cli.rounds.unwrap_or_else(|| set.rounds()).max(1);
+        time_set::<f32>(set, threads, rounds, &mut output)?;
+        if set == Set::B {
+            time_set::<bf16>(set, threads, rounds, &mut output)?;
+            time_set::<f64>(set, threads, rounds, &mut output)?;
+        }
+    }
+    output.finish();
+    Ok(())
+}

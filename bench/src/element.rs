@@ -1,0 +1,92 @@
+//! The dtypes, and the two plain loops over a slice of each that the floor is made of.
+
+use candle_core::{CpuStorage, WithDType};
+use half::bf16;
+use pulp::Arch;
+
+/// Accumulators of a read: enough for four 512-bit registers of any dtype's bits.
+const LANES: usize = 128;
+
+/// A dtype that is timed.
+pub(crate) trait Element: WithDType {
+    /// The elements of a tensor's memory, if they are of this dtype.
+    fn values(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// Reads every element and does the least with it: an exclusive or of the bits.
+    fn read(values: &[Self]) -> u64;
+    /// Multiplies every element, in this dtype's own arithmetic (bf16's is f32).
+    fn scale(values: &mut [Self], coef: f64);
+}
+
+macro_rules! element {
+    ($t:ty, $storage:ident, $scaled:expr) => {
+        impl Element for $t {
+            fn values(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+                match storage {
+                    CpuStorage::$storage(values) => Some(values),
+                    _ => None,
+                }
+            }
+
+            #[allow(clippy::cast_lossless)] // From u64 to u64 for one of the three.
+            fn read(values: &[Self]) -> u64 {
+                Arch::new().dispatch(|| {
+                    let mut lanes = [<$t>::to_bits(<$t>::default()); LANES];
+                    let mut rows = values.chunks_exact(LANES);
+                    for row in &mut rows {
+                        for (lane, x) in lanes.iter_mut().zip(row) {
+                            *lane ^= x.to_bits();
+                        }
+                    }
+                    for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
+                        *lane ^= x.to_bits();
+                    }
+                    lanes.into_iter().fold(0, |all, lane| all ^ lane as u64)
+                })
+            }
+
+            fn scale(values: &mut [Self], coef: f64) {
+                let scaled = $scaled;
+                Arch::new().dispatch(|| {
+                    for x in values {
+                        *x = scaled(*x, coef);
+                    }
+                });
+            }
+        }
+    };
+}
+
+element!(f32, F32, |x: f32, coef: f64| x * coef as f32);
+element!(f64, F64, |x: f64, coef: f64| x * coef);
+element!(bf16, BF16, |x: bf16, coef: f64| {
+    // Widened and rounded to the nearest even by shifts, which vectorise. No gradient here is NaN.
+    let bits = (f32::from_bits(u32::from(x.to_bits()) << 16) * coef as f32).to_bits();
+    bf16::from_bits(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_sees_every_element() {
+        for len in [1, 127, 128, 129, 1000] {
+            let mut values = vec![0f32; len];
+            for i in 0..len {
+                values[i] = 1.0;
+                assert_eq!(f32::read(&values), u64::from(1f32.to_bits()), "{i} of {len}");
+                values[i] = 0.0;
+            }
+        }
+    }
+
+    #[test]
+    fn scaling_bf16_rounds_as_half_does() {
+        let values: Vec<bf16> = (0..1000i16).map(|i| bf16::from_f32(f32::from(i - 500))).collect();
+        let mut scaled = values.clone();
+        bf16::scale(&mut scaled, 0.7);
+        for (x, y) in values.iter().zip(scaled) {
+            assert_eq!(y, bf16::from_f32(x.to_f32() * 0.7));
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The gradient sets: shapes only.
+
+use clap::ValueEnum;
+
+/// A gradient set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+pub(crate) enum Set {
+    /// One tensor of 64 Mi elements.
+    A,
+    /// GPT-2 small: 148 tensors, 124 M elements.
+    B,
+    /// 10,000 tensors of 64 to 4096 elements.
+    C,
+    /// 30 tensors of about 1 k elements.
+    D,
+}
+
+impl Set {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::A => "A",
+            Self::B => "B",
+            Self::C => "C",
+            Self::D => "D",
+        }
+    }
+
+    /// The shapes of its tensors, in a model's order.
+    pub(crate) fn shapes(self) -> Vec<Vec<usize>> {
+        match self {
+            Self::A => vec![vec![64 << 20]],
+            Self::B => gpt2_small(),
+            Self::C => uniform(10_000, 64..=4096),
+            Self::D => uniform(30, 768..=1280),
+        }
+    }
+
+    /// Timed calls that make its medians stable.
+    pub(crate) fn rounds(self) -> usize {
+        match self {
+            Self::A | Self::B => 15,
+            Self::C => 50,
+            Self::D => 2000,
+        }
+    }
+
+    /// Of how many rounds the pasted code takes part in one: it takes longer than all else.
+    pub(crate) fn rounds_per_paste_in(self) -> usize {
+        match self {
+            Self::A | Self::B => 3,
+            Self::C | Self::D => 1,
+        }
+    }
+
+    /// Whether gradients start out of the cache. Those of a small model never leave it.
+    pub(crate) fn is_cold(self) -> bool {
+        self != Self::D
+    }
+}
+
+/// Vectors of seeded lengths.
+fn uniform(tensors: usize, elements: std::ops::RangeInclusive<usize>) -> Vec<Vec<usize>> {
+    let mut rng = fastrand::Rng::with_seed(0);
+    (0..tensors)
+        .map(|_| vec![rng.usize(elements.clone())])
+        .collect()
+}
+
+/// The parameters of GPT-2 small; the output layer is the token embedding (tied weights).
+fn gpt2_small() -> Vec<Vec<usize>> {
+    const LAYERS: usize = 12;
+    const WIDTH: usize = 768;
+    let layer_norm = [vec![WIDTH], vec![WIDTH]];
+    let linear = |inputs: usize, outputs: usize| [vec![inputs, outputs], vec![outputs]];
+    let layer = [
+        layer_norm.clone(),
+        linear(WIDTH, 3 * WIDTH), // attn.c_attn
+        linear(WIDTH, WIDTH),     // attn.c_proj
+        layer_norm.clone(),
+        linear(WIDTH, 4 * WIDTH), // mlp.c_fc
+        linear(4 * WIDTH, WIDTH), // mlp.c_proj
+    ];
+    let mut shapes = vec![vec![50_257, WIDTH], vec![1024, WIDTH]]; // wte, wpe
+    for _ in 0..LAYERS {
+        shapes.extend(layer.iter().flatten().cloned());
+    }
+    shapes.extend(layer_norm); // ln_f
+    shapes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn elements(set: Set) -> Vec<usize> {
+        let elements = |shape: Vec<usize>| shape.into_iter().product();
+        set.shapes().into_iter().map(elements).collect()
+    }
+
+    #[test]
+    fn a_is_one_tensor_of_64_mi() {
+        assert_eq!(elements(Set::A), [67_108_864]);
+    }
+
+    #[test]
+    fn b_is_gpt2_small() {
+        assert_eq!(elements(Set::B).len(), 148);
+        assert_eq!(elements(Set::B).iter().sum::<usize>(), 124_439_808);
+    }
+
+    #[test]
+    fn c_is_10_000_tensors_over_the_whole_range() {
+        let elements = elements(Set::C);
+        assert_eq!(elements.len(), 10_000);
+        assert!(elements.iter().all(|n| (64..=4096).contains(n)));
+        assert!(elements.iter().any(|n| *n < 128) && elements.iter().any(|n| *n > 4000));
+        let mean = elements.iter().sum::<usize>() as f64 / 1e4;
+        assert!((mean - 2080.0).abs() < 50.0, "{mean}");
+    }
+
+    #[test]
+    fn d_is_30_tensors_of_about_1_k() {
+        let elements = elements(Set::D);
+        assert_eq!(elements.len(), 30);
+        assert!(elements.iter().all(|n| (768..=1280).contains(n)));
+    }
+
+    #[test]
+    fn shapes_are_the_same_on_every_run() {
+        assert_eq!(Set::C.shapes(), Set::C.shapes());
+    }
+}

@@ -1,0 +1,85 @@
+//! Rivals in turn, so that all of them see the same machine.
+
+use anyhow::Result;
+use rayon::ThreadPoolBuilder;
+
+use crate::case::{Case, Impl, Op};
+use crate::element::Element;
+use crate::record::{Output, Record};
+use crate::sets::Set;
+
+/// How many threads every rival has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Threads(usize);
+
+impl Threads {
+    /// Starts rayon's pool, which the library, candle and the floor share.
+    pub(crate) fn start(threads: Option<usize>) -> Result<Self> {
+        ThreadPoolBuilder::new()
+            .num_threads(threads.unwrap_or(0))
+            .build_global()?;
+        Ok(Self(rayon::current_num_threads()))
+    }
+}
+
+/// Checks, then times every operation on a set.
+pub(crate) fn time_set<E: Element>(
+    set: Set,
+    threads: Threads,
+    rounds: usize,
+    output: &mut Output,
+) -> Result<()> {
+    let mut case = Case::<E>::new(set)?;
+    for op in Op::ALL {
+        for rival in Impl::ALL {
+            case.check(rival, op)?;
+        }
+        let mut times = Impl::ALL.map(|_| Vec::with_capacity(rounds));
+        for round in 0..rounds {
+            for turn in 0..Impl::ALL.len() {
+                let i = (round + turn) % Impl::ALL.len();
+                let rival = Impl::ALL[i];
+                if rival == Impl::PasteIn && round % set.rounds_per_paste_in() != 0 {
+                    continue;
+                }
+                times[i].push(case.time(rival, op)?.as_secs_f64() * 1e3);
+            }
+        }
+        times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));
+        let medians = times.each_ref().map(|times| median(times));
+        let floor_ms = medians[Impl::ALL.len() - 1];
+        for ((rival, times), median_ms) in Impl::ALL.iter().zip(&times).zip(medians) {
+            output.add(Record {
+                set: set.name(),
+                dtype: E::DTYPE.as_str(),
+                op: op.name(),
+                rival: rival.name(),
+                threads: threads.0,
+                median_ms,
+                min_ms: times[0],
+                floor_ms,
+                ratio_to_floor: median_ms / floor_ms,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Of sorted times, at least one.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        f64::midpoint(sorted[middle - 1], sorted[middle])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_median_of_an_even_number_is_between_the_middle_two() {
+        assert_eq!(super::median(&[1.0, 2.0, 9.0]), 2.0);
+        assert_eq!(super::median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
+    }
+}
