@@ -1,1 +1,49 @@
-fn main() {}
+//! The kernels on slices: bytes a second for every dtype, from the first cache to main memory.
+#![allow(missing_docs)] // criterion's macros make public items without any.
+
+use candle_grad_clip_kernels::{Edit, Element, NormType, edit, measure};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use half::{bf16, f16};
+use std::hint::black_box;
+
+/// 1 k, 64 k and 4 M elements.
+const LENS: [usize; 3] = [1 << 10, 1 << 16, 1 << 22];
+
+/// Turns signs at every call: values stay in range however often it runs.
+const SCALE: Edit = Edit::Scale {
+    clip_coef: -1.0,
+    zero_non_finite: false,
+};
+const CLAMP: Edit = Edit::Clamp {
+    clip_value: 0.5,
+    zero_non_finite: false,
+};
+
+fn dtype<E: Element>(c: &mut Criterion, name: &str, from_f32: impl Fn(f32) -> E) {
+    let mut group = c.benchmark_group(name);
+    for len in LENS {
+        let mut rng = fastrand::Rng::with_seed(len as u64);
+        let mut values: Vec<E> = (0..len).map(|_| from_f32(rng.f32() - 0.5)).collect();
+        group.throughput(Throughput::Bytes(size_of_val(values.as_slice()) as u64));
+        group.bench_function(BenchmarkId::new("measure", len), |b| {
+            b.iter(|| measure(black_box(&values), NormType::L2));
+        });
+        group.bench_function(BenchmarkId::new("scale", len), |b| {
+            b.iter(|| edit(black_box(&mut values), SCALE));
+        });
+        group.bench_function(BenchmarkId::new("clamp", len), |b| {
+            b.iter(|| edit(black_box(&mut values), CLAMP));
+        });
+    }
+    group.finish();
+}
+
+fn kernels(c: &mut Criterion) {
+    dtype(c, "f32", |x| x);
+    dtype(c, "f64", f64::from);
+    dtype(c, "f16", f16::from_f32);
+    dtype(c, "bf16", bf16::from_f32);
+}
+
+criterion_group!(benches, kernels);
+criterion_main!(benches);

@@ -124,22 +124,20 @@ impl<E: Element> Case<E> {
         let (grads, vars) = (&mut self.grads, self.vars.as_slice());
         let start = Instant::now();
         let norm = match (rival, op) {
-            (Impl::CandleGradClip, Op::TotalNorm) => Some(candle_grad_clip::total_norm(
-                grads,
-                vars,
-                NormType::L2,
-            )?),
-            (Impl::CandleGradClip, Op::ClipGradNorm | Op::ClipGradNormNoop) => Some(
-                candle_grad_clip::clip_grad_norm(grads, vars, max_norm)?,
-            ),
+            (Impl::CandleGradClip, Op::TotalNorm) => {
+                Some(candle_grad_clip::total_norm(grads, vars, NormType::L2)?)
+            }
+            (Impl::CandleGradClip, Op::ClipGradNorm | Op::ClipGradNormNoop) => {
+                Some(candle_grad_clip::clip_grad_norm(grads, vars, max_norm)?)
+            }
             (Impl::CandleGradClip, Op::ClipGradValue) => {
                 candle_grad_clip::clip_grad_value(grads, vars, CLIP_VALUE)?;
                 None
             }
             (Impl::PasteIn, Op::TotalNorm) => Some(paste_in::total_norm(&self.pasted, vars)?),
-            (Impl::PasteIn, Op::ClipGradNorm | Op::ClipGradNormNoop) => Some(
-                paste_in::clip_grad_norm(&mut self.pasted, vars, max_norm)?,
-            ),
+            (Impl::PasteIn, Op::ClipGradNorm | Op::ClipGradNormNoop) => {
+                Some(paste_in::clip_grad_norm(&mut self.pasted, vars, max_norm)?)
+            }
             (Impl::PasteIn, Op::ClipGradValue) => {
                 paste_in::clip_grad_value(&mut self.pasted, vars, CLIP_VALUE)?;
                 None
@@ -172,17 +170,20 @@ impl<E: Element> Case<E> {
         let is_exact = matches!(op, Op::TotalNorm | Op::ClipGradNormNoop)
             || (op == Op::ClipGradValue && rival != Impl::Floor);
         let tolerance = if is_exact { 0.0 } else { tolerance::<E>(rival) };
-        let wrong = with_elements::<E, _>(&self.tensors(rival)?, |elements| {
-            elements.iter().zip(&self.fresh).enumerate().find_map(|(tensor, (after, before))| {
-                let step = (before.len() / SAMPLE).max(1);
-                let last = before.len() - 1;
-                (0..=last).step_by(step).chain([last]).find_map(|i| {
-                    let (expected, got) = (expected(before[i].to_f64()), after[i].to_f64());
-                    let right = (got - expected).abs() <= tolerance * expected.abs();
-                    (!right).then_some((tensor, i, expected, got))
-                })
-            })
-        })?;
+        let wrong =
+            with_elements::<E, _>(&self.tensors(rival)?, |elements| {
+                elements.iter().zip(&self.fresh).enumerate().find_map(
+                    |(tensor, (after, before))| {
+                        let step = (before.len() / SAMPLE).max(1);
+                        let last = before.len() - 1;
+                        (0..=last).step_by(step).chain([last]).find_map(|i| {
+                            let (expected, got) = (expected(before[i].to_f64()), after[i].to_f64());
+                            let right = (got - expected).abs() <= tolerance * expected.abs();
+                            (!right).then_some((tensor, i, expected, got))
+                        })
+                    },
+                )
+            })?;
         if let Some((tensor, i, expected, got)) = wrong {
             bail!(
                 "{} of {}: element {i} of tensor {tensor} is {got}, not {expected}",
@@ -224,12 +225,21 @@ impl<E: Element> Case<E> {
                 target.copy_from_slice(source);
             }
             for (target, source) in big {
-                let chunks = target.par_chunks_mut(1 << 16).zip(source.par_chunks(1 << 16));
+                let chunks = target
+                    .par_chunks_mut(1 << 16)
+                    .zip(source.par_chunks(1 << 16));
                 chunks.for_each(|(target, source)| target.copy_from_slice(source));
             }
         })?;
-        let read: u64 = self.other.par_chunks(1 << 16).map(|part| part.iter().sum::<u64>()).sum();
-        ensure!(read == self.other.len() as u64, "the other memory has changed");
+        let read: u64 = self
+            .other
+            .par_chunks(1 << 16)
+            .map(|part| part.iter().sum::<u64>())
+            .sum();
+        ensure!(
+            read == self.other.len() as u64,
+            "the other memory has changed"
+        );
         Ok(())
     }
 }

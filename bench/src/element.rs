@@ -1,4 +1,6 @@
 //! The dtypes, and the two plain loops over a slice of each that the floor is made of.
+//!
+//! What goes into `dispatch` is inlined by force, or it is compiled for the baseline CPU.
 
 use candle_core::{CpuStorage, WithDType};
 use half::bf16;
@@ -29,28 +31,34 @@ macro_rules! element {
 
             #[allow(clippy::cast_lossless)] // From u64 to u64 for one of the three.
             fn read(values: &[Self]) -> u64 {
-                Arch::new().dispatch(|| {
-                    let mut lanes = [<$t>::to_bits(<$t>::default()); LANES];
-                    let mut rows = values.chunks_exact(LANES);
-                    for row in &mut rows {
-                        for (lane, x) in lanes.iter_mut().zip(row) {
+                Arch::new().dispatch(
+                    #[inline(always)]
+                    || {
+                        let mut lanes = [<$t>::to_bits(<$t>::default()); LANES];
+                        let mut rows = values.chunks_exact(LANES);
+                        for row in &mut rows {
+                            for (lane, x) in lanes.iter_mut().zip(row) {
+                                *lane ^= x.to_bits();
+                            }
+                        }
+                        for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
                             *lane ^= x.to_bits();
                         }
-                    }
-                    for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
-                        *lane ^= x.to_bits();
-                    }
-                    lanes.into_iter().fold(0, |all, lane| all ^ lane as u64)
-                })
+                        lanes.into_iter().fold(0, |all, lane| all ^ lane as u64)
+                    },
+                )
             }
 
             fn scale(values: &mut [Self], coef: f64) {
                 let scaled = $scaled;
-                Arch::new().dispatch(|| {
-                    for x in values {
-                        *x = scaled(*x, coef);
-                    }
-                });
+                Arch::new().dispatch(
+                    #[inline(always)]
+                    || {
+                        for x in values {
+                            *x = scaled(*x, coef);
+                        }
+                    },
+                );
             }
         }
     };
@@ -74,7 +82,11 @@ mod tests {
             let mut values = vec![0f32; len];
             for i in 0..len {
                 values[i] = 1.0;
-                assert_eq!(f32::read(&values), u64::from(1f32.to_bits()), "{i} of {len}");
+                assert_eq!(
+                    f32::read(&values),
+                    u64::from(1f32.to_bits()),
+                    "{i} of {len}"
+                );
                 values[i] = 0.0;
             }
         }
@@ -82,7 +94,9 @@ mod tests {
 
     #[test]
     fn scaling_bf16_rounds_as_half_does() {
-        let values: Vec<bf16> = (0..1000i16).map(|i| bf16::from_f32(f32::from(i - 500))).collect();
+        let values: Vec<bf16> = (0..1000i16)
+            .map(|i| bf16::from_f32(f32::from(i - 500)))
+            .collect();
         let mut scaled = values.clone();
         bf16::scale(&mut scaled, 0.7);
         for (x, y) in values.iter().zip(scaled) {

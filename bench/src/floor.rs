@@ -40,7 +40,10 @@ fn pieces<E: Element>(elements: Vec<&mut [E]>) -> Vec<Vec<&mut [E]>> {
     let limit = PIECE_BYTES / size_of::<E>();
     let mut pieces = Vec::new();
     let (mut piece, mut len) = (Vec::new(), 0);
-    for chunk in elements.into_iter().flat_map(|slice| slice.chunks_mut(limit)) {
+    for chunk in elements
+        .into_iter()
+        .flat_map(|slice| slice.chunks_mut(limit))
+    {
         if len + chunk.len() > limit {
             pieces.push(std::mem::take(&mut piece));
             len = 0;
@@ -86,7 +89,12 @@ mod tests {
     #[test]
     fn pieces_hold_every_element_once_and_are_not_too_large() {
         let limit = PIECE_BYTES / size_of::<f32>();
-        for lens in [vec![0], vec![3 * limit + 1], vec![limit / 3; 10], vec![1, limit, 1]] {
+        for lens in [
+            vec![0],
+            vec![3 * limit + 1],
+            vec![limit / 3; 10],
+            vec![1, limit, 1],
+        ] {
             let mut memory: Vec<Vec<f32>> = lens.iter().map(|len| vec![0.0; *len]).collect();
             let mut pieces = pieces(memory.iter_mut().map(Vec::as_mut_slice).collect());
             for piece in &mut pieces {

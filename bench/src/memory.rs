@@ -59,7 +59,8 @@ impl<E: Element> InplaceOp1 for Span<E> {
         let elements = layout
             .contiguous_offsets()
             .and_then(|(start, end)| E::values(storage)?.get_mut(start..end));
-        self.0.set(elements.map(|elements| (elements.as_mut_ptr(), elements.len())));
+        self.0
+            .set(elements.map(|elements| (elements.as_mut_ptr(), elements.len())));
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What users paste today, as candle has no clipping: the code of candle's forum answers.
+//! What users paste today, as candle has no clipping: its tensor operations, a Var at a time.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Var};

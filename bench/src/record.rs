@@ -36,7 +36,14 @@ impl Output {
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header([
-            "set", "dtype", "op", "impl", "threads", "median ms", "min ms", "ratio to floor",
+            "set",
+            "dtype",
+            "op",
+            "impl",
+            "threads",
+            "median ms",
+            "min ms",
+            "ratio to floor",
         ]);
         for column in table.column_iter_mut().skip(4) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -44,15 +51,18 @@ impl Output {
         Self::Table(Box::new(table))
     }
 
-    pub(crate) fn add(&mut self, record: Record) -> Result<()> {
+    pub(crate) fn add(&mut self, record: &Record) -> Result<()> {
         match self {
             Self::Json => {
                 let mut out = std::io::stdout().lock();
-                serde_json::to_writer(&mut out, &record)?;
+                serde_json::to_writer(&mut out, record)?;
                 writeln!(out)?;
             }
             Self::Table(table) => {
-                eprintln!("{} {} {} {}", record.set, record.dtype, record.op, record.rival);
+                eprintln!(
+                    "{} {} {} {}",
+                    record.set, record.dtype, record.op, record.rival
+                );
                 table.add_row([
                     record.set.to_string(),
                     record.dtype.to_string(),

@@ -45,11 +45,13 @@ pub(crate) fn time_set<E: Element>(
                 times[i].push(case.time(rival, op)?.as_secs_f64() * 1e3);
             }
         }
-        times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));
+        for times in &mut times {
+            times.sort_by(f64::total_cmp);
+        }
         let medians = times.each_ref().map(|times| median(times));
         let floor_ms = medians[Impl::ALL.len() - 1];
         for ((rival, times), median_ms) in Impl::ALL.iter().zip(&times).zip(medians) {
-            output.add(Record {
+            output.add(&Record {
                 set: set.name(),
                 dtype: E::DTYPE.as_str(),
                 op: op.name(),
