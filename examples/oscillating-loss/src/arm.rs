@@ -7,6 +7,9 @@ use anyhow::{Error, Result, bail};
 use candle_grad_clip::{Clip, NonFinite};
 use serde::{Serialize, Serializer};
 
+/// The limit of the story's arm that clips the norm.
+pub const MAX_NORM: f64 = 1.0;
+
 /// `none`, `norm:MAX_NORM` or `value:CLIP_VALUE`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Arm {
@@ -20,7 +23,7 @@ pub enum Arm {
 
 impl Arm {
     /// The arms that the story compares.
-    pub const STORY: [Self; 3] = [Self::None, Self::Norm(1.0), Self::Value(0.1)];
+    pub const STORY: [Self; 3] = [Self::None, Self::Norm(MAX_NORM), Self::Value(0.1)];
 
     /// What the wrapper is told; `non_finite` is for the arms that clip.
     ///

@@ -44,9 +44,9 @@ fn lowest(f: impl Fn(f64) -> f64, mut low: f64, mut high: f64) -> f64 {
     while high - low > 1e-6 {
         let (left, right) = (low + (high - low) / 3.0, high - (high - low) / 3.0);
         if f(left) < f(right) {
-            high = right
+            high = right;
         } else {
-            low = left
+            low = left;
         }
     }
     f(f64::midpoint(low, high))

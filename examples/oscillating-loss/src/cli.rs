@@ -36,7 +36,7 @@ enum Command {
         common: Common,
         #[command(flatten)]
         rate: Rate,
-        /// What to do to the gradients: none, norm:MAX_NORM or value:CLIP_VALUE.
+        /// What to do to the gradients: `none`, `norm:MAX_NORM` or `value:CLIP_VALUE`.
         #[arg(long, default_value = "norm:1.0")]
         clip: Arm,
     },
@@ -91,7 +91,7 @@ struct Common {
     #[arg(long, value_parser = count())]
     steps: Option<u64>,
     /// Steps between evaluations on the test windows.
-    #[arg(long, value_parser = count(), default_value = "10")]
+    #[arg(long, value_parser = count(), default_value = "25")]
     eval_every: u64,
     /// Decides initial weights and batches.
     #[arg(long, default_value_t = 0)]
@@ -123,7 +123,7 @@ struct Rate {
 
 #[derive(Debug, Args)]
 struct Arms {
-    /// What to do to the gradients, separated by commas: none, norm:MAX_NORM or value:CLIP_VALUE.
+    /// What to do to the gradients, separated by commas: `none`, `norm:MAX_NORM` or `value:CLIP_VALUE`.
     #[arg(long = "clip", value_delimiter = ',', default_values_t = Arm::STORY)]
     arms: Vec<Arm>,
 }

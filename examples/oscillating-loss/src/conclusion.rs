@@ -33,7 +33,7 @@ fn on_range(standings: &[Standing], none: &Standing, clipped: &Standing) -> Stri
         .map(|standing| {
             let diverged = format!("{} of {}", standing.num_diverged(), standing.runs.len());
             format!(
-                "{} {}, {diverged} runs diverged",
+                "{}: {}, {diverged} runs diverged",
                 standing.arm,
                 range(standing.usable)
             )
@@ -50,7 +50,7 @@ fn on_range(standings: &[Standing], none: &Standing, clipped: &Standing) -> Stri
         "doesn't change the range of usable rates".to_owned()
     };
     format!(
-        "Learning rates within 1.2x of the best loss of all arms: {}; so {} {verdict}.",
+        "Learning rates within 1.2x of the best loss of all arms, {}; so {} {verdict}.",
         each.join("; "),
         clipped.arm
     )

@@ -97,7 +97,7 @@ pub fn sweep(standings: &[Standing], baselines: &Baselines) -> Chart {
             ..
         } = standing.runs[0].settings;
         format!(
-            "{}, power {power}, {steps} steps, by learning rate",
+            "Weighted power loss by learning rate, {}, power {power}, {steps} steps",
             optimizer.name()
         )
     });

@@ -12,9 +12,11 @@ fn main() -> Result<ExitCode> {
     let args = cli::Cli::parse();
     let interrupted = interrupt::watch()?;
     cli::run(&args, &interrupted)?;
-    Ok(match interrupted.load(Ordering::Relaxed) {
-        true => ExitCode::from(interrupt::EXIT_STATUS),
-        false => ExitCode::SUCCESS,
+    let interrupted = interrupted.load(Ordering::Relaxed);
+    Ok(if interrupted {
+        ExitCode::from(interrupt::EXIT_STATUS)
+    } else {
+        ExitCode::SUCCESS
     })
 }
 

@@ -68,19 +68,23 @@ impl Summary {
     #[must_use]
     pub fn new(runs: &[Run], baselines: Baselines) -> Self {
         let standings = Standing::of_arms(runs);
-        let by_arm = |value: fn(&Standing) -> f64| {
-            standings
-                .iter()
-                .map(|standing| (standing.arm.to_string(), value(standing)))
-                .collect()
-        };
         Self {
             arms: runs.iter().map(RunSummary::from).collect(),
-            usable_lr_decades: by_arm(|standing| standing.usable_decades()),
-            best_test_loss: by_arm(|standing| standing.best.1),
+            usable_lr_decades: by_arm(&standings, Standing::usable_decades),
+            best_test_loss: by_arm(&standings, |standing| standing.best.1),
             baselines,
         }
     }
+}
+
+fn by_arm<'a>(
+    standings: &[Standing<'a>],
+    value: impl Fn(&Standing<'a>) -> f64,
+) -> BTreeMap<String, f64> {
+    standings
+        .iter()
+        .map(|standing| (standing.arm.to_string(), value(standing)))
+        .collect()
 }
 
 /// One arm over all learning rates.

@@ -27,7 +27,10 @@ pub fn range(usable: Option<(f64, f64)>) -> String {
     match usable {
         None => "no rate".to_owned(),
         Some((low, high)) if low < high => {
-            format!("{low:e} to {high:e} ({:.1} decades)", decades((low, high)))
+            format!(
+                "{low:.1e} to {high:.1e} ({:.1} decades)",
+                decades((low, high))
+            )
         }
         Some((only, _)) => format!("only {only:e}"),
     }
@@ -41,7 +44,7 @@ pub fn curves(runs: &[Run]) -> Table {
     let mut table = table(header);
     let last = runs
         .iter()
-        .flat_map(|run| run.steps.last())
+        .filter_map(|run| run.steps.last())
         .map(|step| step.step)
         .max();
     let rows = last.unwrap_or(0).div_ceil(10).max(1);
@@ -51,9 +54,8 @@ pub fn curves(runs: &[Run]) -> Table {
             if run.steps.len() < step {
                 return "-".to_owned();
             }
-            let past = run.steps[..step].iter().rev();
-            past.filter_map(|step| step.test_loss)
-                .next()
+            let mut past = run.steps[..step].iter().rev();
+            past.find_map(|step| step.test_loss)
                 .map_or_else(String::new, number)
         };
         table.add_row(std::iter::once(step.to_string()).chain(runs.iter().map(loss)));
@@ -168,6 +170,6 @@ mod tests {
     fn ranges_read_well() {
         assert_eq!(range(None), "no rate");
         assert_eq!(range(Some((3e-3, 3e-3))), "only 3e-3");
-        assert_eq!(range(Some((1e-3, 1e-1))), "1e-3 to 1e-1 (2.0 decades)");
+        assert_eq!(range(Some((1e-3, 1e-1))), "1.0e-3 to 1.0e-1 (2.0 decades)");
     }
 }

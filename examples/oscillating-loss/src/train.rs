@@ -18,7 +18,7 @@ use crate::model::Forecaster;
 use crate::{init, score};
 
 /// Windows in one forward pass of an evaluation.
-const TEST_BATCH: usize = 128;
+const TEST_BATCH: usize = 32;
 
 /// candle's optimizers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -389,7 +389,7 @@ impl Trainer<'_> {
             eval_every,
             ..
         } = *self.settings;
-        if step % eval_every != 0 && step != steps {
+        if !step.is_multiple_of(eval_every) && step != steps {
             return Ok(None);
         }
         full_loss(&self.model, &self.weather.test, power, alpha).map(Some)

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{compare, find_max_norm, sweep};
-use crate::arm::Arm;
+use crate::arm::{Arm, MAX_NORM};
 use crate::experiment::Experiment;
 use crate::train::{Run, Settings};
 
@@ -37,7 +37,13 @@ pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
         optimizer.name()
     );
     println!("\n1. Which limit?");
-    find_max_norm::run(experiment, &limit)?;
+    let unclipped = find_max_norm::run(experiment, &limit)?;
+    let above = unclipped
+        .steps
+        .iter()
+        .filter(|step| step.total_norm > MAX_NORM)
+        .count();
+    println!("  (The runs below take {MAX_NORM:?}, which is below {above} of these norms.)");
 
     let mut runs = Vec::new();
     if !experiment.interrupted() {

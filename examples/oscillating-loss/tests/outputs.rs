@@ -1,0 +1,242 @@
+//! The files that commands leave behind, and the errors before any training.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser;
+use oscillating_loss::cli::{self, Cli};
+use serde_json::Value;
+
+fn call(args: &[&str], out: &Path, interrupt: bool) -> anyhow::Result<()> {
+    let out = out.to_str().unwrap();
+    let args = ["oscillating-loss"]
+        .iter()
+        .chain(args)
+        .copied()
+        .chain(["--out", out]);
+    cli::run(&Cli::try_parse_from(args)?, &AtomicBool::new(interrupt))
+}
+
+const SHORT: [&str; 4] = ["--steps=4", "--batch=2", "--eval-every=2", "--seed=3"];
+
+fn with<'a>(command: &[&'a str]) -> Vec<&'a str> {
+    command.iter().chain(&SHORT).copied().collect()
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// Every file below a folder, without the changing part of event files' names.
+fn files(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if entry.path().is_dir() {
+            found.extend(
+                files(&entry.path())
+                    .into_iter()
+                    .map(|file| format!("{name}/{file}")),
+            );
+        } else if name.starts_with("events.out.tfevents.") {
+            found.push("events.out.tfevents".to_owned());
+        } else {
+            found.push(name);
+        }
+    }
+    found.sort();
+    found
+}
+
+const PICTURES: [&str; 4] = ["grad_norm.png", "grad_norm.svg", "loss.png", "loss.svg"];
+
+#[test]
+fn compare_writes_every_file_and_the_schema_holds() {
+    let out = tempfile::tempdir().unwrap();
+    let args = with(&["compare", "--clip=none,norm:1.0", "--lr=1e-4"]);
+    // Twice: the second call replaces every file of the first.
+    for _ in 0..2 {
+        call(&args, out.path(), false).unwrap();
+    }
+    let mut expected = vec!["config.json", "metrics.csv", "summary.json"];
+    expected.extend(PICTURES);
+    expected.extend(["none/events.out.tfevents", "none/weights.safetensors"]);
+    expected.extend([
+        "norm-1.0/events.out.tfevents",
+        "norm-1.0/weights.safetensors",
+    ]);
+    expected.sort_unstable();
+    assert_eq!(files(out.path()), expected);
+
+    let summary = json(&out.path().join("summary.json"));
+    let top = ["arms", "baselines", "best_test_loss", "usable_lr_decades"];
+    assert_eq!(keys(&summary), top);
+    assert_eq!(keys(&summary["baselines"]), ["constant", "persistence"]);
+    assert_eq!(keys(&summary["best_test_loss"]), ["none", "norm:1.0"]);
+    assert_eq!(keys(&summary["usable_lr_decades"]), ["none", "norm:1.0"]);
+    let arm = &summary["arms"][1];
+    let fields = [
+        "arm",
+        "best_test_loss",
+        "clipped_fraction",
+        "diverged",
+        "final_test_loss",
+        "lr",
+        "max_total_norm",
+        "ms_per_step",
+        "optimizer",
+        "power",
+        "roughness",
+        "seed",
+    ];
+    assert_eq!(keys(arm), fields);
+    assert_eq!(arm["arm"], "norm:1.0");
+    assert_eq!(arm["optimizer"], "sgd");
+    assert_eq!(arm["seed"], 3);
+    assert_eq!(arm["diverged"], false);
+    for field in [
+        "best_test_loss",
+        "clipped_fraction",
+        "max_total_norm",
+        "ms_per_step",
+    ] {
+        assert!(
+            arm[field].as_f64().unwrap() > 0.0,
+            "{field}: {}",
+            arm[field]
+        );
+    }
+
+    let metrics = fs::read_to_string(out.path().join("metrics.csv")).unwrap();
+    let mut lines = metrics.lines();
+    let header = "arm,optimizer,power,lr,seed,step,train_loss,test_loss,total_norm,clipped_norm,\
+                  clip_coef,was_clipped,skipped";
+    assert_eq!(lines.next(), Some(header));
+    assert_eq!(lines.count(), 8);
+}
+
+#[test]
+fn a_run_that_diverges_is_null_in_the_summary() {
+    let out = tempfile::tempdir().unwrap();
+    call(
+        &with(&["train", "--clip=none", "--lr=1e9"]),
+        out.path(),
+        false,
+    )
+    .unwrap();
+    let summary = json(&out.path().join("summary.json"));
+    let arm = &summary["arms"][0];
+    assert_eq!(arm["diverged"], true);
+    for field in ["final_test_loss", "best_test_loss", "roughness"] {
+        assert_eq!(arm[field], Value::Null, "{field}");
+    }
+    assert_eq!(summary["usable_lr_decades"]["none"], 0.0);
+}
+
+#[test]
+fn a_sweep_writes_its_picture() {
+    let out = tempfile::tempdir().unwrap();
+    let args = with(&[
+        "sweep",
+        "--lr=1e-4,1e-3",
+        "--clip=none,value:0.1",
+        "--seeds=1",
+    ]);
+    call(&args, out.path(), false).unwrap();
+    let expected = [
+        "config.json",
+        "metrics.csv",
+        "summary.json",
+        "sweep.png",
+        "sweep.svg",
+    ];
+    assert_eq!(files(out.path()), expected);
+    let summary = json(&out.path().join("summary.json"));
+    assert_eq!(summary["arms"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn after_an_interrupt_the_files_are_complete() {
+    let out = tempfile::tempdir().unwrap();
+    // The flag is up from the start, so no run begins: what is left must be readable all the same.
+    call(&with(&["train"]), out.path(), true).unwrap();
+    let mut expected = vec!["config.json", "metrics.csv", "summary.json"];
+    expected.extend(PICTURES);
+    expected.push("norm-1.0/events.out.tfevents");
+    expected.sort_unstable();
+    assert_eq!(files(out.path()), expected);
+    assert_eq!(
+        json(&out.path().join("summary.json"))["arms"],
+        Value::Array(Vec::new())
+    );
+}
+
+#[test]
+fn an_out_that_cannot_be_written_is_an_error_before_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    for out in [file.clone(), file.join("below")] {
+        // So many steps that a run would not come back.
+        let args = ["train", "--steps=4000000000"];
+        let error = format!("{:#}", call(&args, &out, false).unwrap_err());
+        let expected = format!("can't write to `{}`: choose another folder", out.display());
+        assert!(error.contains(&expected), "{error}");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[test]
+fn find_max_norm_leaves_its_numbers() {
+    let out = tempfile::tempdir().unwrap();
+    call(&with(&["find-max-norm"]), out.path(), false).unwrap();
+    let summary = json(&out.path().join("summary.json"));
+    assert_eq!(summary["arms"][0]["arm"], "none");
+    assert_eq!(
+        files(out.path()),
+        ["config.json", "metrics.csv", "summary.json"]
+    );
+}
+
+#[test]
+fn wrong_arguments_are_refused() {
+    let wrong = [
+        "train --clip=norm:0",
+        "train --clip=norm",
+        "train --clip=norm:-1",
+        "train --clip=agc:1",
+        "train --clip=value:NaN",
+        "train --lr=0",
+        "train --lr=inf",
+        "train --power=0.5",
+        "train --alpha=-1",
+        "train --batch=0",
+        "train --steps=0",
+        "train --data=a.csv",
+        "train --target=a",
+        "sweep --seeds=0",
+        "train --device=tpu",
+    ];
+    for args in wrong {
+        let args = std::iter::once("oscillating-loss").chain(args.split(' '));
+        assert!(
+            Cli::try_parse_from(args.clone()).is_err(),
+            "{:?}",
+            args.collect::<Vec<_>>()
+        );
+    }
+}
