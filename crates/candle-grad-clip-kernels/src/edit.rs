@@ -1,3 +1,4 @@
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use crate::simd::dispatch;
@@ -136,7 +137,29 @@ impl<F: ElementEdit> ElementEdit for Finite<F> {
     }
 }
 
-/// Evaluates `$body` with `$op` bound to the type that does `$edit`, compiled for this CPU.
+struct InPlace<'a, E, F>(&'a mut [E], F);
+
+impl<E: Element, F: ElementEdit> NullaryFnOnce for InPlace<'_, E, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        E::map(self.0, self.1);
+    }
+}
+
+struct Into<'a, E, F>(&'a [E], &'a mut [E], F);
+
+impl<E: Element, F: ElementEdit> NullaryFnOnce for Into<'_, E, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        E::map_into(self.0, self.1, self.2);
+    }
+}
+
+/// Evaluates `$body` with `$op` bound to the type that does `$edit`.
 macro_rules! specialise {
     ($edit:expr, $op:ident => $body:expr) => {
         match $edit {
@@ -145,37 +168,37 @@ macro_rules! specialise {
                 zero_non_finite: false,
             } => {
                 let $op = Scale::new(clip_coef);
-                dispatch(|| $body)
+                $body
             }
             Edit::Scale {
                 clip_coef,
                 zero_non_finite: true,
             } => {
                 let $op = Finite(Scale::new(clip_coef));
-                dispatch(|| $body)
+                $body
             }
             Edit::Clamp {
                 clip_value,
                 zero_non_finite: false,
             } => {
                 let $op = Clamp { clip_value };
-                dispatch(|| $body)
+                $body
             }
             Edit::Clamp {
                 clip_value,
                 zero_non_finite: true,
             } => {
                 let $op = Finite(Clamp { clip_value });
-                dispatch(|| $body)
+                $body
             }
         }
     };
 }
 
 fn edit_block<E: Element>(values: &mut [E], edit: Edit) {
-    specialise!(edit, op => E::map(values, op));
+    specialise!(edit, op => dispatch(InPlace(values, op)));
 }
 
 fn edit_block_into<E: Element>(source: &[E], target: &mut [E], edit: Edit) {
-    specialise!(edit, op => E::map_into(source, target, op));
+    specialise!(edit, op => dispatch(Into(source, target, op)));
 }

@@ -1,3 +1,4 @@
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use crate::simd::dispatch;
@@ -5,6 +6,8 @@ use crate::{BLOCK, Element, NormType, PartialPower};
 
 /// Lanes that a sum runs in, whatever the CPU's width.
 const LANES: usize = 16;
+/// Lanes that a maximum runs in: its bits do not depend on their number.
+const MAX_LANES: usize = 64;
 /// Elements summed before the lanes are folded: keeps the rounding error of a long sum small.
 const CHUNK: usize = 16 * 1024;
 /// Sums of f64 squares outside this range are taken again with a scale.
@@ -74,14 +77,7 @@ pub fn measure_clamped<E: Element>(values: &[E], norm_type: NormType, clip_value
 /// How many elements lie outside `[-clip_value, clip_value]`; a NaN does not.
 #[must_use]
 pub fn count_above<E: Element>(values: &[E], clip_value: f64) -> u64 {
-    let count = |block: &[E]| {
-        dispatch(|| {
-            block
-                .iter()
-                .map(|x| u64::from(x.to_f64().abs() > clip_value))
-                .sum::<u64>()
-        })
-    };
+    let count = |block: &[E]| dispatch(CountAbove(block, clip_value));
     if values.len() <= BLOCK {
         count(values)
     } else {
@@ -141,17 +137,22 @@ fn measure_chunk<E: Element>(
 }
 
 /// Sum of `f(|x|)` in [`LANES`] lanes, folded pairwise.
-#[inline]
-fn lane_sum<E: Element>(chunk: &[E], f: impl Fn(f64) -> f64) -> f64 {
-    dispatch(|| {
+struct LaneSum<'a, E, F>(&'a [E], F);
+
+impl<E: Element, F: Fn(f64) -> f64> NullaryFnOnce for LaneSum<'_, E, F> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let Self(chunk, f) = self;
         let mut lanes = [0.0; LANES];
-        let mut rows = chunk.chunks_exact(LANES);
-        for row in &mut rows {
-            for (lane, x) in lanes.iter_mut().zip(row) {
-                *lane += f(x.to_f64().abs());
+        let (rows, rest) = chunk.as_chunks::<LANES>();
+        for row in rows {
+            for i in 0..LANES {
+                lanes[i] += f(row[i].to_f64().abs());
             }
         }
-        for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
+        for (lane, x) in lanes.iter_mut().zip(rest) {
             *lane += f(x.to_f64().abs());
         }
         let mut width = LANES / 2;
@@ -162,23 +163,52 @@ fn lane_sum<E: Element>(chunk: &[E], f: impl Fn(f64) -> f64) -> f64 {
             width /= 2;
         }
         lanes[0]
-    })
+    }
 }
 
-fn max_abs_bits<E: Element>(chunk: &[E]) -> E::Bits {
-    dispatch(|| {
-        let mut lanes = [E::Bits::default(); 2 * LANES];
-        let mut rows = chunk.chunks_exact(2 * LANES);
-        for row in &mut rows {
-            for (lane, x) in lanes.iter_mut().zip(row) {
-                *lane = (*lane).max(x.abs_bits());
+fn lane_sum<E: Element>(chunk: &[E], f: impl Fn(f64) -> f64) -> f64 {
+    dispatch(LaneSum(chunk, f))
+}
+
+/// The largest [`Element::abs_bits`].
+struct MaxAbsBits<'a, E>(&'a [E]);
+
+impl<E: Element> NullaryFnOnce for MaxAbsBits<'_, E> {
+    type Output = E::Bits;
+
+    #[inline(always)]
+    fn call(self) -> E::Bits {
+        let mut lanes = [E::Bits::default(); MAX_LANES];
+        let (rows, rest) = self.0.as_chunks::<MAX_LANES>();
+        for row in rows {
+            for i in 0..MAX_LANES {
+                lanes[i] = lanes[i].max(row[i].abs_bits());
             }
         }
-        for (lane, x) in lanes.iter_mut().zip(rows.remainder()) {
+        for (lane, x) in lanes.iter_mut().zip(rest) {
             *lane = (*lane).max(x.abs_bits());
         }
         lanes.into_iter().max().unwrap_or_default()
-    })
+    }
+}
+
+fn max_abs_bits<E: Element>(chunk: &[E]) -> E::Bits {
+    dispatch(MaxAbsBits(chunk))
+}
+
+/// How many `|x|` are above a value.
+struct CountAbove<'a, E>(&'a [E], f64);
+
+impl<E: Element> NullaryFnOnce for CountAbove<'_, E> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn call(self) -> u64 {
+        self.0
+            .iter()
+            .map(|x| u64::from(x.to_f64().abs() > self.1))
+            .sum()
+    }
 }
 
 /// The power sum of finite elements, divided by a scale that keeps every term at most about 1.

@@ -1,8 +1,12 @@
+use pulp::NullaryFnOnce;
+
 /// Runs `body` compiled for the best vector unit of this CPU (AVX-512, AVX2, NEON, ...).
 ///
 /// `body` is ordinary code with a fixed number of lanes that the compiler vectorises, so the bits
-/// do not depend on what is found; no operation here is ever contracted into a fused one.
+/// do not depend on what is found; no operation here is ever contracted into a fused one. It is a
+/// type whose `call` is `#[inline(always)]`, as a closure of some size would not be inlined, and
+/// so be compiled for the baseline CPU.
 #[inline]
-pub(crate) fn dispatch<R>(body: impl FnOnce() -> R) -> R {
+pub(crate) fn dispatch<F: NullaryFnOnce>(body: F) -> F::Output {
     pulp::Arch::new().dispatch(body)
 }
