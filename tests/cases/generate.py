@@ -134,8 +134,9 @@ def main() -> None:
         count[word] += 1
         if one:
             encoded.append(json.dumps(one, separators=(",", ":"), allow_nan=False))
-    head = json.dumps({"framework": name, "version": framework.VERSION})[:-1]
-    text = head + ', "cases": [\n' + ",\n".join(encoded) + "\n]}\n"
+    head = {"framework": name, "version": framework.VERSION, "eps": framework.EPS}
+    head = json.dumps(head, separators=(",", ":"))[:-1]
+    text = head + ',"cases":[\n' + ",\n".join(encoded) + "\n]}\n"
     Path(__file__).with_name(f"{name}.json").write_text(text)
     print(f"{name} {framework.VERSION}: {dict(count)}, {len(text) / 1e3:.0f} kB")
 

@@ -56,7 +56,8 @@ def run(case) -> tuple[float | None, list[list[float] | None]]:
             limit = tf.cast(tf.constant(case.limit, tf.float64), dtype)
             after, norm = tf.clip_by_global_norm(grads, limit, use_norm=use_norm)
         case "clip_grad_value":
-            after = [g if g is None else tf.clip_by_value(g, -case.limit, case.limit) for g in grads]
+            bounds = -case.limit, case.limit
+            after = [None if g is None else tf.clip_by_value(g, *bounds) for g in grads]
         case "total_norm":
             norm = tf.linalg.global_norm(grads)
     norm = None if norm is None else float(tf.cast(norm, tf.float64))
