@@ -7,8 +7,8 @@ use crate::{BLOCK, Element};
 /// What to do to every element.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Edit {
-    /// `x * clip_coef`. Halves are widened to f32 first, f32 to f64, so that a tiny coefficient
-    /// does not vanish before it is used.
+    /// `x * clip_coef`, in f64 for f64 and in f32 for the others, halves being widened first. A
+    /// coefficient that f32 does not hold is applied as two factors, so that it does not vanish.
     Scale {
         /// What to multiply by.
         clip_coef: f64,
@@ -57,9 +57,9 @@ pub fn edit_into<E: Element>(source: &[E], target: &mut [E], edit: Edit) {
 
 /// What [`Edit`] does to one element, in the two widths that dtypes are widened to.
 pub trait ElementEdit: Copy {
-    /// For f32 and f64.
+    /// For f64.
     fn f64(self, x: f64) -> f64;
-    /// For f16 and bf16.
+    /// For f32, f16 and bf16.
     fn f32(self, x: f32) -> f32;
 }
 

@@ -12,8 +12,8 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     type Bits: Copy + Ord + Default;
     /// The bits of infinity: what is not below them is not finite.
     const INFINITY: Self::Bits;
-    /// Whether squares of this dtype, summed in f64, can neither overflow nor vanish.
-    const SQUARES_FIT_F64: bool;
+    /// Whether squares of this dtype are exact in f64, and sums of them can't overflow there.
+    const EXACT_SQUARES: bool;
 
     /// The bits of `|x|`.
     fn abs_bits(self) -> Self::Bits;
@@ -37,11 +37,11 @@ mod sealed {
 
 /// The items that f32 and f64 share but for a few names.
 macro_rules! full_width {
-    ($t:ty, $bits:ty, $fit:expr) => {
+    ($t:ident, $bits:ty, $fit:expr) => {
         impl Element for $t {
             type Bits = $bits;
-            const INFINITY: $bits = <$t>::INFINITY.to_bits();
-            const SQUARES_FIT_F64: bool = $fit;
+            const INFINITY: $bits = $t::INFINITY.to_bits();
+            const EXACT_SQUARES: bool = $fit;
 
             #[inline(always)]
             fn abs_bits(self) -> $bits {
@@ -50,7 +50,7 @@ macro_rules! full_width {
             #[inline(always)]
             #[allow(clippy::cast_lossless)]
             fn from_abs_bits(bits: $bits) -> f64 {
-                <$t>::from_bits(bits) as f64
+                $t::from_bits(bits) as f64
             }
             #[inline(always)]
             #[allow(clippy::cast_lossless)]
@@ -60,13 +60,13 @@ macro_rules! full_width {
             #[inline(always)]
             fn map(values: &mut [Self], op: impl ElementEdit) {
                 for x in values {
-                    *x = op.f64(x.to_f64()) as $t;
+                    *x = op.$t(*x);
                 }
             }
             #[inline(always)]
             fn map_into(source: &[Self], target: &mut [Self], op: impl ElementEdit) {
                 for (y, x) in target.iter_mut().zip(source) {
-                    *y = op.f64(x.to_f64()) as $t;
+                    *y = op.$t(*x);
                 }
             }
         }
@@ -79,7 +79,7 @@ full_width!(f64, u64, false);
 impl Element for bf16 {
     type Bits = u16;
     const INFINITY: u16 = bf16::INFINITY.to_bits();
-    const SQUARES_FIT_F64: bool = true;
+    const EXACT_SQUARES: bool = true;
 
     #[inline(always)]
     fn abs_bits(self) -> u16 {
@@ -145,7 +145,7 @@ fn f16_to_f32(bits: u16) -> f32 {
 impl Element for f16 {
     type Bits = u16;
     const INFINITY: u16 = f16::INFINITY.to_bits();
-    const SQUARES_FIT_F64: bool = true;
+    const EXACT_SQUARES: bool = true;
 
     #[inline(always)]
     fn abs_bits(self) -> u16 {

@@ -1,7 +1,7 @@
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
-use crate::simd::dispatch;
+use crate::simd::{dispatch, has_fma};
 use crate::{BLOCK, Element, NormType, PartialPower};
 
 /// Lanes that a sum runs in, whatever the CPU's width.
@@ -54,24 +54,14 @@ impl Stats {
 /// Relative error of the norm at most 1e-12 for L1, L2, infinity and `p >= 0.5`.
 #[must_use]
 pub fn measure<E: Element>(values: &[E], norm_type: NormType) -> Stats {
-    by_block(values, norm_type, |chunk| {
-        measure_chunk(chunk, norm_type, identity)
-    })
-}
-
-/// A named function, so that measuring again in `measure_non_finite` is the same instance.
-fn identity(x: f64) -> f64 {
-    x
+    by_block(values, norm_type, None)
 }
 
 /// As [`measure`](fn@measure), of the elements clamped into `[-clip_value, clip_value]`: an infinite
 /// element counts as the bound, a NaN stays one.
 #[must_use]
 pub fn measure_clamped<E: Element>(values: &[E], norm_type: NormType, clip_value: f64) -> Stats {
-    let clamp = move |x: f64| if x > clip_value { clip_value } else { x };
-    by_block(values, norm_type, |chunk| {
-        measure_chunk(chunk, norm_type, clamp)
-    })
+    by_block(values, norm_type, Some(clip_value))
 }
 
 /// How many elements lie outside `[-clip_value, clip_value]`; a NaN does not.
@@ -85,14 +75,14 @@ pub fn count_above<E: Element>(values: &[E], clip_value: f64) -> u64 {
     }
 }
 
-/// Applies `stats` to every chunk and folds in order.
-fn by_block<E: Element>(
-    values: &[E],
-    norm_type: NormType,
-    stats: impl Fn(&[E]) -> Stats + Sync,
-) -> Stats {
+/// Measures every chunk and folds in order.
+fn by_block<E: Element>(values: &[E], norm_type: NormType, clip_value: Option<f64>) -> Stats {
     let fold = |acc: Stats, next: Stats| acc.merge(next, norm_type);
-    let block = |values: &[E]| values.chunks(CHUNK).map(&stats).fold(Stats::ZERO, fold);
+    let block = |values: &[E]| {
+        let chunks = values.chunks(CHUNK);
+        let stats = chunks.map(|chunk| measure_chunk(chunk, norm_type, clip_value));
+        stats.fold(Stats::ZERO, fold)
+    };
     if values.len() <= BLOCK {
         return block(values);
     }
@@ -100,60 +90,68 @@ fn by_block<E: Element>(
     blocks.into_iter().fold(Stats::ZERO, fold)
 }
 
-/// `map` is applied to every `|x|`.
-fn measure_chunk<E: Element>(
-    chunk: &[E],
-    norm_type: NormType,
-    map: impl Fn(f64) -> f64 + Copy,
-) -> Stats {
-    let fast = match norm_type {
-        NormType::L1 => Some(lane_sum(chunk, map)),
-        NormType::L2 => Some(lane_sum(chunk, |x| {
-            let x = map(x);
-            x * x
-        })),
-        NormType::Inf | NormType::P(_) => None,
-    };
-    if let Some(sum) = fast {
+fn measure_chunk<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Option<f64>) -> Stats {
+    if let Some(sum) = plain_sum(chunk, norm_type, clip_value) {
         // A NaN or infinite element makes the sum so; for 32 bits and less nothing else can.
-        if (E::SQUARES_FIT_F64 && sum.is_finite()) || SAFE_SUM.contains(&sum) {
+        if (E::EXACT_SQUARES && sum.is_finite()) || SAFE_SUM.contains(&sum) {
+            let power = PartialPower { scale: 1.0, sum };
             return Stats {
-                power: PartialPower { scale: 1.0, sum },
-                nan: 0,
-                infinite: 0,
+                power,
+                ..Stats::ZERO
             };
         }
     }
     let largest = max_abs_bits(chunk);
     if largest < E::INFINITY {
-        let power = scaled_power(chunk, norm_type, map(E::from_abs_bits(largest)), map);
+        let clip_value = clip_value.unwrap_or(f64::INFINITY);
+        let power = scaled_power(chunk, norm_type, E::from_abs_bits(largest), clip_value);
         return Stats {
             power,
-            nan: 0,
-            infinite: 0,
+            ..Stats::ZERO
         };
     }
-    measure_non_finite(chunk, norm_type, map)
+    measure_non_finite(chunk, norm_type, clip_value)
 }
 
-/// Sum of `f(|x|)` in [`LANES`] lanes, folded pairwise.
+/// The sum of `|x|` or of its square, without a scale. `None` for other norms.
+fn plain_sum<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Option<f64>) -> Option<f64> {
+    Some(match (norm_type, clip_value) {
+        (NormType::L1, None) => lane_sum(chunk, |sum, x| sum + x),
+        (NormType::L1, Some(c)) => lane_sum(chunk, |sum, x| sum + at_most(x, c)),
+        // The square is exact, so fusing it with the sum gives the same bits, sooner.
+        (NormType::L2, None) if E::EXACT_SQUARES && has_fma() => {
+            lane_sum(chunk, |sum, x| x.mul_add(x, sum))
+        }
+        (NormType::L2, None) => lane_sum(chunk, |sum, x| sum + x * x),
+        (NormType::L2, Some(c)) => lane_sum(chunk, |sum, x| sum + at_most(x, c).powi(2)),
+        (NormType::Inf | NormType::P(_), _) => return None,
+    })
+}
+
+/// The smaller of both; NaN stays NaN.
+#[inline(always)]
+fn at_most(x: f64, bound: f64) -> f64 {
+    if x > bound { bound } else { x }
+}
+
+/// Adds every `|x|` to a sum by `add(sum, |x|)`, in [`LANES`] lanes that are folded pairwise.
 struct LaneSum<'a, E, F>(&'a [E], F);
 
-impl<E: Element, F: Fn(f64) -> f64> NullaryFnOnce for LaneSum<'_, E, F> {
+impl<E: Element, F: Fn(f64, f64) -> f64> NullaryFnOnce for LaneSum<'_, E, F> {
     type Output = f64;
 
     #[inline(always)]
     fn call(self) -> f64 {
-        let Self(chunk, f) = self;
+        let Self(chunk, add) = self;
         let mut lanes = [0.0; LANES];
         let (rows, rest) = chunk.as_chunks::<LANES>();
         for row in rows {
             for i in 0..LANES {
-                lanes[i] += f(row[i].to_f64().abs());
+                lanes[i] = add(lanes[i], row[i].to_f64().abs());
             }
         }
         for (lane, x) in lanes.iter_mut().zip(rest) {
-            *lane += f(x.to_f64().abs());
+            *lane = add(*lane, x.to_f64().abs());
         }
         let mut width = LANES / 2;
         while width > 0 {
@@ -166,8 +164,8 @@ impl<E: Element, F: Fn(f64) -> f64> NullaryFnOnce for LaneSum<'_, E, F> {
     }
 }
 
-fn lane_sum<E: Element>(chunk: &[E], f: impl Fn(f64) -> f64) -> f64 {
-    dispatch(LaneSum(chunk, f))
+fn lane_sum<E: Element>(chunk: &[E], add: impl Fn(f64, f64) -> f64) -> f64 {
+    dispatch(LaneSum(chunk, add))
 }
 
 /// The largest [`Element::abs_bits`].
@@ -216,31 +214,28 @@ fn scaled_power<E: Element>(
     chunk: &[E],
     norm_type: NormType,
     largest: f64,
-    map: impl Fn(f64) -> f64,
+    clip_value: f64,
 ) -> PartialPower {
+    let largest = at_most(largest, clip_value);
     if largest == 0.0 {
         return PartialPower::ZERO;
     }
-    let (scale, sum) = match norm_type {
-        NormType::Inf => (largest, 1.0),
-        NormType::L1 => {
-            let scale = power_of_two(largest);
-            (scale, lane_sum(chunk, |x| map(x) / scale))
-        }
-        NormType::L2 => {
-            let scale = power_of_two(largest);
-            let square = |x| {
-                let x = map(x) / scale;
-                x * x
-            };
-            (scale, lane_sum(chunk, square))
-        }
-        NormType::P(p) => (largest, lane_sum(chunk, |x| (map(x) / largest).powf(p))),
+    // Dividing by a power of two is exact.
+    let scale = match norm_type {
+        NormType::L1 | NormType::L2 => power_of_two(largest),
+        NormType::Inf | NormType::P(_) => largest,
+    };
+    let ratio = |x| at_most(x, clip_value) / scale;
+    let sum = match norm_type {
+        NormType::Inf => 1.0,
+        NormType::L1 => lane_sum(chunk, |sum, x| sum + ratio(x)),
+        NormType::L2 => lane_sum(chunk, |sum, x| sum + ratio(x).powi(2)),
+        NormType::P(p) => lane_sum(chunk, |sum, x| sum + ratio(x).powf(p)),
     };
     PartialPower { scale, sum }
 }
 
-/// The power of two at or below `x > 0`: dividing by it is exact.
+/// The power of two at or below `x > 0`.
 fn power_of_two(x: f64) -> f64 {
     let exponent = x.to_bits() & 0x7ff0_0000_0000_0000;
     if exponent == 0 {
@@ -255,12 +250,12 @@ fn power_of_two(x: f64) -> f64 {
 fn measure_non_finite<E: Element>(
     chunk: &[E],
     norm_type: NormType,
-    map: impl Fn(f64) -> f64,
+    clip_value: Option<f64>,
 ) -> Stats {
     let mut stats = Stats::ZERO;
     let mut finite = Vec::with_capacity(chunk.len());
     for x in chunk {
-        let x = map(x.to_f64().abs());
+        let x = at_most(x.to_f64().abs(), clip_value.unwrap_or(f64::INFINITY));
         if x.is_finite() {
             finite.push(x);
         } else if x.is_nan() {
@@ -269,6 +264,6 @@ fn measure_non_finite<E: Element>(
             stats.infinite += 1;
         }
     }
-    stats.power = measure_chunk(&finite, norm_type, identity).power;
+    stats.power = measure_chunk(&finite, norm_type, None).power;
     stats
 }

@@ -10,3 +10,13 @@ use pulp::NullaryFnOnce;
 pub(crate) fn dispatch<F: NullaryFnOnce>(body: F) -> F::Output {
     pulp::Arch::new().dispatch(body)
 }
+
+/// Whether [`dispatch`] compiles `mul_add` to one instruction, rather than to a slow call.
+#[inline]
+pub(crate) fn has_fma() -> bool {
+    cfg!(any(
+        target_arch = "x86",
+        target_arch = "x86_64",
+        target_arch = "aarch64"
+    )) && !matches!(pulp::Arch::new(), pulp::Arch::Scalar)
+}

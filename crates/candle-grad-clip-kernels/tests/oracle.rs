@@ -211,7 +211,7 @@ fn check_edits<E: Element + std::fmt::Debug>(from: impl Fn(f64) -> E, tolerance:
 
 #[test]
 fn edits_equal_the_plain_words() {
-    check_edits(|x| x as f32, 0.0, 0.0);
+    check_edits(|x| x as f32, 2e-7, 1e-44);
     check_edits(|x| x, 0.0, 0.0);
     check_edits(f16::from_f64, 1e-3, 6e-8);
     check_edits(bf16::from_f64, 8e-3, 1e-40);

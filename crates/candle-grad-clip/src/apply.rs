@@ -33,7 +33,7 @@ pub(crate) fn edit_in_place(
     let mut replacements = Vec::new();
     for (entry, var) in entries.iter().zip(vars.vars) {
         let Some(grad) = entry.grad else { continue };
-        if !needs_edit(entry, edit) {
+        if !needs_edit(grad, entry, edit) {
             continue;
         }
         if backends.is_on_cpu(grad) && !shared.is_taken(entry.storage) && grad.is_contiguous() {
@@ -77,7 +77,7 @@ pub(crate) fn edit_copies(
     let mut on_cpu = Vec::new();
     for ((entry, var), scratch) in entries.iter().zip(vars.vars).zip(scratch) {
         let Some(grad) = entry.grad else { continue };
-        if !needs_edit(entry, edit) {
+        if !needs_edit(grad, entry, edit) {
             continue;
         }
         if scratch.is_none() {
@@ -102,9 +102,11 @@ pub(crate) fn edit_copies(
     Ok(store)
 }
 
-/// Whether the edit changes this gradient: one that only cleans leaves the clean ones alone.
-fn needs_edit(entry: &Entry<'_>, edit: Edit) -> bool {
+/// Whether the edit changes this gradient: not one without elements (which candle's in-place
+/// operations refuse, as its strides contain a 0), nor, if it only cleans, a clean one.
+fn needs_edit(grad: &Tensor, entry: &Entry<'_>, edit: Edit) -> bool {
     match edit {
+        _ if grad.elem_count() == 0 => false,
         Edit::Scale {
             clip_coef: 1.0,
             zero_non_finite: true,
