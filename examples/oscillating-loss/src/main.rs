@@ -7,17 +7,25 @@ use anyhow::Result;
 use clap::Parser;
 use oscillating_loss::{cli, interrupt};
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     one_thread_a_run();
     let args = cli::Cli::parse();
+    match run(&args) {
+        Ok(false) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::from(interrupt::EXIT_STATUS),
+        // Causes on one line, and no stack of calls even where RUST_BACKTRACE is set.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether it was interrupted.
+fn run(args: &cli::Cli) -> Result<bool> {
     let interrupted = interrupt::watch()?;
-    cli::run(&args, &interrupted)?;
-    let interrupted = interrupted.load(Ordering::Relaxed);
-    Ok(if interrupted {
-        ExitCode::from(interrupt::EXIT_STATUS)
-    } else {
-        ExitCode::SUCCESS
-    })
+    cli::run(args, &interrupted)?;
+    Ok(interrupted.load(Ordering::Relaxed))
 }
 
 /// Keeps candle from splitting one run's small products over all cores: the runs share these.

@@ -46,7 +46,9 @@ pub fn report(experiment: &Experiment, runs: &[Run]) -> Result<()> {
     let standings = Standing::of_arms(runs);
     let chart = figures::sweep(&standings, &experiment.baselines);
     plot::line_chart(&chart, &experiment.out.path().join("sweep"))?;
-    println!("Best test loss by learning rate (median over the seeds; NaN: diverged):");
+    println!(
+        "Best test loss by learning rate (median over the seeds; NaN: half of them or more diverged):"
+    );
     println!("{}", table::grid(&standings));
     println!();
     println!(
