@@ -1,1 +1,7 @@
-//! Stub.
+//! What the tests share.
+
+pub mod cases;
+pub mod gradients;
+pub mod optimizers;
+pub mod oracle;
+pub mod registry;

@@ -1,0 +1,155 @@
+//! What clipping allocates: nothing of a gradient's size, and little else.
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::System;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::Result;
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var};
+use candle_grad_clip::{
+    Clip, ClippedOptimizer, NormType, clip_grad_norm, clip_grad_value, total_norm,
+};
+use candle_nn::Optimizer;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
+use support::gradients::{random_values, store_for, store_of, tensor};
+use support::optimizers::Recorder;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// The counters are the process's: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For what is done once a call, and for what the test harness may do meanwhile.
+const CONSTANT: usize = 128;
+
+/// Tensors of several sizes, one of them large.
+fn sets() -> Result<Vec<Vec<Tensor>>> {
+    let lengths: [Vec<usize>; 3] = [
+        vec![50_000; 40],
+        vec![300_000, 70_000, 1, 20_000],
+        vec![1000; 700],
+    ];
+    let gradient = |n: &usize| tensor(&random_values(*n, *n as u64), *n, DType::F32);
+    let set = |lengths: &Vec<usize>| -> Result<Vec<Tensor>> {
+        Ok(lengths
+            .iter()
+            .map(gradient)
+            .collect::<candle_core::Result<_>>()?)
+    };
+    lengths.iter().map(set).collect()
+}
+
+fn copies(gradients: &[Tensor]) -> Result<Vec<Tensor>> {
+    let copies: candle_core::Result<_> = gradients.iter().map(Tensor::copy).collect();
+    Ok(copies?)
+}
+
+fn bytes(gradients: &[Tensor]) -> usize {
+    let of = |gradient: &Tensor| gradient.elem_count() * gradient.dtype().size_in_bytes();
+    gradients.iter().map(of).sum()
+}
+
+/// What `f` allocates once everything is warm (rayon's threads, candle's caches).
+fn allocated(mut f: impl FnMut() -> Result<()>) -> Result<Stats> {
+    f()?;
+    let region = Region::new(ALLOCATOR);
+    f()?;
+    Ok(region.change())
+}
+
+/// At most two small allocations a tensor, and a constant.
+fn assert_little(stats: Stats, gradients: &[Tensor], what: &str) {
+    let count = stats.allocations + stats.reallocations;
+    let allowed = 2 * gradients.len() + CONSTANT;
+    assert!(
+        count <= allowed,
+        "{what}: {count} allocations, {allowed} allowed"
+    );
+    // All of them together are far below the gradients, so none has a gradient's size.
+    let (ours, theirs) = (stats.bytes_allocated, bytes(gradients));
+    assert!(
+        ours < theirs / 5,
+        "{what}: {ours} bytes for gradients of {theirs}"
+    );
+}
+
+type Edit = fn(&mut GradStore, &[Var]) -> candle_grad_clip::Result<()>;
+
+#[test]
+fn clipping_in_place_allocates_nothing_of_a_gradients_size() -> Result<()> {
+    let _alone = alone();
+    let edits: [(&str, Edit); 4] = [
+        ("norm", |store, vars| {
+            // Each time below the norm before, so that it always clips.
+            let norm = total_norm(store, vars, NormType::L2)?;
+            clip_grad_norm(store, vars, norm / 2.0).map(drop)
+        }),
+        ("norm, nothing to clip", |store, vars| {
+            clip_grad_norm(store, vars, 1e9).map(drop)
+        }),
+        ("value", |store, vars| clip_grad_value(store, vars, 0.5)),
+        ("norm only", |store, vars| {
+            total_norm(store, vars, NormType::L2).map(drop)
+        }),
+    ];
+    for gradients in sets()? {
+        for (name, edit) in edits {
+            let (vars, mut store) = store_of(&copies(&gradients)?)?;
+            let stats = allocated(|| Ok(edit(&mut store, &vars)?))?;
+            let what = format!("{name}, {} tensors", gradients.len());
+            assert_little(stats, &gradients, &what);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_step_keeps_one_buffer() -> Result<()> {
+    let _alone = alone();
+    for gradients in sets()? {
+        for clip in [Clip::norm(0.5), Clip::value(0.5), Clip::none()] {
+            let what = format!("{clip}, {} tensors", gradients.len());
+            let (vars, _) = store_of(&gradients)?;
+            let store = store_for(&vars, &gradients);
+            let inner = Recorder::new(vars.clone(), false)?;
+            let mut opt = ClippedOptimizer::wrap(inner, vars, clip.clone())?;
+
+            let region = Region::new(ALLOCATOR);
+            opt.step(&store)?;
+            let (first, size) = (region.change().bytes_allocated, bytes(&gradients));
+            if clip == Clip::none() {
+                assert!(first < size / 5, "{what}: {first} bytes, nothing is copied");
+            } else {
+                assert!(first >= size, "{what}: {first} bytes, the buffer is {size}");
+                assert!(
+                    first < size + size / 5,
+                    "{what}: {first} bytes, the buffer is {size}"
+                );
+            }
+
+            let stats = allocated(|| Ok(opt.step(&store)?))?;
+            let (ours, count) = (stats.bytes_allocated, stats.allocations);
+            assert!(ours < size / 5, "{what}: {ours} bytes in a later step");
+            let allowed = 3 * gradients.len() + CONSTANT;
+            assert!(
+                count <= allowed,
+                "{what}: {count} allocations, {allowed} allowed"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_counter_counts() -> Result<()> {
+    let _alone = alone();
+    let gradients = sets()?.swap_remove(0);
+    let stats = allocated(|| copies(&gradients).map(drop))?;
+    assert!(stats.bytes_allocated >= bytes(&gradients));
+    Ok(())
+}
