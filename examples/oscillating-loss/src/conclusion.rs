@@ -2,6 +2,7 @@
 
 use crate::arm::Arm;
 use crate::baseline::Baselines;
+use crate::score::USABLE_WITHIN;
 use crate::summary::Standing;
 use crate::table::{number, range};
 
@@ -41,7 +42,7 @@ fn on_range(standings: &[Standing], none: &Standing, clipped: &Standing) -> Stri
         .collect();
     let gain = clipped.usable_decades() - none.usable_decades();
     let verdict = if clipped.usable.is_some() && none.usable.is_none() {
-        "makes rates usable where no clipping leaves none".to_owned()
+        "makes rates usable where, of the rates tried, none is without clipping".to_owned()
     } else if gain > 0.0 {
         format!("widens the range of usable rates by {gain:.1} decades")
     } else if gain < 0.0 {
@@ -50,7 +51,7 @@ fn on_range(standings: &[Standing], none: &Standing, clipped: &Standing) -> Stri
         "doesn't change the range of usable rates".to_owned()
     };
     format!(
-        "Learning rates within 1.2x of the best loss of all arms, {}; so {} {verdict}.",
+        "Learning rates within {USABLE_WITHIN}x of the best loss of all arms, {}; so {} {verdict}.",
         each.join("; "),
         clipped.arm
     )

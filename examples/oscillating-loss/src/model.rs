@@ -8,7 +8,7 @@
 //! Only layers with a backward pass: `LayerNorm::forward` and `softmax_last_dim` of candle 0.11 have
 //! none and cut the graph without an error, so half of the model would stay untrained.
 //!
-//! Inside, batch and days are one dimension, `rows`, and biases are spread by [`on_rows`].
+//! Inside, batch and days are one dimension, `rows`, and biases are spread by `on_rows`.
 
 #![expect(
     clippy::needless_pass_by_value,
