@@ -34,12 +34,14 @@ impl Stats {
 
     /// How many elements are NaN or infinite.
     #[must_use]
+    #[inline]
     pub fn non_finite(self) -> u64 {
         self.nan + self.infinite
     }
 
     /// The stats of the elements of both. Fold in a fixed order: see [`PartialPower::merge`].
     #[must_use]
+    #[inline]
     pub fn merge(self, other: Self, norm_type: NormType) -> Self {
         Self {
             power: self.power.merge(other.power, norm_type),
@@ -83,6 +85,9 @@ fn by_block<E: Element>(values: &[E], norm_type: NormType, clip_value: Option<f6
         let stats = chunks.map(|chunk| measure_chunk(chunk, norm_type, clip_value));
         stats.fold(Stats::ZERO, fold)
     };
+    if values.len() <= CHUNK {
+        return measure_chunk(values, norm_type, clip_value);
+    }
     if values.len() <= BLOCK {
         return block(values);
     }

@@ -22,6 +22,7 @@ impl PartialPower {
 
     /// The power of the elements of both. Not associative to the last bit: fold in a fixed order.
     #[must_use]
+    #[inline]
     pub fn merge(self, other: Self, norm_type: NormType) -> Self {
         if other.sum == 0.0 {
             return self;
@@ -60,6 +61,7 @@ impl PartialPower {
 
     /// The p-th root.
     #[must_use]
+    #[inline]
     pub fn root(self, norm_type: NormType) -> Norm {
         if self.sum == 0.0 {
             return Norm::ZERO;
@@ -96,6 +98,7 @@ impl Norm {
 
     /// A norm that is known as one number.
     #[must_use]
+    #[inline]
     pub fn known(value: f64) -> Self {
         Self {
             scale: 1.0,
@@ -105,6 +108,7 @@ impl Norm {
 
     /// The norm as one number: infinite where it passes f64's maximum.
     #[must_use]
+    #[inline]
     pub fn value(self) -> f64 {
         self.scale * self.root
     }
@@ -113,6 +117,7 @@ impl Norm {
     ///
     /// A zero bound gives zero, also for a norm of zero.
     #[must_use]
+    #[inline]
     pub fn ratio(self, bound: f64, eps: f64) -> f64 {
         if bound == 0.0 {
             return 0.0;

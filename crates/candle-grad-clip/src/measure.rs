@@ -120,7 +120,7 @@ pub(crate) fn measure<'g>(
     let mut entries = walk(vars, grads, Some(request))?;
     backend::measure_composed(&mut entries, request)?;
     let mut total = GradStats::ZERO;
-    for entry in &entries {
+    for entry in entries.iter().filter(|entry| entry.grad.is_some()) {
         total = total.merge(entry.measured, request.norm_type);
     }
     Ok(Measurements {
@@ -156,7 +156,8 @@ pub(crate) fn walk<'g>(
         if vars.may_repeat() {
             forget_repeated(&mut entries);
         }
-        let Some(request) = request else {
+        // Work that is not worth a second thread has no large gradient.
+        let Some(request) = request.filter(|_| parallel) else {
             return Ok(());
         };
         for entry in &mut entries {
