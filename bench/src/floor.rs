@@ -1,7 +1,7 @@
 //! The floor: plain loops over the gradients' own memory, and nothing else.
 //!
 //! What clipping would take if tensors, locks, checks and arithmetic cost nothing. Tensors are
-//! resolved to slices, and slices cut into pieces, before the clock starts; a piece is about 1 MiB,
+//! resolved to slices, and slices cut into pieces, before the clock starts; a piece is about 256 KiB,
 //! one of a large tensor or a run of small ones, and idle threads take the next.
 
 use std::hint::black_box;
@@ -16,7 +16,7 @@ use crate::element::Element;
 use crate::memory::with_elements;
 
 /// The memory that one task walks over.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 1 << 18;
 
 /// Does the least that `op` needs to the memory of `grads`, and returns the time it took.
 pub(crate) fn time<E: Element>(op: Op, grads: &[&Tensor], coef: f64) -> Result<Duration> {
@@ -69,6 +69,7 @@ fn read<E: Element>(pieces: &[Vec<&mut [E]>]) {
     }
 }
 
+/// From the last piece to the first: reading has left the last ones in the cache.
 fn scale<E: Element>(pieces: &mut [Vec<&mut [E]>], coef: f64) {
     let scale = |piece: &mut Vec<&mut [E]>| {
         for slice in piece {
@@ -78,7 +79,7 @@ fn scale<E: Element>(pieces: &mut [Vec<&mut [E]>], coef: f64) {
     if let [piece] = pieces {
         scale(piece);
     } else {
-        pieces.par_iter_mut().for_each(scale);
+        pieces.par_iter_mut().rev().for_each(scale);
     }
 }
 
