@@ -65,8 +65,8 @@ fn every_error() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
     let mut opt = ClippedOptimizer::wrap(SGD::new(vars.clone(), 0.1)?, vars, clip)?;
     errors.push((
         opt.step_report(&bad).unwrap_err(),
-        "1 steps in a row had gradients that are not finite, more than max_skips = 0: the first bad \
-         Var is var.1; the weights are as they were before the first of them; lower the learning \
+        "gradients were not finite in 1 step(s) in a row, more than max_skips = 0: the first bad Var \
+         is var.1; the weights are as they were before the first of them; lower the learning \
          rate or look at the data",
     ));
 

@@ -21,6 +21,8 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     fn from_abs_bits(bits: Self::Bits) -> f64;
     /// Widens, exactly.
     fn to_f64(self) -> f64;
+    /// `x` rounded to this dtype.
+    fn round(x: f64) -> f64;
     /// Edits every element in place.
     fn map(values: &mut [Self], op: impl ElementEdit);
     /// Writes the edited elements of `source` into `target`, which is as long.
@@ -58,6 +60,11 @@ macro_rules! full_width {
                 self as f64
             }
             #[inline(always)]
+            #[allow(clippy::cast_lossless)]
+            fn round(x: f64) -> f64 {
+                x as $t as f64
+            }
+            #[inline(always)]
             fn map(values: &mut [Self], op: impl ElementEdit) {
                 for x in values {
                     *x = op.$t(*x);
@@ -92,6 +99,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         bf16_to_f32(self.to_bits()).into()
+    }
+    #[inline(always)]
+    fn round(x: f64) -> f64 {
+        bf16::from_f64(x).to_f64()
     }
     #[inline(always)]
     fn map(values: &mut [Self], op: impl ElementEdit) {
@@ -158,6 +169,10 @@ impl Element for f16 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         f16_to_f32(self.to_bits()).into()
+    }
+    #[inline(always)]
+    fn round(x: f64) -> f64 {
+        f16::from_f64(x).to_f64()
     }
     #[inline(always)]
     fn map(values: &mut [Self], op: impl ElementEdit) {

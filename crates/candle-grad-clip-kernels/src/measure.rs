@@ -60,16 +60,18 @@ pub fn measure<E: Element>(values: &[E], norm_type: NormType) -> Stats {
 }
 
 /// As [`measure`](fn@measure), of the elements clamped into `[-clip_value, clip_value]`: an infinite
-/// element counts as the bound, a NaN stays one.
+/// element counts as the bound, a NaN stays one. The bound is rounded to the dtype first.
 #[must_use]
 pub fn measure_clamped<E: Element>(values: &[E], norm_type: NormType, clip_value: f64) -> Stats {
-    by_block(values, norm_type, Some(clip_value))
+    by_block(values, norm_type, Some(E::round(clip_value)))
 }
 
-/// How many elements lie outside `[-clip_value, clip_value]`; a NaN does not.
+/// How many elements lie outside `[-clip_value, clip_value]`, the bound rounded to the dtype; a NaN
+/// does not.
 #[must_use]
 pub fn count_above<E: Element>(values: &[E], clip_value: f64) -> u64 {
-    let count = |block: &[E]| dispatch(CountAbove(block, clip_value));
+    let bound = E::round(clip_value);
+    let count = |block: &[E]| dispatch(CountAbove(block, bound));
     if values.len() <= BLOCK {
         count(values)
     } else {

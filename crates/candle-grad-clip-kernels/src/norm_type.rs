@@ -13,7 +13,7 @@ pub enum NormType {
     L2,
     /// Largest absolute value.
     Inf,
-    /// `(sum |g|^p)^(1/p)`; `p` must be positive and finite.
+    /// `(sum |g|^p)^(1/p)`; `p` must be above zero.
     P(f64),
 }
 

@@ -39,8 +39,7 @@ pub(crate) fn edit_in_place(
         if backends.is_on_cpu(grad) && !shared.is_taken(entry.storage) && grad.is_contiguous() {
             in_place.push(grad);
         } else {
-            let target = backend::scratch(grad, backends)?;
-            replacements.push((var.id(), backend::edited(grad, target.as_ref(), edit)?));
+            replacements.push((var.id(), backend::edited(grad, edit, backends)?));
         }
     }
     // From the last to the first: measuring has left the last ones in the cache.
@@ -80,37 +79,37 @@ pub(crate) fn edit_copies(
         if !needs_edit(grad, entry, edit) {
             continue;
         }
-        if scratch.is_none() {
-            *scratch = backend::scratch(grad, backends)?;
-        }
-        let copy = match scratch {
-            Some(target) => {
-                on_cpu.push((grad, target.clone()));
-                target.clone()
-            }
-            None => backend::edited(grad, None, edit)?,
+        let copy = if backends.is_on_cpu(grad) {
+            let target = match scratch {
+                Some(target) => target,
+                None => scratch.insert(grad.zeros_like()?),
+            };
+            on_cpu.push((grad, target.clone()));
+            target.clone()
+        } else {
+            backend::edited(grad, edit, backends)?
         };
         store.insert_id(var.id(), copy);
     }
     on_cpu.reverse();
     backend::run(vars.work(), |parallel| {
-        let size = |(_, target): &(&Tensor, Tensor)| target.elem_count();
-        for_each(&on_cpu, parallel, size, |(grad, target)| {
-            backend::edited(grad, Some(target), edit).map(drop)
+        let elements = |(grad, _): &(&Tensor, Tensor)| grad.elem_count();
+        for_each(&on_cpu, parallel, elements, |(grad, target)| {
+            backend::edit_cpu_into(grad, target, edit)
         })
     })?;
     Ok(store)
 }
 
 /// Whether the edit changes this gradient: not one without elements (which candle's in-place
-/// operations refuse, as its strides contain a 0), nor, if it only cleans, a clean one.
+/// operations refuse, as its strides contain a 0), nor, at a coefficient of 1, a clean one.
 fn needs_edit(grad: &Tensor, entry: &Entry<'_>, edit: Edit) -> bool {
     match edit {
         _ if grad.elem_count() == 0 => false,
         Edit::Scale {
             clip_coef: 1.0,
-            zero_non_finite: true,
-        } => entry.measured.stats.non_finite() > 0,
+            zero_non_finite,
+        } => zero_non_finite && entry.measured.stats.non_finite() > 0,
         Edit::Scale { .. } | Edit::Clamp { .. } => true,
     }
 }

@@ -51,8 +51,8 @@ pub enum Error {
     },
     /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows.
     #[error(
-        "{skips} steps in a row had gradients that are not finite, more than max_skips = \
-         {max_skips}: the first bad Var is {var}; the weights are as they were before the first of \
+        "gradients were not finite in {skips} step(s) in a row, more than max_skips = {max_skips}: \
+         the first bad Var is {var}; the weights are as they were before the first of \
          them; lower the learning rate or look at the data"
     )]
     TooManySkips {

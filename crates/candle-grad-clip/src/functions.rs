@@ -111,10 +111,7 @@ pub fn clip_grad_norm_with(
 ) -> Result<f64> {
     check_bound("max_norm", options.max_norm)?;
     check_eps(options.eps)?;
-    let request = Request {
-        norm_type: checked(options.norm_type)?,
-        clip_value: None,
-    };
+    let request = Request::norm(checked(options.norm_type)?);
     let vars = VarList::unnamed(vars);
     let measured = measure(vars, grads, request)?;
     let bad = measured.total.stats.non_finite() > 0;
@@ -272,10 +269,7 @@ pub fn clip_by_global_norm(
             known.is_finite(),
         )
     } else {
-        let request = Request {
-            norm_type: NormType::L2,
-            clip_value: None,
-        };
+        let request = Request::norm(NormType::L2);
         let measured = measure(vars, grads, request)?;
         let finite = measured.total.stats.non_finite() == 0;
         let (norm, total_norm) = (measured.norm(), measured.total_norm());

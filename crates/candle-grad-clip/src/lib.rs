@@ -48,6 +48,8 @@ mod measure;
 mod norm;
 mod optimizer;
 mod report;
+#[cfg(feature = "serde")]
+mod serde_float;
 mod summary;
 mod vars;
 

@@ -91,6 +91,7 @@ impl CustomOp1 for AbsPower {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let x = x.detach(); // or the gradient would carry the graph
         let slope = (x.abs()?.powf(self.0 - 1.0)? * self.0)?;
         Ok(Some(((slope * x.sign()?)? * grad)?))
     }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use candle_grad_clip_kernels::{Norm, NormType, PartialPower, Stats};
+use candle_grad_clip_kernels::{Norm, NormType, Stats};
 use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
@@ -20,22 +20,35 @@ pub(crate) struct Request {
     pub(crate) norm_type: NormType,
     /// Also measure the gradients as they would be when clamped to this.
     pub(crate) clip_value: Option<f64>,
+    /// Elements that are not finite will be 0 then, not the bound or NaN.
+    pub(crate) zero_non_finite: bool,
 }
 
 /// What one read of one gradient tells.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GradStats {
     pub(crate) stats: Stats,
-    /// The power sum after clamping to [`Request::clip_value`].
-    pub(crate) clamped: PartialPower,
+    /// What clamping to [`Request::clip_value`] leaves.
+    pub(crate) clamped: Stats,
     /// How many elements that clamping changes.
     pub(crate) num_clipped: u64,
+}
+
+impl Request {
+    /// Only the norm.
+    pub(crate) fn norm(norm_type: NormType) -> Self {
+        Self {
+            norm_type,
+            clip_value: None,
+            zero_non_finite: false,
+        }
+    }
 }
 
 impl GradStats {
     pub(crate) const ZERO: Self = Self {
         stats: Stats::ZERO,
-        clamped: PartialPower::ZERO,
+        clamped: Stats::ZERO,
         num_clipped: 0,
     };
 

@@ -17,7 +17,8 @@ use crate::{Error, Result};
 /// f32 gradients of `1e25` or `1e-25` and f64 ones of `1e200` have their right norm, where PyTorch,
 /// TensorFlow and optax give infinity and 0. The bits do not depend on the number of threads.
 ///
-/// Returns NaN if any element is NaN, else infinity if any is infinite.
+/// Returns NaN if any element is NaN, else infinity if any is infinite, or if the norm of finite
+/// elements passes f64's maximum (they are still clipped by their right coefficient).
 ///
 /// # Errors
 /// An invalid `norm_type`; a gradient whose shape, dtype or device is not its Var's, or whose dtype
@@ -39,10 +40,7 @@ use crate::{Error, Result};
 /// # }
 /// ```
 pub fn total_norm(grads: &GradStore, vars: &[Var], norm_type: NormType) -> Result<f64> {
-    let request = Request {
-        norm_type: checked(norm_type)?,
-        clip_value: None,
-    };
+    let request = Request::norm(checked(norm_type)?);
     Ok(measure(VarList::unnamed(vars), grads, request)?.total_norm())
 }
 

@@ -149,7 +149,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// Takes a step, as [`Optimizer::step`], with its report and with this crate's typed error.
     ///
-    /// The caller's gradients are not changed.
+    /// The caller's gradients are not changed: what is to be clipped is copied into a buffer that the
+    /// next step writes over. An inner optimizer must not keep these tensors (see above).
     ///
     /// # Errors
     /// Gradients that are not finite under [`NonFinite::Error`]; too many skipped steps in a row; a

@@ -36,7 +36,10 @@ pub struct StepReport {
     pub(crate) param_norms: Option<Arc<[f64]>>,
 }
 
-/// A [`StepReport`] as plain data, for logs (`Serialize` and `Deserialize` with the feature `serde`).
+/// A [`StepReport`] as plain data, for logs.
+///
+/// With the feature `serde` it is `Serialize` and `Deserialize`; in JSON, which has no NaN and no
+/// infinity, such norms are the strings "NaN" and "inf".
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct StepRecord {
@@ -45,10 +48,13 @@ pub struct StepRecord {
     /// Which norm the norms are.
     pub norm_type: NormType,
     /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub total_norm: f64,
     /// The same after clipping; 0 for a skipped step.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clipped_norm: f64,
     /// What every gradient was multiplied by, at most 1; 1 for a value clip, 0 for a skipped step.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
     /// Whether clipping changed anything.
     pub was_clipped: bool,
@@ -64,6 +70,7 @@ pub struct StepRecord {
     pub missing: Vec<String>,
     /// Norm of each Var's gradient before clipping, by name, in the order of the Vars; 0 for those
     /// without one; empty unless asked for.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float::named"))]
     pub param_norms: Vec<(String, f64)>,
 }
 
@@ -196,5 +203,38 @@ impl StepReport {
             param_norms: param_norms.collect(),
             ..self.record.clone()
         })
+    }
+}
+
+#[cfg(all(test, feature = "serde"))]
+mod tests {
+    use super::{NormType, StepPath, StepRecord};
+
+    #[test]
+    fn a_record_survives_json() -> Result<(), serde_json::Error> {
+        let record = StepRecord {
+            step: 3,
+            norm_type: NormType::P(1.5),
+            total_norm: f64::INFINITY,
+            clipped_norm: 0.25,
+            clip_coef: 0.0,
+            was_clipped: false,
+            num_clipped: 0,
+            skipped: true,
+            non_finite: 2,
+            path: StepPath::Skipped,
+            missing: vec!["a".into()],
+            param_norms: vec![("b".into(), f64::INFINITY), ("c".into(), 1.5)],
+        };
+        let json = serde_json::to_string(&record)?;
+        assert!(json.contains(r#""total_norm":"inf""#), "{json}");
+        assert_eq!(serde_json::from_str::<StepRecord>(&json)?, record);
+        let nan = json.replace("\"inf\"", "\"NaN\"");
+        assert!(
+            serde_json::from_str::<StepRecord>(&nan)?
+                .total_norm
+                .is_nan()
+        );
+        Ok(())
     }
 }

@@ -107,7 +107,8 @@ impl Summary {
     }
 
     /// Limits to choose from: percentiles 50, 75, 90, 95 and 99 of the norms, with the fraction of
-    /// steps that each would have clipped. Empty without a finite norm.
+    /// steps that each would have clipped. Percentiles where the norm is 0, or where no norm was
+    /// finite, are left out, as they make no limit.
     ///
     /// They are worth most from steps that were not clipped, at a learning rate that is safe. A
     /// limit that clips nearly every step only rescales the learning rate.
@@ -115,7 +116,7 @@ impl Summary {
     pub fn suggest_max_norm(&self) -> Vec<MaxNormSuggestion> {
         let sorted = self.sorted();
         let suggestion = |percentile| {
-            let max_norm = percentile_of(&sorted, percentile)?;
+            let max_norm = percentile_of(&sorted, percentile).filter(|norm| *norm > 0.0)?;
             let above = sorted.len() - sorted.partition_point(|norm| *norm <= max_norm);
             let clipped_fraction = above as f64 / sorted.len() as f64;
             Some(MaxNormSuggestion {

@@ -7,6 +7,7 @@
 
 use candle_core::{D, DType, Tensor};
 use candle_grad_clip_kernels::{Edit, NormType, PartialPower, Stats};
+use half::{bf16, f16};
 
 use crate::Result;
 use crate::measure::{GradStats, Request};
@@ -28,7 +29,7 @@ pub(super) fn measure(grads: &[&Tensor], request: Request) -> Result<Vec<GradSta
         .iter()
         .map(|grad| match grad.elem_count() {
             0 => GradStats::ZERO,
-            elements => assemble(elements, request, &mut take),
+            _ => assemble(grad, request, &mut take),
         })
         .collect())
 }
@@ -58,6 +59,16 @@ fn is_finite(x: &Tensor) -> Result<Tensor> {
     Ok(x.abs()?.le(largest)?)
 }
 
+/// A bound as the gradient's dtype has it.
+fn rounded(clip_value: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => f16::from_f64(clip_value).to_f64(),
+        DType::BF16 => bf16::from_f64(clip_value).to_f64(),
+        DType::F32 => f64::from(clip_value as f32),
+        _ => clip_value,
+    }
+}
+
 /// All that [`assemble`] takes for one gradient, in its order.
 fn numbers(grad: &Tensor, request: Request) -> Result<Vec<Tensor>> {
     let x = wide(grad)?.flatten_all()?;
@@ -68,9 +79,12 @@ fn numbers(grad: &Tensor, request: Request) -> Result<Vec<Tensor>> {
     parts.push(row_sums(&nan.to_dtype(x.dtype())?)?);
     parts.extend(power(&finite.where_cond(&abs, &zero)?, request.norm_type)?);
     if let Some(clip_value) = request.clip_value {
-        let clamped = nan.where_cond(&zero, &abs)?.minimum(clip_value)?;
-        parts.extend(power(&clamped, request.norm_type)?);
-        parts.push(row_sums(&abs.gt(clip_value)?.to_dtype(x.dtype())?)?);
+        let bound = rounded(clip_value, grad.dtype());
+        let only_finite = request.zero_non_finite || bound.is_infinite();
+        let kept = if only_finite { finite } else { x.eq(&x)? };
+        let kept = kept.where_cond(&abs, &zero)?;
+        parts.extend(power(&kept.minimum(bound)?, request.norm_type)?);
+        parts.push(row_sums(&kept.gt(bound)?.to_dtype(x.dtype())?)?);
     }
     Ok(parts)
 }
@@ -128,10 +142,11 @@ fn read(parts: &[Tensor]) -> Result<Vec<f64>> {
 
 /// The stats of one gradient, from its [`numbers`].
 fn assemble(
-    elements: usize,
+    grad: &Tensor,
     request: Request,
     take: &mut impl FnMut(usize) -> Vec<f64>,
 ) -> GradStats {
+    let elements = grad.elem_count();
     let rows = elements.div_ceil(ROW);
     let mut count = |n| take(n).iter().sum::<f64>() as u64;
     let finite = count(rows);
@@ -160,9 +175,14 @@ fn assemble(
         },
         ..GradStats::ZERO
     };
-    if request.clip_value.is_some() {
-        measured.clamped = power();
+    if let Some(clip_value) = request.clip_value {
+        measured.clamped.power = power();
         measured.num_clipped = take(rows).iter().sum::<f64>() as u64;
+        if !request.zero_non_finite {
+            let unbounded = rounded(clip_value, grad.dtype()).is_infinite();
+            measured.clamped.infinite = if unbounded { infinite } else { 0 };
+            measured.clamped.nan = nan;
+        }
     }
     measured
 }

@@ -65,9 +65,21 @@ fn measure_values<E: Element>(values: &[E], request: Request) -> GradStats {
             ..GradStats::ZERO
         };
     };
+    // Rare: what becomes 0 counts nothing.
+    let finite: Vec<E>;
+    let values = if request.zero_non_finite && stats.non_finite() > 0 {
+        finite = values
+            .iter()
+            .copied()
+            .filter(|x| x.to_f64().is_finite())
+            .collect();
+        &finite
+    } else {
+        values
+    };
     GradStats {
         stats,
-        clamped: measure_clamped(values, request.norm_type, clip_value).power,
+        clamped: measure_clamped(values, request.norm_type, clip_value),
         num_clipped: count_above(values, clip_value),
     }
 }

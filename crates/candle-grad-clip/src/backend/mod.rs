@@ -17,7 +17,9 @@ use rustc_hash::FxHashSet;
 use crate::Result;
 use crate::measure::{Entry, Request};
 
-pub(crate) use cpu::{edit_in_place as edit_cpu, measure as measure_cpu, storage_address};
+pub(crate) use cpu::{
+    edit_in_place as edit_cpu, edit_into as edit_cpu_into, measure as measure_cpu, storage_address,
+};
 
 /// Which code handles a gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,22 +161,13 @@ pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> R
     Ok(())
 }
 
-/// A tensor to write the edited `grad` into, for the backend that writes into tensors.
-pub(crate) fn scratch(grad: &Tensor, backends: Backends) -> Result<Option<Tensor>> {
-    Ok(if backends.is_on_cpu(grad) {
-        Some(grad.zeros_like()?)
+/// The edited `grad`, as a new tensor.
+pub(crate) fn edited(grad: &Tensor, edit: Edit, backends: Backends) -> Result<Tensor> {
+    if backends.is_on_cpu(grad) {
+        let target = grad.zeros_like()?;
+        cpu::edit_into(grad, &target, edit)?;
+        Ok(target)
     } else {
-        None
-    })
-}
-
-/// The edited `grad`: in `target`, if there is one from [`scratch`].
-pub(crate) fn edited(grad: &Tensor, target: Option<&Tensor>, edit: Edit) -> Result<Tensor> {
-    match target {
-        Some(target) => {
-            cpu::edit_into(grad, target, edit)?;
-            Ok(target.clone())
-        }
-        None => composed::edit(grad, edit),
+        composed::edit(grad, edit)
     }
 }

@@ -128,6 +128,7 @@ impl Clip {
         Request {
             norm_type: self.norm_type,
             clip_value,
+            zero_non_finite: self.non_finite == NonFinite::Zero,
         }
     }
 

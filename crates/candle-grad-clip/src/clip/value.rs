@@ -3,7 +3,7 @@
 //! `torch.nn.utils.clip_grad_value_` (PyTorch 2.15). The norm and the number of elements that change
 //! come from the same read that measures the norm before.
 
-use candle_grad_clip_kernels::{Edit, Stats};
+use candle_grad_clip_kernels::Edit;
 
 use super::{Action, Decision};
 use crate::measure::{Measurements, norm_of};
@@ -22,21 +22,10 @@ pub(super) fn decide(
             zero_non_finite,
         })
     };
-    let nan = if zero_non_finite { 0 } else { total.stats.nan };
-    let infinite = if clip_value.is_infinite() && !zero_non_finite {
-        total.stats.infinite
-    } else {
-        0
-    };
-    let after = Stats {
-        power: total.clamped,
-        nan,
-        infinite,
-    };
     Decision {
         action,
         clip_coef: 1.0,
-        clipped_norm: norm_of(after, measured.norm_type),
+        clipped_norm: norm_of(total.clamped, measured.norm_type),
         was_clipped: total.num_clipped > 0,
         num_clipped: total.num_clipped,
     }
