@@ -7,12 +7,12 @@ use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use crate::Result;
-use crate::backend::{self, Backends};
+use crate::backend::{self, Place, Work};
 use crate::measure::Entry;
 use crate::vars::VarList;
 
 /// Gradients that one task edits.
-const GRADS_PER_TASK: usize = 64;
+const JOBS_PER_TASK: usize = 64;
 
 /// Edits the gradients of `vars` in place, and returns those that must replace their entry of
 /// `grads`, as `entries` still borrows from it.
@@ -27,31 +27,25 @@ pub(crate) fn edit_in_place(
     entries: &[Entry<'_>],
     edit: Edit,
 ) -> Result<Vec<(TensorId, Tensor)>> {
-    let backends = Backends::current();
     let mut shared = SharedStorage::find(vars, grads, entries);
-    let mut in_place = Vec::with_capacity(entries.len());
+    let mut jobs = Vec::with_capacity(entries.len());
     let mut replacements = Vec::new();
     for (entry, var) in entries.iter().zip(vars.vars) {
         let Some(grad) = entry.grad else { continue };
-        if !needs_edit(grad, entry, edit) {
+        if !needs_edit(entry, edit) {
             continue;
         }
-        if backends.is_on_cpu(grad) && !shared.is_taken(entry.storage) && grad.is_contiguous() {
-            in_place.push(grad);
+        if entry.place == Place::Cpu && !shared.is_taken(entry.storage) {
+            jobs.push(Job {
+                grad,
+                target: None,
+                elements: entry.elements,
+            });
         } else {
-            replacements.push((var.id(), backend::edited(grad, edit, backends)?));
+            replacements.push((var.id(), backend::edited(grad, entry.place, edit)?));
         }
     }
-    // From the last to the first: measuring has left the last ones in the cache.
-    in_place.reverse();
-    backend::run(vars.work(), |parallel| {
-        for_each(
-            &in_place,
-            parallel,
-            |grad| grad.elem_count(),
-            |grad| backend::edit_cpu(grad, edit),
-        )
-    })?;
+    run(&jobs, vars.work(), edit)?;
     Ok(replacements)
 }
 
@@ -66,46 +60,43 @@ pub(crate) fn edit_copies(
     edit: Edit,
     scratch: &mut [Option<Tensor>],
 ) -> Result<GradStore> {
-    let backends = Backends::current();
     let mut store = GradStore::default();
     for id in grads.get_ids() {
         if let Some(grad) = grads.get_id(*id) {
             store.insert_id(*id, grad.clone());
         }
     }
-    let mut on_cpu = Vec::new();
+    let mut jobs = Vec::new();
     for ((entry, var), scratch) in entries.iter().zip(vars.vars).zip(scratch) {
         let Some(grad) = entry.grad else { continue };
-        if !needs_edit(grad, entry, edit) {
+        if !needs_edit(entry, edit) {
             continue;
         }
-        let copy = if backends.is_on_cpu(grad) {
+        let copy = if entry.place == Place::Elsewhere {
+            backend::edited(grad, entry.place, edit)?
+        } else {
             let target = match scratch {
                 Some(target) => target,
                 None => scratch.insert(grad.zeros_like()?),
             };
-            on_cpu.push((grad, target.clone()));
+            jobs.push(Job {
+                grad,
+                target: Some(target.clone()),
+                elements: entry.elements,
+            });
             target.clone()
-        } else {
-            backend::edited(grad, edit, backends)?
         };
         store.insert_id(var.id(), copy);
     }
-    on_cpu.reverse();
-    backend::run(vars.work(), |parallel| {
-        let elements = |(grad, _): &(&Tensor, Tensor)| grad.elem_count();
-        for_each(&on_cpu, parallel, elements, |(grad, target)| {
-            backend::edit_cpu_into(grad, target, edit)
-        })
-    })?;
+    run(&jobs, vars.work(), edit)?;
     Ok(store)
 }
 
 /// Whether the edit changes this gradient: not one without elements (which candle's in-place
 /// operations refuse, as its strides contain a 0), nor, at a coefficient of 1, a clean one.
-fn needs_edit(grad: &Tensor, entry: &Entry<'_>, edit: Edit) -> bool {
+fn needs_edit(entry: &Entry<'_>, edit: Edit) -> bool {
     match edit {
-        _ if grad.elem_count() == 0 => false,
+        _ if entry.elements == 0 => false,
         Edit::Scale {
             clip_coef: 1.0,
             zero_non_finite,
@@ -144,20 +135,38 @@ impl<'a> SharedStorage<'a> {
     }
 }
 
-/// Calls `f` on every item: small ones in parallel, a task for many; each large one by itself,
-/// as it is parallel inside.
-fn for_each<T: Sync>(
-    items: &[T],
-    parallel: bool,
-    elements: impl Fn(&T) -> usize + Sync,
-    f: impl Fn(&T) -> Result<()> + Sync,
-) -> Result<()> {
-    if !parallel {
-        return items.iter().try_for_each(f);
-    }
-    let is_small = |item: &&T| elements(item) <= BLOCK;
-    items
-        .par_chunks(GRADS_PER_TASK)
-        .try_for_each(|task| task.iter().filter(is_small).try_for_each(&f))?;
-    items.iter().filter(|item| !is_small(item)).try_for_each(&f)
+/// A gradient to edit, with the tensor to write to unless it is edited in place.
+struct Job<'g> {
+    grad: &'g Tensor,
+    target: Option<Tensor>,
+    elements: usize,
+}
+
+/// Does all jobs: small ones in parallel, a task for many; each large one by itself, as it is
+/// parallel inside. From the last to the first: measuring has left the last ones in the cache.
+fn run(jobs: &[Job<'_>], work: Work, edit: Edit) -> Result<()> {
+    let run = |job: &Job<'_>| match &job.target {
+        Some(target) => backend::edit_cpu_into(job.grad, target, edit),
+        None => backend::edit_cpu(job.grad, edit),
+    };
+    backend::run(work, |parallel| {
+        if !parallel {
+            return jobs.iter().rev().try_for_each(run);
+        }
+        jobs.par_rchunks(JOBS_PER_TASK).try_for_each(|task| {
+            let small = || task.iter().rev().filter(|job| job.elements <= BLOCK);
+            // The headers first, all of them: their cache misses overlap here, and would not when
+            // each is followed by its tensor's work.
+            std::hint::black_box(small().map(|job| layout_sum(job.grad)).sum::<usize>());
+            small().try_for_each(run)
+        })?;
+        let large = jobs.iter().rev().filter(|job| job.elements > BLOCK);
+        large.into_iter().try_for_each(run)
+    })
+}
+
+/// A number that takes reading the layout.
+fn layout_sum(tensor: &Tensor) -> usize {
+    let sum = |values: &[usize]| values.iter().fold(0usize, |sum, x| sum.wrapping_add(*x));
+    sum(tensor.dims()).wrapping_add(sum(tensor.stride()))
 }

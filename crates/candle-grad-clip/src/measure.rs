@@ -2,12 +2,12 @@
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use candle_grad_clip_kernels::{Norm, NormType, Stats};
+use candle_grad_clip_kernels::{BLOCK, Norm, NormType, Stats};
 use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use crate::Result;
-use crate::backend::{self, Backends};
+use crate::backend::{self, Backends, Place};
 use crate::grads::collect;
 use crate::vars::VarList;
 
@@ -62,10 +62,15 @@ impl GradStats {
 }
 
 /// One Var's gradient, if it got one.
+///
+/// All that later passes ask of it is kept here: asking thousands of tensors costs a cache miss or
+/// two each, every time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry<'g> {
     pub(crate) grad: Option<&'g Tensor>,
-    /// Where the storage is: equal for tensors that share it.
+    pub(crate) place: Place,
+    pub(crate) elements: usize,
+    /// Where the storage is: equal for tensors that share it. Only known on CPU.
     pub(crate) storage: usize,
     pub(crate) measured: GradStats,
 }
@@ -73,6 +78,8 @@ pub(crate) struct Entry<'g> {
 impl Entry<'_> {
     const EMPTY: Self = Self {
         grad: None,
+        place: Place::Elsewhere,
+        elements: 0,
         storage: 0,
         measured: GradStats::ZERO,
     };
@@ -173,9 +180,9 @@ pub(crate) fn walk<'g>(
         let Some(request) = request.filter(|_| parallel) else {
             return Ok(());
         };
-        for entry in &mut entries {
+        for entry in entries.iter_mut().filter(|entry| entry.elements > BLOCK) {
             if let Some(grad) = entry.grad
-                && backends.is_large_on_cpu(grad)
+                && entry.place != Place::Elsewhere
             {
                 (entry.measured, entry.storage) = backend::measure_cpu(grad, request)?;
             }
@@ -197,11 +204,20 @@ fn walk_block<'g>(
     let mut found = [None; VARS_PER_TASK];
     let found = &mut found[..block.len()];
     collect(vars, start, grads, found)?;
-    for (entry, grad) in block.iter_mut().zip(found) {
-        entry.grad = *grad;
-        let Some(grad) = grad else { continue };
+    for (entry, grad) in block.iter_mut().zip(&*found) {
+        if let Some(grad) = *grad {
+            entry.grad = Some(grad);
+            entry.place = backends.place(grad);
+            entry.elements = grad.elem_count();
+        }
+    }
+    for entry in block
+        .iter_mut()
+        .filter(|entry| entry.place != Place::Elsewhere)
+    {
+        let Some(grad) = entry.grad else { continue };
         match request {
-            Some(request) if backends.is_small_on_cpu(grad) => {
+            Some(request) if entry.elements <= BLOCK => {
                 (entry.measured, entry.storage) = backend::measure_cpu(grad, request)?;
             }
             Some(_) => {}

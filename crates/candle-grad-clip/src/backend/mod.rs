@@ -75,19 +75,26 @@ impl Backends {
         }
     }
 
-    pub(crate) fn is_on_cpu(self, grad: &Tensor) -> bool {
-        self.forced != Some(Backend::Composed) && grad.device().is_cpu()
+    pub(crate) fn place(self, grad: &Tensor) -> Place {
+        if self.forced == Some(Backend::Composed) || !grad.device().is_cpu() {
+            Place::Elsewhere
+        } else if grad.is_contiguous() {
+            Place::Cpu
+        } else {
+            Place::CpuStrided
+        }
     }
+}
 
-    /// For one thread's work.
-    pub(crate) fn is_small_on_cpu(self, grad: &Tensor) -> bool {
-        self.is_on_cpu(grad) && grad.elem_count() <= BLOCK
-    }
-
-    /// For all threads' work.
-    pub(crate) fn is_large_on_cpu(self, grad: &Tensor) -> bool {
-        self.is_on_cpu(grad) && grad.elem_count() > BLOCK
-    }
+/// What can be done to a gradient where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Read and written by our kernels.
+    Cpu,
+    /// On CPU, but not one after the other: the kernels work on a copy.
+    CpuStrided,
+    /// candle's operations only.
+    Elsewhere,
 }
 
 /// More Vars than this are worth more than one thread, however small they are.
@@ -140,12 +147,10 @@ pub(crate) fn run<R: Send>(work: Work, f: impl FnOnce(bool) -> R + Send) -> R {
 /// Measures the gradients that are not on CPU: one read per device. On the caller's thread, since
 /// candle's CUDA devices use a stream per thread.
 pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
-    let backends = Backends::current();
     let mut devices: Vec<(DeviceLocation, Vec<usize>)> = Vec::new();
-    for (index, entry) in entries.iter().enumerate() {
-        let Some(grad) = entry.grad.filter(|grad| !backends.is_on_cpu(grad)) else {
-            continue;
-        };
+    let elsewhere = |(_, entry): &(usize, &Entry<'_>)| entry.place == Place::Elsewhere;
+    for (index, entry) in entries.iter().enumerate().filter(elsewhere) {
+        let Some(grad) = entry.grad else { continue };
         let location = grad.device().location();
         match devices.iter_mut().find(|(device, _)| *device == location) {
             Some((_, indices)) => indices.push(index),
@@ -162,12 +167,11 @@ pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> R
 }
 
 /// The edited `grad`, as a new tensor.
-pub(crate) fn edited(grad: &Tensor, edit: Edit, backends: Backends) -> Result<Tensor> {
-    if backends.is_on_cpu(grad) {
-        let target = grad.zeros_like()?;
-        cpu::edit_into(grad, &target, edit)?;
-        Ok(target)
-    } else {
-        composed::edit(grad, edit)
+pub(crate) fn edited(grad: &Tensor, place: Place, edit: Edit) -> Result<Tensor> {
+    if place == Place::Elsewhere {
+        return composed::edit(grad, edit);
     }
+    let target = grad.zeros_like()?;
+    cpu::edit_into(grad, &target, edit)?;
+    Ok(target)
 }
