@@ -39,7 +39,7 @@ impl Set {
     /// Timed calls that make its medians stable.
     pub(crate) fn rounds(self) -> usize {
         match self {
-            Self::A | Self::B => 15,
+            Self::A | Self::B => 25,
             Self::C => 50,
             Self::D => 2000,
         }
@@ -48,7 +48,7 @@ impl Set {
     /// Of how many rounds the pasted code takes part in one: it takes longer than all else.
     pub(crate) fn rounds_per_paste_in(self) -> usize {
         match self {
-            Self::A | Self::B => 3,
+            Self::A | Self::B => 5,
             Self::C | Self::D => 1,
         }
     }
