@@ -27,9 +27,10 @@ pub(crate) fn time<E: Element>(op: Op, grads: &[&Tensor], coef: f64) -> Result<D
             Op::TotalNorm | Op::ClipGradNormNoop => read(&pieces),
             Op::ClipGradNorm => {
                 read(&pieces);
-                scale(&mut pieces, coef);
+                // Reading has left the last pieces in the cache.
+                scale(&mut pieces, coef, true);
             }
-            Op::ClipGradValue => scale(&mut pieces, coef),
+            Op::ClipGradValue => scale(&mut pieces, coef, false),
         }
         start.elapsed()
     })
@@ -69,8 +70,7 @@ fn read<E: Element>(pieces: &[Vec<&mut [E]>]) {
     }
 }
 
-/// From the last piece to the first: reading has left the last ones in the cache.
-fn scale<E: Element>(pieces: &mut [Vec<&mut [E]>], coef: f64) {
+fn scale<E: Element>(pieces: &mut [Vec<&mut [E]>], coef: f64, backwards: bool) {
     let scale = |piece: &mut Vec<&mut [E]>| {
         for slice in piece {
             E::scale(black_box(slice), black_box(coef));
@@ -78,8 +78,10 @@ fn scale<E: Element>(pieces: &mut [Vec<&mut [E]>], coef: f64) {
     };
     if let [piece] = pieces {
         scale(piece);
-    } else {
+    } else if backwards {
         pieces.par_iter_mut().rev().for_each(scale);
+    } else {
+        pieces.par_iter_mut().for_each(scale);
     }
 }
 
