@@ -272,3 +272,67 @@ fn calls_from_inside_a_rayon_pool_do_not_hang() -> Result<()> {
         })
     })
 }
+
+#[test]
+fn a_weight_of_another_model_given_as_a_gradient_is_not_scaled() -> Result<()> {
+    let listed = Var::zeros(2, DType::F32, &Device::Cpu)?;
+    let weight = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    let mut grads = GradStore::default();
+    grads.insert(&listed, weight.as_tensor().clone());
+    assert_eq!(
+        clip_grad_norm(&mut grads, std::slice::from_ref(&listed), 1.0)?,
+        5.0
+    );
+    assert_eq!(weight.to_vec1::<f32>()?, [3.0, 4.0]);
+    let clipped = grads.get(&listed).unwrap().to_vec1::<f32>()?;
+    assert!((clipped[0] - 0.6).abs() < 1e-6, "{clipped:?}");
+    Ok(())
+}
+
+/// Keeps the gradient tensors it got, as an optimizer may that hands them out.
+struct Keeper(Vec<Var>, Vec<Tensor>);
+
+impl Optimizer for Keeper {
+    type Config = ();
+    fn new(vars: Vec<Var>, (): ()) -> candle_core::Result<Self> {
+        Ok(Self(vars, Vec::new()))
+    }
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        self.1 = self
+            .0
+            .iter()
+            .filter_map(|var| grads.get(var).cloned())
+            .collect();
+        Ok(())
+    }
+    fn learning_rate(&self) -> f64 {
+        1.0
+    }
+    fn set_learning_rate(&mut self, _: f64) {}
+}
+
+#[test]
+fn copies_that_come_back_as_gradients_are_not_written_to() -> Result<()> {
+    let vars: Vec<Var> = (0..2)
+        .map(|_| Var::zeros(2, DType::F64, &Device::Cpu))
+        .collect::<candle_core::Result<_>>()?;
+    let keeper = Keeper::new(vars.clone(), ())?;
+    let mut opt = ClippedOptimizer::wrap(keeper, vars.clone(), Clip::norm(1.0).eps(0.0))?;
+    let mut grads = GradStore::default();
+    grads.insert(&vars[0], Tensor::new(&[30f64, 0.0], &Device::Cpu)?);
+    grads.insert(&vars[1], Tensor::new(&[0f64, 40.0], &Device::Cpu)?);
+    opt.step_report(&grads)?;
+    // What the inner optimizer got, crossed over, is the next step's store.
+    let kept = opt.inner().1.clone();
+    let mut next = GradStore::default();
+    next.insert(&vars[0], kept[1].clone());
+    next.insert(&vars[1], kept[0].clone());
+    opt.set_clip(Clip::norm(0.1).eps(0.0))?;
+    opt.step_report(&next)?;
+    assert_eq!(kept[0].to_vec1::<f64>()?, [0.6, 0.0]);
+    assert_eq!(kept[1].to_vec1::<f64>()?, [0.0, 0.8]);
+    let got = &opt.inner().1;
+    assert!((got[0].to_vec1::<f64>()?[1] - 0.08).abs() < 1e-12);
+    assert!((got[1].to_vec1::<f64>()?[0] - 0.06).abs() < 1e-12);
+    Ok(())
+}

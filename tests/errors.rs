@@ -59,7 +59,8 @@ fn every_error() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
     errors.push((
         clip_grad_norm(&mut bad, &vars, 1.0).unwrap_err(),
         "the gradients are not finite, so their 2-norm is not either: the first bad Var is var.1 \
-         with 2 NaN and 1 infinite of 4 values (4 bad values in all); nothing was changed",
+         with 2 NaN and 1 infinite of 4 values (4 bad values in all); nothing was changed; look at the data and the learning rate, or \
+         take another NonFinite policy",
     ));
     let clip = Clip::none().max_skips(0);
     let mut opt = ClippedOptimizer::wrap(SGD::new(vars.clone(), 0.1)?, vars, clip)?;

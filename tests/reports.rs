@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars, NonFinite, NormType, StepPath};
@@ -295,11 +296,37 @@ fn a_cleaned_step_counts_what_was_bad() -> Result<()> {
     let mut opt = recorder(&vars, clip)?;
     let report = opt.step_report(&store_for(&vars, &gradients))?;
     assert_eq!(report.non_finite()?, 2);
-    assert!(report.total_norm()?.is_nan(), "as the gradients came");
+    assert_close(report.total_norm()?, 5.0, 1e-6, "of the finite elements");
     assert_close(report.clip_coef()?, 0.2, 1e-6, "of the finite elements");
     assert_close(report.clipped_norm()?, 1.0, 1e-6, "of the finite elements");
     let given = given(&opt)?;
     assert_eq!((given[0], given[2]), (0.0, 0.0));
     assert_close(given[1], 0.6, 1e-6, "3 of (3, 4)");
+    Ok(())
+}
+
+#[test]
+fn a_norm_that_f64_does_not_hold_is_reported_right_after_clipping() -> Result<()> {
+    let var = Var::zeros(3, DType::F64, &Device::Cpu)?;
+    let mut opt = ClippedOptimizer::wrap(
+        SGD::new(vec![var.clone()], 0.0)?,
+        vec![var.clone()],
+        Clip::norm(1.0).non_finite(NonFinite::Zero),
+    )?;
+    let mut grads = GradStore::default();
+    let values = [f64::MAX, f64::MAX, f64::INFINITY];
+    grads.insert(&var, Tensor::new(&values, &Device::Cpu)?);
+    let report = opt.step_report(&grads)?;
+    assert!((report.clipped_norm()? - 1.0).abs() < 1e-12, "{report:?}");
+    assert_eq!(report.non_finite()?, 1);
+    // A root that overflows: the coefficient is below what f64 holds.
+    let many = Var::zeros(20_000, DType::F64, &Device::Cpu)?;
+    let mut opt = ClippedOptimizer::wrap(
+        SGD::new(vec![many.clone()], 0.0)?,
+        vec![many.clone()],
+        Clip::norm(1.0).norm_type(NormType::P(0.01)),
+    )?;
+    grads.insert(&many, many.ones_like()?.detach());
+    assert_eq!(opt.step_report(&grads)?.clipped_norm()?, 0.0);
     Ok(())
 }

@@ -137,9 +137,9 @@ impl<F: ElementEdit> ElementEdit for Finite<F> {
     }
 }
 
-struct InPlace<'a, E, F>(&'a mut [E], F);
+struct EditInPlace<'a, E, F>(&'a mut [E], F);
 
-impl<E: Element, F: ElementEdit> NullaryFnOnce for InPlace<'_, E, F> {
+impl<E: Element, F: ElementEdit> NullaryFnOnce for EditInPlace<'_, E, F> {
     type Output = ();
 
     #[inline(always)]
@@ -148,9 +148,9 @@ impl<E: Element, F: ElementEdit> NullaryFnOnce for InPlace<'_, E, F> {
     }
 }
 
-struct Into<'a, E, F>(&'a [E], &'a mut [E], F);
+struct EditInto<'a, E, F>(&'a [E], &'a mut [E], F);
 
-impl<E: Element, F: ElementEdit> NullaryFnOnce for Into<'_, E, F> {
+impl<E: Element, F: ElementEdit> NullaryFnOnce for EditInto<'_, E, F> {
     type Output = ();
 
     #[inline(always)]
@@ -196,9 +196,9 @@ macro_rules! specialise {
 }
 
 fn edit_block<E: Element>(values: &mut [E], edit: Edit) {
-    specialise!(edit, op => dispatch(InPlace(values, op)));
+    specialise!(edit, op => dispatch(EditInPlace(values, op)));
 }
 
 fn edit_block_into<E: Element>(source: &[E], target: &mut [E], edit: Edit) {
-    specialise!(edit, op => dispatch(Into(source, target, op)));
+    specialise!(edit, op => dispatch(EditInto(source, target, op)));
 }

@@ -21,7 +21,7 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     fn from_abs_bits(bits: Self::Bits) -> f64;
     /// Widens, exactly.
     fn to_f64(self) -> f64;
-    /// `x` rounded to this dtype.
+    /// `x` rounded to this dtype, halves by way of f32, as an edit rounds.
     fn round(x: f64) -> f64;
     /// Edits every element in place.
     fn map(values: &mut [Self], op: impl ElementEdit);
@@ -102,7 +102,7 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn round(x: f64) -> f64 {
-        bf16::from_f64(x).to_f64()
+        bf16::from_f32(x as f32).to_f64()
     }
     #[inline(always)]
     fn map(values: &mut [Self], op: impl ElementEdit) {
@@ -172,7 +172,7 @@ impl Element for f16 {
     }
     #[inline(always)]
     fn round(x: f64) -> f64 {
-        f16::from_f64(x).to_f64()
+        f16::from_f32(x as f32).to_f64()
     }
     #[inline(always)]
     fn map(values: &mut [Self], op: impl ElementEdit) {

@@ -22,7 +22,7 @@ mod simd;
 
 pub use edit::{Edit, edit, edit_into};
 pub use element::Element;
-pub use measure::{Stats, count_above, measure, measure_clamped};
+pub use measure::{ClampStats, Stats, measure, measure_clamped};
 pub use norm_type::NormType;
 pub use partial_power::{Norm, PartialPower};
 

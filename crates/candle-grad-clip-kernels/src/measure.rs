@@ -51,50 +51,68 @@ impl Stats {
     }
 }
 
+/// What one read of a slice tells that is to be clamped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClampStats {
+    /// The elements as they are.
+    pub before: Stats,
+    /// The elements clamped: an infinite one is the bound, a NaN stays one.
+    pub after: Stats,
+    /// How many elements clamping changes; a NaN is not one.
+    pub num_clipped: u64,
+}
+
 /// Reads `values` once and returns their [`Stats`]. Parallel for more than one [`BLOCK`].
 ///
 /// Relative error of the norm at most 1e-12 for L1, L2, infinity and `p >= 0.5`.
 #[must_use]
 pub fn measure<E: Element>(values: &[E], norm_type: NormType) -> Stats {
-    by_block(values, norm_type, None)
+    let of = |chunk: &[E]| measure_chunk(chunk, norm_type, None);
+    by_chunk(values, Stats::ZERO, of, |a, b| a.merge(b, norm_type))
 }
 
-/// As [`measure`](fn@measure), of the elements clamped into `[-clip_value, clip_value]`: an infinite
-/// element counts as the bound, a NaN stays one. The bound is rounded to the dtype first.
+/// As [`measure`](fn@measure), also of the elements clamped into `[-clip_value, clip_value]`, the
+/// bound rounded to the dtype. Still one read: what follows the first pass is in the cache.
 #[must_use]
-pub fn measure_clamped<E: Element>(values: &[E], norm_type: NormType, clip_value: f64) -> Stats {
-    by_block(values, norm_type, Some(E::round(clip_value)))
-}
-
-/// How many elements lie outside `[-clip_value, clip_value]`, the bound rounded to the dtype; a NaN
-/// does not.
-#[must_use]
-pub fn count_above<E: Element>(values: &[E], clip_value: f64) -> u64 {
+pub fn measure_clamped<E: Element>(
+    values: &[E],
+    norm_type: NormType,
+    clip_value: f64,
+) -> ClampStats {
     let bound = E::round(clip_value);
-    let count = |block: &[E]| dispatch(CountAbove(block, bound));
-    if values.len() <= BLOCK {
-        count(values)
-    } else {
-        values.par_chunks(BLOCK).map(count).sum()
-    }
+    let of = |chunk: &[E]| ClampStats {
+        before: measure_chunk(chunk, norm_type, None),
+        after: measure_chunk(chunk, norm_type, Some(bound)),
+        num_clipped: dispatch(CountAbove(chunk, bound)),
+    };
+    let none = ClampStats {
+        before: Stats::ZERO,
+        after: Stats::ZERO,
+        num_clipped: 0,
+    };
+    by_chunk(values, none, of, |a, b| ClampStats {
+        before: a.before.merge(b.before, norm_type),
+        after: a.after.merge(b.after, norm_type),
+        num_clipped: a.num_clipped + b.num_clipped,
+    })
 }
 
-/// Measures every chunk and folds in order.
-fn by_block<E: Element>(values: &[E], norm_type: NormType, clip_value: Option<f64>) -> Stats {
-    let fold = |acc: Stats, next: Stats| acc.merge(next, norm_type);
-    let block = |values: &[E]| {
-        let chunks = values.chunks(CHUNK);
-        let stats = chunks.map(|chunk| measure_chunk(chunk, norm_type, clip_value));
-        stats.fold(Stats::ZERO, fold)
-    };
+/// Calls `of` on every chunk, and folds what it returns in order.
+fn by_chunk<E: Element, S: Copy + Send + Sync>(
+    values: &[E],
+    none: S,
+    of: impl Fn(&[E]) -> S + Sync,
+    fold: impl Fn(S, S) -> S + Sync,
+) -> S {
     if values.len() <= CHUNK {
-        return measure_chunk(values, norm_type, clip_value);
+        return of(values);
     }
+    let block = |values: &[E]| values.chunks(CHUNK).map(&of).fold(none, &fold);
     if values.len() <= BLOCK {
         return block(values);
     }
-    let blocks: Vec<Stats> = values.par_chunks(BLOCK).map(block).collect();
-    blocks.into_iter().fold(Stats::ZERO, fold)
+    let blocks: Vec<S> = values.par_chunks(BLOCK).map(block).collect();
+    blocks.into_iter().fold(none, fold)
 }
 
 fn measure_chunk<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Option<f64>) -> Stats {

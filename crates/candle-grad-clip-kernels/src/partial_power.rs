@@ -113,20 +113,36 @@ impl Norm {
         self.scale * self.root
     }
 
-    /// `bound / (norm + eps)`, right also where the norm itself does not fit an f64.
+    /// `min(1, max_norm / (norm + eps))`, right also where the norm itself does not fit an f64.
     ///
-    /// A zero bound gives zero, also for a norm of zero.
+    /// An infinite `max_norm` gives 1, and one of zero gives 0, also for a norm of zero.
     #[must_use]
     #[inline]
-    pub fn ratio(self, bound: f64, eps: f64) -> f64 {
-        if bound == 0.0 {
+    pub fn clip_coef(self, max_norm: f64, eps: f64) -> f64 {
+        if max_norm == f64::INFINITY {
+            return 1.0;
+        }
+        if max_norm == 0.0 {
             return 0.0;
         }
         let value = self.value();
-        if value.is_finite() {
-            // A subnormal norm makes the quotient infinite: the caller's min(1, ..) takes it.
-            return bound / (value + eps);
+        let ratio = if value.is_finite() {
+            max_norm / (value + eps)
+        } else {
+            max_norm / self.scale / self.root
+        };
+        ratio.min(1.0)
+    }
+
+    /// The norm of the same elements times `clip_coef`: 0 for a coefficient of 0.
+    #[must_use]
+    #[inline]
+    pub fn scaled(self, clip_coef: f64) -> f64 {
+        if clip_coef == 0.0 {
+            0.0
+        } else {
+            // In this order, or a norm past f64's maximum stays infinite.
+            self.scale * clip_coef * self.root
         }
-        bound / self.scale / self.root
     }
 }

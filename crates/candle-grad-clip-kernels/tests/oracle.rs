@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use candle_grad_clip_kernels::{
-    BLOCK, Edit, Element, NormType, Stats, count_above, edit, edit_into, measure, measure_clamped,
+    BLOCK, Edit, Element, NormType, Stats, edit, edit_into, measure, measure_clamped,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -65,15 +65,52 @@ fn check<E: Element>(values: &[E], what: &str) {
         );
         let clamped = measure_clamped(values, norm_type, 0.75);
         let right = oracle(wide.clone().map(|x| x.clamp(-0.75, 0.75)), norm_type);
+        let above = wide.clone().filter(|x| x.abs() > 0.75).count() as u64;
+        assert_eq!(clamped.before, stats, "{what} {norm_type}");
         assert_eq!(
-            (clamped.nan, clamped.infinite),
-            (nan, 0),
+            (
+                clamped.after.nan,
+                clamped.after.infinite,
+                clamped.num_clipped
+            ),
+            (nan, 0, above),
             "{what} {norm_type} clamped"
         );
-        assert_close(norm(clamped, norm_type), right, what);
+        assert_close(norm(clamped.after, norm_type), right, what);
     }
-    let above = wide.filter(|x| x.abs() > 0.75).count() as u64;
-    assert_eq!(count_above(values, 0.75), above, "{what}");
+}
+
+/// The bound that is counted with is the one that is written.
+#[test]
+fn a_clamped_half_is_not_clamped_again() {
+    for x in [1.003_906_25 + 2f64.powi(-22), 0.1, 0.3, 0.7, 1e-9] {
+        let mut values = [bf16::from_f32(1.007_812_5), bf16::from_f32(-2.0)];
+        edit(
+            &mut values,
+            Edit::Clamp {
+                clip_value: x,
+                zero_non_finite: false,
+            },
+        );
+        assert_eq!(
+            measure_clamped(&values, NormType::L2, x).num_clipped,
+            0,
+            "bf16 {x}"
+        );
+        let mut values = [f16::from_f32(1.001), f16::from_f32(-2.0)];
+        edit(
+            &mut values,
+            Edit::Clamp {
+                clip_value: x,
+                zero_non_finite: false,
+            },
+        );
+        assert_eq!(
+            measure_clamped(&values, NormType::L2, x).num_clipped,
+            0,
+            "f16 {x}"
+        );
+    }
 }
 
 /// Deterministic values in -1..1 without a dependency: a linear congruential generator.
@@ -259,7 +296,8 @@ fn a_norm_past_f64_still_has_a_coefficient() {
     let norm = stats.power.root(NormType::L2);
     assert!(norm.value().is_infinite());
     // The norm is 2 f64::MAX.
-    assert!((norm.ratio(f64::MAX, 1e-6) - 0.5).abs() < 1e-15);
+    assert!((norm.clip_coef(f64::MAX, 1e-6) - 0.5).abs() < 1e-15);
+    assert!((norm.scaled(0.25) / f64::MAX - 0.5).abs() < 1e-15);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! apply: what was decided, done to the gradients.
 
+use std::borrow::Cow;
+
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId};
 use candle_grad_clip_kernels::{BLOCK, Edit};
@@ -51,15 +53,15 @@ pub(crate) fn edit_in_place(
 
 /// A new store in which the gradients of `vars` are edited copies, and all others those of `grads`.
 ///
-/// `scratch` has a place for every Var; what is in it is written to, and what is missing is put
-/// into it, so that the next call allocates nothing of a gradient's size.
+/// The copies are made in `scratch`, so that the next call allocates nothing of a gradient's size.
 pub(crate) fn edit_copies(
     vars: VarList<'_>,
     grads: &GradStore,
     entries: &[Entry<'_>],
     edit: Edit,
-    scratch: &mut [Option<Tensor>],
+    scratch: &mut Scratch,
 ) -> Result<GradStore> {
+    scratch.avoid(entries);
     let mut store = GradStore::default();
     for id in grads.get_ids() {
         if let Some(grad) = grads.get_id(*id) {
@@ -67,7 +69,7 @@ pub(crate) fn edit_copies(
         }
     }
     let mut jobs = Vec::new();
-    for ((entry, var), scratch) in entries.iter().zip(vars.vars).zip(scratch) {
+    for (index, (entry, var)) in entries.iter().zip(vars.vars).enumerate() {
         let Some(grad) = entry.grad else { continue };
         if !needs_edit(entry, edit) {
             continue;
@@ -75,21 +77,53 @@ pub(crate) fn edit_copies(
         let copy = if entry.place == Place::Elsewhere {
             backend::edited(grad, entry.place, edit)?
         } else {
-            let target = match scratch {
-                Some(target) => target,
-                None => scratch.insert(grad.zeros_like()?),
-            };
+            let target = scratch.tensor(index, grad)?;
             jobs.push(Job {
                 grad,
                 target: Some(target.clone()),
                 elements: entry.elements,
             });
-            target.clone()
+            target
         };
         store.insert_id(var.id(), copy);
     }
     run(&jobs, vars.work(), edit)?;
     Ok(store)
+}
+
+/// Tensors that copies of gradients are written into, kept from step to step: one a Var, made when
+/// first needed.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    tensors: Vec<Option<Tensor>>,
+    storages: FxHashSet<usize>,
+}
+
+impl Scratch {
+    /// Forgets its tensors if one of them has become a gradient of the caller's (an optimizer can
+    /// hand out what it got): it would be read and written at once.
+    fn avoid(&mut self, entries: &[Entry<'_>]) {
+        if entries
+            .iter()
+            .any(|entry| self.storages.contains(&entry.storage))
+        {
+            *self = Self::default();
+        }
+    }
+
+    fn tensor(&mut self, index: usize, grad: &Tensor) -> Result<Tensor> {
+        if self.tensors.len() <= index {
+            self.tensors.resize(index + 1, None);
+        }
+        let place = &mut self.tensors[index];
+        if let Some(tensor) = place {
+            return Ok(tensor.clone());
+        }
+        let tensor = grad.zeros_like()?;
+        self.storages.insert(backend::storage_address(&tensor));
+        *place = Some(tensor.clone());
+        Ok(tensor)
+    }
 }
 
 /// Whether the edit changes this gradient: not one without elements (which candle's in-place
@@ -108,7 +142,7 @@ fn needs_edit(entry: &Entry<'_>, edit: Edit) -> bool {
 /// The storages that must not be written to: those of Vars and of gradients of anything else, and
 /// those already taken by an earlier entry.
 struct SharedStorage<'a> {
-    of_vars: std::borrow::Cow<'a, FxHashSet<usize>>,
+    of_vars: Cow<'a, FxHashSet<usize>>,
     taken: FxHashSet<usize>,
 }
 

@@ -5,7 +5,8 @@ use crate::NormType;
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong. Whatever it is, weights, optimizer state and gradients are as they were.
+/// What can go wrong. Whatever it is, weights, optimizer state and gradients are as they were (but for
+/// an inner optimizer whose own `step` fails half way).
 ///
 /// It converts into [`candle_core::Error`], which keeps the whole text (and only the text: use
 /// [`ClippedOptimizer::step_report`](crate::ClippedOptimizer::step_report) for the typed error), so
@@ -33,7 +34,8 @@ pub enum Error {
     #[error(
         "the gradients are not finite, so their {norm_type}-norm is not either: the first bad Var \
          is {var} with {nan} NaN and {infinite} infinite of {elements} values ({total} bad values \
-         in all); nothing was changed"
+         in all); nothing was changed; look at the data and the learning rate, or take another \
+         NonFinite policy"
     )]
     NonFinite {
         /// Name of the first Var whose gradient is bad.

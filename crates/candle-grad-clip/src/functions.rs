@@ -2,7 +2,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{Edit, Norm, NormType};
 
-use crate::apply::{edit_copies, edit_in_place};
+use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::clip::{CLIP_EPS, NonFinite, check_eps, clip_coef};
 use crate::measure::{Entry, Measurements, Request, measure, walk};
 use crate::norm::checked;
@@ -39,14 +39,17 @@ impl Default for ClipGradNorm {
     }
 }
 
-/// Scales the gradients of `vars` in place, so that their global L2 norm is at most `max_norm`:
+/// Scales the gradients of `vars` in place, so that their global L2 norm is at most `max_norm` (up to
+/// the dtype's rounding):
 /// `g * min(1, max_norm / (total_norm + 1e-6))`. Returns the norm before.
 ///
 /// Gradients of any shape, in f32, f64, f16 or bf16, mixed, on any devices. A coefficient of exactly
 /// 1 writes nothing, `max_norm` 0 gives zero gradients, and an infinite one measures only (PyTorch
-/// can write NaN then). "In place" holds for the caller's clones of a gradient too; but a gradient
-/// that shares storage with another entry of the store or with a Var, or that is not contiguous,
-/// gets storage of its own, so that nothing is scaled twice and no weight is touched.
+/// can write NaN then). "In place" holds, on CPU, for the caller's clones of a gradient too; but a
+/// gradient that is a Var, that shares storage with another entry of the store or with one of `vars`,
+/// or that is not contiguous, gets storage of its own, so that nothing is scaled twice and no weight
+/// is touched. (On other devices every entry that changes is replaced.) Two threads must not work on
+/// one gradient at the same time.
 ///
 /// # Errors
 /// A `max_norm` below 0 or NaN; gradients that are not finite (the error names the first bad Var);
@@ -165,16 +168,14 @@ pub fn clip_grads_with_norm(
     total_norm: f64,
 ) -> Result<()> {
     check_bound("max_norm", max_norm)?;
-    check_known_norm("total_norm", total_norm)?;
-    let known = Norm {
-        scale: 1.0,
-        root: total_norm,
-    };
-    let clip_coef = if max_norm == f64::INFINITY {
-        1.0
-    } else {
-        known.ratio(max_norm, CLIP_EPS).min(1.0)
-    };
+    if !(total_norm >= 0.0 && total_norm.is_finite()) {
+        return Err(Error::InvalidOption {
+            name: "total_norm",
+            value: total_norm,
+            expected: "0 or a finite value above: gradients with that norm can't be scaled by it",
+        });
+    }
+    let clip_coef = Norm::known(total_norm).clip_coef(max_norm, CLIP_EPS);
     let vars = VarList::unnamed(vars);
     let entries = walk(vars, grads, None)?;
     let replacements = scale_in_place(vars, grads, &entries, clip_coef, false)?;
@@ -228,7 +229,8 @@ pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> 
 ///
 /// `use_norm` is the norm to clip by if it is already known. The store also holds the gradients of
 /// everything that is not in `vars`, as they were; what is not changed shares its storage with
-/// `grads`. As in TensorFlow, a norm that is not finite gives NaN in every gradient of `vars`. A
+/// `grads`. As in TensorFlow, a norm that is not finite gives NaN in every gradient of `vars`, unless
+/// `clip_norm` is infinite, which changes nothing. A
 /// `clip_norm` of 0 gives zeros (in TensorFlow NaN where the norm is 0 too).
 ///
 /// # Errors
@@ -275,20 +277,17 @@ pub fn clip_by_global_norm(
         let (norm, total_norm) = (measured.norm(), measured.total_norm());
         (measured.entries, norm, total_norm, finite)
     };
-    let clip_coef = if clip_norm == f64::INFINITY {
-        1.0
-    } else if finite {
-        norm.ratio(clip_norm, 0.0).min(1.0)
+    let clip_coef = if finite || clip_norm == f64::INFINITY {
+        norm.clip_coef(clip_norm, 0.0)
     } else {
         f64::NAN
     };
-    let mut scratch = vec![None; entries.len()];
     let edit = Edit::Scale {
         clip_coef,
         zero_non_finite: false,
     };
     Ok((
-        edit_copies(vars, grads, &entries, edit, &mut scratch)?,
+        edit_copies(vars, grads, &entries, edit, &mut Scratch::default())?,
         total_norm,
     ))
 }
@@ -345,19 +344,6 @@ fn check_bound(name: &'static str, value: f64) -> Result<()> {
             name,
             value,
             expected: "0 or above",
-        })
-    }
-}
-
-fn check_known_norm(name: &'static str, value: f64) -> Result<()> {
-    if value >= 0.0 && value.is_finite() {
-        Ok(())
-    } else {
-        let expected = "0 or a finite value above: gradients with that norm can't be scaled by it";
-        Err(Error::InvalidOption {
-            name,
-            value,
-            expected,
         })
     }
 }

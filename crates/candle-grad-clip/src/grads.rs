@@ -64,12 +64,13 @@ fn disagreement(var: &Var, grad: &Tensor, name: String) -> Error {
             format!("{:?}", grad.dtype()),
         )
     } else {
-        // Two `Device::new_cuda(0)` are two devices with one name: candle can't mix them either.
-        (
-            "device",
-            format!("{:?}", var.device().location()),
-            format!("{:?}", grad.device().location()),
-        )
+        // Two `Device::new_cuda(0)` have one location, and candle can't mix them either.
+        let location = |tensor: &Tensor| format!("{:?}", tensor.device().location());
+        let (expected, mut got) = (location(var), location(grad));
+        if expected == got {
+            got.push_str(" of another handle (make each device once, and clone it)");
+        }
+        ("device", expected, got)
     };
     Error::Mismatch {
         var: name,

@@ -64,3 +64,8 @@ pub use optimizer::{ClippedConfig, ClippedOptimizer};
 pub use report::{StepPath, StepRecord, StepReport};
 pub use summary::{MaxNormSuggestion, Summary};
 pub use vars::NamedVars;
+
+/// Compiles the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

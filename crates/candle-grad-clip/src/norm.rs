@@ -18,7 +18,8 @@ use crate::{Error, Result};
 /// TensorFlow and optax give infinity and 0. The bits do not depend on the number of threads.
 ///
 /// Returns NaN if any element is NaN, else infinity if any is infinite, or if the norm of finite
-/// elements passes f64's maximum (they are still clipped by their right coefficient).
+/// elements passes f64's maximum (they are still clipped by their right coefficient, which is 0 where
+/// f64 does not hold it).
 ///
 /// # Errors
 /// An invalid `norm_type`; a gradient whose shape, dtype or device is not its Var's, or whose dtype

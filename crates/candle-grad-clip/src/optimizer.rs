@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use candle_nn::Optimizer;
 
-use crate::apply::{edit_copies, edit_in_place};
+use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::clip::{Action, Clip, Decision, NonFinite};
 use crate::functions::{insert, non_finite_error};
 use crate::measure::{Measurements, measure};
@@ -75,8 +75,8 @@ pub struct ClippedOptimizer<O: Optimizer> {
     with_param_norms: bool,
     step: u64,
     skips_in_a_row: u32,
-    /// Copies of gradients for `step(&GradStore)`, a place for each Var.
-    scratch: Vec<Option<Tensor>>,
+    /// Copies of gradients for `step(&GradStore)`.
+    scratch: Scratch,
     missing: Missing,
     last_report: Option<StepReport>,
 }
@@ -101,7 +101,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         Ok(Self {
             inner,
             names: vars.names().into(),
-            scratch: vec![None; vars.vars().len()],
+            scratch: Scratch::default(),
             vars,
             clip,
             expect_missing: Vec::new(),
@@ -266,7 +266,10 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let record = StepRecord {
             step: self.step + 1,
             norm_type: measured.norm_type,
-            total_norm: measured.total_norm(),
+            total_norm: match self.clip.non_finite {
+                NonFinite::Zero => measured.norm().value(),
+                _ => measured.total_norm(),
+            },
             clipped_norm: decision.clipped_norm,
             clip_coef: decision.clip_coef,
             was_clipped: decision.was_clipped,

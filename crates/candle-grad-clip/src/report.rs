@@ -12,7 +12,7 @@ use crate::Result;
 pub enum StepPath {
     /// As they came: nothing was written and nothing copied.
     Unchanged,
-    /// Edited in place, in the store that `backward` made.
+    /// Edited in the store that `backward` made, on CPU in place.
     InPlace,
     /// Edited copies in the wrapper's own buffer, as the store was the caller's.
     Copied,
@@ -27,7 +27,7 @@ pub enum StepPath {
 /// the `Result`s.
 ///
 /// [`ClippedOptimizer::step_report`]: crate::ClippedOptimizer::step_report
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct StepReport {
     pub(crate) record: StepRecord,
     pub(crate) missing: Arc<[String]>,
@@ -42,12 +42,14 @@ pub struct StepReport {
 /// infinity, such norms are the strings "NaN" and "inf".
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct StepRecord {
     /// The step's number, from 1; skipped steps count.
     pub step: u64,
     /// Which norm the norms are.
     pub norm_type: NormType,
-    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is.
+    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but of
+    /// the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub total_norm: f64,
     /// The same after clipping; 0 for a skipped step.
@@ -74,6 +76,15 @@ pub struct StepRecord {
     pub param_norms: Vec<(String, f64)>,
 }
 
+/// Shows [`StepReport::to_record`].
+impl std::fmt::Debug for StepReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("StepReport")
+            .field(&self.to_record())
+            .finish()
+    }
+}
+
 impl StepReport {
     /// The step's number, from 1; skipped steps count.
     #[must_use]
@@ -97,7 +108,8 @@ impl StepReport {
         self.record.path
     }
 
-    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is.
+    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but of
+    /// the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
     ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
@@ -105,7 +117,8 @@ impl StepReport {
         Ok(self.record.total_norm)
     }
 
-    /// Norm of all gradients as one vector after clipping; 0 for a skipped step.
+    /// Norm of all gradients as one vector after clipping; 0 for a skipped step. Computed from the
+    /// norm before, so without the rounding of the clipped elements.
     ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.

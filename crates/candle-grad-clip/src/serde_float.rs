@@ -10,6 +10,8 @@ enum Written {
     Text(String),
 }
 
+// serde passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
 pub(crate) fn serialize<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if serializer.is_human_readable() && !x.is_finite() {
         serializer.collect_str(x)

@@ -34,6 +34,7 @@ pub struct Summary {
 
 /// A limit, and what fraction of the steps seen it would clip.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct MaxNormSuggestion {
     /// Percentile of the norms, 0 to 100.
     pub percentile: f64,

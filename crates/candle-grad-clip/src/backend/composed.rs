@@ -62,8 +62,8 @@ fn is_finite(x: &Tensor) -> Result<Tensor> {
 /// A bound as the gradient's dtype has it.
 fn rounded(clip_value: f64, dtype: DType) -> f64 {
     match dtype {
-        DType::F16 => f16::from_f64(clip_value).to_f64(),
-        DType::BF16 => bf16::from_f64(clip_value).to_f64(),
+        DType::F16 => f16::from_f32(clip_value as f32).to_f64(),
+        DType::BF16 => bf16::from_f32(clip_value as f32).to_f64(),
         DType::F32 => f64::from(clip_value as f32),
         _ => clip_value,
     }

@@ -4,8 +4,7 @@ use candle_core::{
     CpuStorage, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor,
 };
 use candle_grad_clip_kernels::{
-    Edit, Element, count_above, edit, edit_into as edit_slice_into, measure as measure_slice,
-    measure_clamped,
+    Edit, Element, edit, edit_into as edit_slice_into, measure as measure_slice, measure_clamped,
 };
 
 use crate::Result;
@@ -58,29 +57,25 @@ pub(crate) fn measure(grad: &Tensor, request: Request) -> Result<(GradStats, usi
 }
 
 fn measure_values<E: Element>(values: &[E], request: Request) -> GradStats {
-    let stats = measure_slice(values, request.norm_type);
+    let norm_type = request.norm_type;
     let Some(clip_value) = request.clip_value else {
+        let stats = measure_slice(values, norm_type);
         return GradStats {
             stats,
             ..GradStats::ZERO
         };
     };
-    // Rare: what becomes 0 counts nothing.
-    let finite: Vec<E>;
-    let values = if request.zero_non_finite && stats.non_finite() > 0 {
-        finite = values
-            .iter()
-            .copied()
-            .filter(|x| x.to_f64().is_finite())
-            .collect();
-        &finite
-    } else {
-        values
-    };
+    let mut clamped = measure_clamped(values, norm_type, clip_value);
+    let stats = clamped.before;
+    if request.zero_non_finite && stats.non_finite() > 0 {
+        // Rare: what becomes 0 counts nothing.
+        let finite = values.iter().copied().filter(|x| x.to_f64().is_finite());
+        clamped = measure_clamped(&finite.collect::<Vec<E>>(), norm_type, clip_value);
+    }
     GradStats {
         stats,
-        clamped: measure_clamped(values, request.norm_type, clip_value),
-        num_clipped: count_above(values, clip_value),
+        clamped: clamped.after,
+        num_clipped: clamped.num_clipped,
     }
 }
 

@@ -9,7 +9,7 @@ mod cpu;
 
 use std::cell::Cell;
 
-use candle_core::{DeviceLocation, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use candle_grad_clip_kernels::{BLOCK, Edit};
 use rayon::prelude::*;
 use rustc_hash::FxHashSet;
@@ -35,8 +35,8 @@ thread_local! {
     static FORCED: Cell<Option<Backend>> = const { Cell::new(None) };
 }
 
-/// Runs `f` with every gradient handled by `backend`, as far as this thread calls us: a means to
-/// test and to compare. ([`Backend::Cpu`] still leaves tensors on other devices to `Composed`.)
+/// Runs `f` with every gradient handled by `backend`, as far as this thread calls us (not a worker of
+/// rayon's pool, which may take up others' work in between): a means to test and to compare. ([`Backend::Cpu`] still leaves tensors on other devices to `Composed`.)
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -78,10 +78,10 @@ impl Backends {
     pub(crate) fn place(self, grad: &Tensor) -> Place {
         if self.forced == Some(Backend::Composed) || !grad.device().is_cpu() {
             Place::Elsewhere
-        } else if grad.is_contiguous() {
+        } else if grad.is_contiguous() && !grad.is_variable() {
             Place::Cpu
         } else {
-            Place::CpuStrided
+            Place::CpuCopied
         }
     }
 }
@@ -91,8 +91,8 @@ impl Backends {
 pub(crate) enum Place {
     /// Read and written by our kernels.
     Cpu,
-    /// On CPU, but not one after the other: the kernels work on a copy.
-    CpuStrided,
+    /// On CPU, but not one after the other, or a Var itself: what changes is a copy.
+    CpuCopied,
     /// candle's operations only.
     Elsewhere,
 }
@@ -147,14 +147,17 @@ pub(crate) fn run<R: Send>(work: Work, f: impl FnOnce(bool) -> R + Send) -> R {
 /// Measures the gradients that are not on CPU: one read per device. On the caller's thread, since
 /// candle's CUDA devices use a stream per thread.
 pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
-    let mut devices: Vec<(DeviceLocation, Vec<usize>)> = Vec::new();
+    let mut devices: Vec<(Device, Vec<usize>)> = Vec::new();
     let elsewhere = |(_, entry): &(usize, &Entry<'_>)| entry.place == Place::Elsewhere;
     for (index, entry) in entries.iter().enumerate().filter(elsewhere) {
         let Some(grad) = entry.grad else { continue };
-        let location = grad.device().location();
-        match devices.iter_mut().find(|(device, _)| *device == location) {
+        let device = grad.device();
+        match devices
+            .iter_mut()
+            .find(|(other, _)| other.same_device(device))
+        {
             Some((_, indices)) => indices.push(index),
-            None => devices.push((location, vec![index])),
+            None => devices.push((device.clone(), vec![index])),
         }
     }
     for (_, indices) in devices {

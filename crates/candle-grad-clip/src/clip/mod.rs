@@ -24,9 +24,9 @@ use crate::{Error, Result};
 /// | [`Clip::value`] | every element into `[-clip_value, clip_value]` |
 ///
 /// ```
-/// use candle_grad_clip::{Clip, NonFinite, NormType};
+/// use candle_grad_clip::{Clip, NonFinite};
 ///
-/// let clip = Clip::norm(1.0).norm_type(NormType::Inf).non_finite(NonFinite::Error);
+/// let clip = Clip::norm(1.0).non_finite(NonFinite::Error);
 /// assert_eq!(clip.to_string(), "norm:1");
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -150,6 +150,7 @@ impl Clip {
     }
 }
 
+/// The method and its limit, as command lines write them: `none`, `norm:1`, `value:0.1`.
 impl fmt::Display for Clip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.method {
@@ -220,11 +221,6 @@ impl Decision {
 
     /// One coefficient for all; exactly 1 with nothing to clean leaves everything alone.
     fn scale(measured: &Measurements<'_>, clip_coef: f64, zero_non_finite: bool) -> Self {
-        let norm = if zero_non_finite {
-            measured.norm().value()
-        } else {
-            measured.total_norm()
-        };
         let action = if clip_coef == 1.0 && !zero_non_finite {
             Action::Leave
         } else {
@@ -233,14 +229,10 @@ impl Decision {
                 zero_non_finite,
             })
         };
-        // A norm past f64's maximum times its coefficient is max_norm, not infinity: keep factors.
-        let clipped_norm = if norm.is_infinite() && measured.total.stats.infinite == 0 {
-            let norm = measured.norm();
-            norm.scale * clip_coef * norm.root
-        } else if clip_coef == 1.0 {
-            norm
+        let clipped_norm = if zero_non_finite || measured.total.stats.non_finite() == 0 {
+            measured.norm().scaled(clip_coef)
         } else {
-            norm * clip_coef
+            measured.total_norm() * clip_coef
         };
         Self {
             action,

@@ -24,10 +24,8 @@ pub(crate) fn clip_coef(
     zero_non_finite: bool,
 ) -> f64 {
     let stats = measured.total.stats;
-    if max_norm == f64::INFINITY {
-        1.0
-    } else if zero_non_finite || stats.non_finite() == 0 {
-        measured.norm().ratio(max_norm, eps).min(1.0)
+    if max_norm == f64::INFINITY || zero_non_finite || stats.non_finite() == 0 {
+        measured.norm().clip_coef(max_norm, eps)
     } else if stats.nan > 0 {
         f64::NAN
     } else {
