@@ -25,6 +25,14 @@ pub enum Edit {
 }
 
 /// Edits `values` in place. Parallel for more than one [`BLOCK`].
+///
+/// ```
+/// use candle_grad_clip_kernels::{Edit, edit};
+///
+/// let mut values = [3f32, -4.0, f32::NAN];
+/// edit(&mut values, Edit::Clamp { clip_value: 1.0, zero_non_finite: true });
+/// assert_eq!(values, [1.0, -1.0, 0.0]);
+/// ```
 pub fn edit<E: Element>(values: &mut [E], edit: Edit) {
     if values.len() <= BLOCK {
         edit_block(values, edit);
@@ -36,6 +44,14 @@ pub fn edit<E: Element>(values: &mut [E], edit: Edit) {
 }
 
 /// Writes the edited `source` into `target`. Parallel for more than one [`BLOCK`].
+///
+/// ```
+/// use candle_grad_clip_kernels::{Edit, edit_into};
+///
+/// let mut target = [0.0; 2];
+/// edit_into(&[3f64, 4.0], &mut target, Edit::Scale { clip_coef: 0.5, zero_non_finite: false });
+/// assert_eq!(target, [1.5, 2.0]);
+/// ```
 ///
 /// # Panics
 /// If the lengths differ.

@@ -65,6 +65,15 @@ pub struct ClampStats {
 /// Reads `values` once and returns their [`Stats`]. Parallel for more than one [`BLOCK`].
 ///
 /// Relative error of the norm at most 1e-12 for L1, L2, infinity and `p >= 0.5`.
+///
+/// ```
+/// use candle_grad_clip_kernels::{NormType, measure};
+///
+/// let stats = measure(&[3e25f32, 4e25, f32::NAN], NormType::L2);
+/// assert_eq!((stats.nan, stats.infinite), (1, 0));
+/// let norm = stats.power.root(NormType::L2).value(); // of the finite elements
+/// assert!((norm / 5e25 - 1.0).abs() < 1e-7);
+/// ```
 #[must_use]
 pub fn measure<E: Element>(values: &[E], norm_type: NormType) -> Stats {
     let of = |chunk: &[E]| measure_chunk(chunk, norm_type, None);
@@ -73,6 +82,14 @@ pub fn measure<E: Element>(values: &[E], norm_type: NormType) -> Stats {
 
 /// As [`measure`](fn@measure), also of the elements clamped into `[-clip_value, clip_value]`, the
 /// bound rounded to the dtype. Still one read: what follows the first pass is in the cache.
+///
+/// ```
+/// use candle_grad_clip_kernels::{NormType, measure_clamped};
+///
+/// let stats = measure_clamped(&[3f64, 4.0, 0.5], NormType::L1, 1.0);
+/// assert_eq!(stats.num_clipped, 2);
+/// assert_eq!(stats.after.power.root(NormType::L1).value(), 2.5);
+/// ```
 #[must_use]
 pub fn measure_clamped<E: Element>(
     values: &[E],

@@ -2,6 +2,14 @@
 ///
 /// The same choices as `norm_type` of `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15), but for
 /// `p <= 0`, which PyTorch takes and which is not a norm.
+///
+/// ```
+/// use candle_grad_clip_kernels::{NormType, measure};
+///
+/// assert_eq!(NormType::from(2.0), NormType::L2);
+/// let norm = measure(&[3f32, -4.0], NormType::Inf).power.root(NormType::Inf);
+/// assert_eq!(norm.value(), 4.0);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]

@@ -47,7 +47,7 @@ pub(crate) fn edit_in_place(
             replacements.push((var.id(), backend::edited(grad, entry.place, edit)?));
         }
     }
-    run(&jobs, vars.work(), edit)?;
+    run(&jobs, vars.work, edit)?;
     Ok(replacements)
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn edit_copies(
         };
         store.insert_id(var.id(), copy);
     }
-    run(&jobs, vars.work(), edit)?;
+    run(&jobs, vars.work, edit)?;
     Ok(store)
 }
 

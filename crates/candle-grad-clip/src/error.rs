@@ -11,6 +11,15 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// It converts into [`candle_core::Error`], which keeps the whole text (and only the text: use
 /// [`ClippedOptimizer::step_report`](crate::ClippedOptimizer::step_report) for the typed error), so
 /// `?` works in functions that return candle's `Result`, `anyhow`'s or this crate's.
+///
+/// ```
+/// use candle_core::backprop::GradStore;
+/// use candle_grad_clip::{Error, clip_grad_norm};
+///
+/// let error = clip_grad_norm(&mut GradStore::default(), &[], -1.0).unwrap_err();
+/// assert!(matches!(error, Error::InvalidOption { name: "max_norm", .. }));
+/// assert_eq!(error.to_string(), "max_norm is -1, expected 0 or above");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -161,7 +161,7 @@ pub(crate) fn walk<'g>(
     let block = |(task, block): (usize, &mut [Entry<'g>])| {
         walk_block(vars, task * VARS_PER_TASK, grads, block, request, backends)
     };
-    backend::run(vars.work(), |parallel| -> Result<()> {
+    backend::run(vars.work, |parallel| -> Result<()> {
         if parallel {
             let blocks = entries.par_chunks_mut(VARS_PER_TASK).enumerate();
             // All results, so that the error is that of the first bad Var on every run.

@@ -14,7 +14,22 @@ use crate::report::{StepPath, StepRecord, StepReport};
 use crate::vars::NamedVars;
 use crate::{Error, Result};
 
-/// An optimizer and what to clip before each of its steps: the config of [`ClippedOptimizer`].
+/// An optimizer and what to clip before each of its steps: the config of [`ClippedOptimizer`], for code
+/// that makes its optimizer from Vars and a config.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::{Clip, ClippedConfig, ClippedOptimizer};
+/// use candle_nn::{Optimizer, SGD};
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let vars = vec![Var::new(&[3f32, 4.0], &Device::Cpu)?];
+/// let config = ClippedConfig { inner: 0.1, clip: Clip::norm(1.0) };
+/// let opt = ClippedOptimizer::<SGD>::new(vars, config)?;
+/// assert_eq!(opt.learning_rate(), 0.1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct ClippedConfig<C> {
     /// The inner optimizer's config.
@@ -115,6 +130,21 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// Takes another [`Clip`], from the next step on: also in the middle of training.
     ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
+    /// opt.set_clip(Clip::norm(0.1))?;
+    /// assert!(opt.set_clip(Clip::norm(0.0)).is_err()); // would freeze the model
+    /// assert_eq!(opt.clip(), &Clip::norm(0.1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// A field of `clip` outside its range; the old one stays then.
     pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
@@ -131,6 +161,22 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// Vars whose name starts with one of these never get a gradient and are not reported missing:
     /// the running statistics of a batch norm, frozen layers.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let vars = vec![("head".to_string(), w.clone()), ("bn.mean".to_string(), Var::new(0f64, &Device::Cpu)?)];
+    /// let opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let mut opt = opt.expect_missing(&["bn."]);
+    /// let report = opt.backward_step_report(&w.sqr()?.sum_all()?)?;
+    /// assert!(report.missing().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn expect_missing(mut self, name_prefixes: &[&str]) -> Self {
         self.expect_missing
@@ -141,6 +187,22 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// Whether reports carry the norm of each Var's gradient. They are measured anyway; this keeps
     /// them. Default: no.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let vars = vec![("head".to_string(), w.clone())];
+    /// let opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let mut opt = opt.with_param_norms(true);
+    /// let report = opt.backward_step_report(&(w.sqr()?.sum_all()? / 2.0)?)?;
+    /// assert_eq!(report.largest_param_norms(3)?, [("head", 5.0)]);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_param_norms(mut self, with_param_norms: bool) -> Self {
         self.with_param_norms = with_param_norms;
@@ -151,6 +213,22 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     ///
     /// The caller's gradients are not changed: what is to be clipped is copied into a buffer that the
     /// next step writes over. An inner optimizer must not keep these tensors (see above).
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::norm(1.0))?;
+    /// let grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?;
+    /// let report = opt.step_report(&grads)?;
+    /// assert_eq!(report.total_norm()?, 5.0);
+    /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f64>()?, [3.0, 4.0]);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// Gradients that are not finite under [`NonFinite::Error`]; too many skipped steps in a row; a
@@ -175,6 +253,21 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// `backward`, then a step, as [`Optimizer::backward_step`], with its report and with this
     /// crate's typed error.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::value(1.0))?;
+    /// let report = opt.backward_step_report(&(w.sqr()?.sum_all()? / 2.0)?)?;
+    /// assert_eq!((report.step(), report.num_clipped()?), (1, 2));
+    /// assert_eq!(w.to_vec1::<f64>()?, [2.9, 3.9]); // a step of 0.1 along (1, 1)
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`ClippedOptimizer::step_report`], and those of `backward`.

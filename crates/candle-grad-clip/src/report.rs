@@ -26,6 +26,28 @@ pub enum StepPath {
 /// gradients are on a GPU, the numbers may still be there too: reading them may wait for it, hence
 /// the `Result`s.
 ///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::{Clip, ClippedOptimizer, StepPath};
+/// use candle_nn::{Optimizer, SGD};
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+/// let unused = Var::new(0f64, &Device::Cpu)?;
+/// let opt = SGD::new(vec![w.clone(), unused.clone()], 0.1)?;
+/// let mut opt = ClippedOptimizer::wrap(opt, vec![w.clone(), unused], Clip::norm(1.0))?;
+/// let report = opt.backward_step_report(&(w.sqr()?.sum_all()? / 2.0)?)?;
+/// assert_eq!(report.total_norm()?, 5.0); // before
+/// assert!((report.clipped_norm()? - 1.0).abs() < 1e-6); // after
+/// assert!((report.clip_coef()? - 0.2).abs() < 1e-6);
+/// assert_eq!(report.missing(), ["var.1"]);
+/// assert_eq!(report.path(), StepPath::InPlace);
+/// let record = report.to_record()?; // plain data, for a log
+/// assert_eq!(record.step, 1);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// [`ClippedOptimizer::step_report`]: crate::ClippedOptimizer::step_report
 #[derive(Clone)]
 pub struct StepReport {

@@ -32,7 +32,8 @@ pub struct Summary {
     non_finite: u64,
 }
 
-/// A limit, and what fraction of the steps seen it would clip.
+/// A limit, and what fraction of the steps seen it would clip: from [`Summary::suggest_max_norm`],
+/// where there is an example.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct MaxNormSuggestion {

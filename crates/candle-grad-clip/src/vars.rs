@@ -49,6 +49,7 @@ impl NamedVars {
         VarList {
             vars: &self.vars,
             named: Some(self),
+            work: self.work,
         }
     }
 }
@@ -104,11 +105,16 @@ impl From<&VarMap> for NamedVars {
 pub(crate) struct VarList<'a> {
     pub(crate) vars: &'a [Var],
     named: Option<&'a NamedVars>,
+    pub(crate) work: Work,
 }
 
 impl<'a> VarList<'a> {
     pub(crate) fn unnamed(vars: &'a [Var]) -> Self {
-        Self { vars, named: None }
+        Self {
+            vars,
+            named: None,
+            work: Work::of(vars),
+        }
     }
 
     pub(crate) fn name(&self, index: usize) -> String {
@@ -119,11 +125,6 @@ impl<'a> VarList<'a> {
     /// Whether a Var may be in the list twice.
     pub(crate) fn may_repeat(&self) -> bool {
         self.named.is_none()
-    }
-
-    pub(crate) fn work(&self) -> Work {
-        self.named
-            .map_or_else(|| Work::of(self.vars), |named| named.work)
     }
 
     pub(crate) fn storages(&self) -> Cow<'a, FxHashSet<usize>> {

@@ -1,4 +1,25 @@
 /// What to do when a gradient has NaN or infinite elements. It means the same on every device.
+///
+/// ```
+/// use candle_core::{Device, Tensor, Var};
+/// use candle_grad_clip::{Clip, ClippedOptimizer, NonFinite};
+/// use candle_nn::{Optimizer, SGD};
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+/// let bad = Tensor::new(&[f32::NAN, 1.0], &Device::Cpu)?;
+/// let opt = SGD::new(vec![w.clone()], 0.1)?;
+/// let mut opt = ClippedOptimizer::wrap(opt, vec![w.clone()], Clip::norm(1.0))?; // SkipStep
+/// let report = opt.backward_step_report(&(&bad * w.as_tensor())?.sum_all()?)?;
+/// assert!(report.skipped()?);
+/// assert_eq!(w.to_vec1::<f32>()?, [3.0, 4.0]);
+///
+/// opt.set_clip(Clip::norm(1.0).non_finite(NonFinite::Error))?;
+/// let error = opt.backward_step_report(&(&bad * w.as_tensor())?.sum_all()?).unwrap_err();
+/// assert!(error.to_string().contains("var.0 with 1 NaN"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
