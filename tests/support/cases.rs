@@ -298,7 +298,7 @@ fn all_within(tolerance: Tolerance, got: Option<&[f64]>, expect: Option<&[f64]>)
     }
 }
 
-/// A row of [`TOLERANCES`].
+/// A row of `TOLERANCES`.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     dtype: DType,
