@@ -28,6 +28,6 @@ pub use partial_power::{Norm, PartialPower};
 
 /// Elements that one task handles: slices up to this long are handled by the calling thread alone.
 ///
-/// 64 Ki f32 values are 256 KiB: some 20 microseconds of memory traffic, an order of magnitude
-/// more than a task costs, and small enough to spread a matrix evenly over threads.
+/// 64 Ki f32 values are 256 KiB: enough work for what starting a task costs not to count, and small
+/// enough to spread a matrix evenly over threads.
 pub const BLOCK: usize = 64 * 1024;
