@@ -4,7 +4,7 @@ use candle_grad_clip_kernels::{Edit, Norm, NormType};
 
 use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::clip::{CLIP_EPS, NonFinite, check_eps, clip_coef};
-use crate::measure::{Entry, Measurements, Request, measure, walk};
+use crate::measure::{Measurements, Request, measure, walk};
 use crate::norm::checked;
 use crate::vars::VarList;
 use crate::{Error, Result};
@@ -130,7 +130,15 @@ pub fn clip_grad_norm_with(
     } else {
         measured.total_norm()
     };
-    let replacements = scale_in_place(vars, grads, &measured.entries, clip_coef, zero_non_finite)?;
+    let replacements = edit_in_place(
+        vars,
+        grads,
+        &measured.entries,
+        Edit::Scale {
+            clip_coef,
+            zero_non_finite,
+        },
+    )?;
     insert(grads, replacements);
     Ok(norm)
 }
@@ -178,7 +186,15 @@ pub fn clip_grads_with_norm(
     let clip_coef = Norm::known(total_norm).clip_coef(max_norm, CLIP_EPS);
     let vars = VarList::unnamed(vars);
     let entries = walk(vars, grads, None)?;
-    let replacements = scale_in_place(vars, grads, &entries, clip_coef, false)?;
+    let replacements = edit_in_place(
+        vars,
+        grads,
+        &entries,
+        Edit::Scale {
+            clip_coef,
+            zero_non_finite: false,
+        },
+    )?;
     insert(grads, replacements);
     Ok(())
 }
@@ -290,28 +306,6 @@ pub fn clip_by_global_norm(
         edit_copies(vars, grads, &entries, edit, &mut Scratch::default())?,
         total_norm,
     ))
-}
-
-/// Scales in place; a coefficient of exactly 1 that cleans nothing leaves everything alone.
-fn scale_in_place(
-    vars: VarList<'_>,
-    grads: &GradStore,
-    entries: &[Entry<'_>],
-    clip_coef: f64,
-    zero_non_finite: bool,
-) -> Result<Vec<(TensorId, Tensor)>> {
-    if clip_coef == 1.0 && !zero_non_finite {
-        return Ok(Vec::new());
-    }
-    edit_in_place(
-        vars,
-        grads,
-        entries,
-        Edit::Scale {
-            clip_coef,
-            zero_non_finite,
-        },
-    )
 }
 
 /// Puts the gradients that could not be edited in place where their old ones were.
