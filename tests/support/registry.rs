@@ -102,6 +102,8 @@ impl<O: Optimizer + 'static> Row<O> {
 
 /// Configs of the optimizers in the table.
 pub mod config {
+    use candle_grad_clip::optim::ParamsSgd;
+
     use super::{Clip, ClippedConfig, NonFinite, ParamsAdamW, ParamsMomentumSgd};
 
     /// candle's SGD.
@@ -125,6 +127,18 @@ pub mod config {
         ParamsMomentumSgd {
             lr: 0.0625,
             momentum: 0.75,
+        }
+    }
+
+    /// Our SGD, with Nesterov momentum and weight decay.
+    #[must_use]
+    pub fn fused_sgd() -> ParamsSgd {
+        ParamsSgd {
+            lr: 0.0625,
+            momentum: 0.75,
+            weight_decay: 0.125,
+            nesterov: true,
+            ..ParamsSgd::default()
         }
     }
 
@@ -160,6 +174,18 @@ macro_rules! for_every_row {
                 $promise(&Row::<$crate::optimizers::MomentumSgd> {
                     optimizer: "a user's momentum SGD",
                     config: config::momentum_sgd,
+                    dtypes,
+                    backend,
+                })?;
+                $promise(&Row::<candle_grad_clip::optim::Sgd> {
+                    optimizer: "fused SGD",
+                    config: config::fused_sgd,
+                    dtypes,
+                    backend,
+                })?;
+                $promise(&Row::<candle_grad_clip::optim::AdamW> {
+                    optimizer: "fused AdamW",
+                    config: config::adamw,
                     dtypes,
                     backend,
                 })?;

@@ -24,6 +24,14 @@ pub enum Edit {
     },
 }
 
+impl Edit {
+    /// Leaves every element as it is.
+    pub const NOTHING: Self = Self::Scale {
+        clip_coef: 1.0,
+        zero_non_finite: false,
+    };
+}
+
 /// Edits `values` in place. Parallel for more than one [`BLOCK`].
 ///
 /// ```
@@ -80,14 +88,14 @@ pub trait ElementEdit: Copy {
 }
 
 #[derive(Clone, Copy)]
-struct Scale {
+pub(crate) struct Scale {
     clip_coef: f64,
     /// The coefficient for f32 as two factors, the second 1 unless it is below f32's normal range.
     factors: [f32; 2],
 }
 
 impl Scale {
-    fn new(clip_coef: f64) -> Self {
+    pub(crate) fn new(clip_coef: f64) -> Self {
         let tiny = clip_coef != 0.0 && clip_coef.abs() < f64::from(f32::MIN_POSITIVE);
         let factors = if tiny {
             let root = clip_coef.abs().sqrt() as f32;
@@ -111,8 +119,8 @@ impl ElementEdit for Scale {
 }
 
 #[derive(Clone, Copy)]
-struct Clamp {
-    clip_value: f64,
+pub(crate) struct Clamp {
+    pub(crate) clip_value: f64,
 }
 
 impl ElementEdit for Clamp {
@@ -140,7 +148,7 @@ fn clamp<T: Copy + PartialOrd + std::ops::Neg<Output = T>>(x: T, bound: T) -> T 
 
 /// 0 for what is not finite, and the inner edit for the rest.
 #[derive(Clone, Copy)]
-struct Finite<F>(F);
+pub(crate) struct Finite<F>(pub(crate) F);
 
 impl<F: ElementEdit> ElementEdit for Finite<F> {
     #[inline(always)]
@@ -179,37 +187,38 @@ impl<E: Element, F: ElementEdit> NullaryFnOnce for EditInto<'_, E, F> {
 macro_rules! specialise {
     ($edit:expr, $op:ident => $body:expr) => {
         match $edit {
-            Edit::Scale {
+            $crate::Edit::Scale {
                 clip_coef,
                 zero_non_finite: false,
             } => {
-                let $op = Scale::new(clip_coef);
+                let $op = $crate::edit::Scale::new(clip_coef);
                 $body
             }
-            Edit::Scale {
+            $crate::Edit::Scale {
                 clip_coef,
                 zero_non_finite: true,
             } => {
-                let $op = Finite(Scale::new(clip_coef));
+                let $op = $crate::edit::Finite($crate::edit::Scale::new(clip_coef));
                 $body
             }
-            Edit::Clamp {
+            $crate::Edit::Clamp {
                 clip_value,
                 zero_non_finite: false,
             } => {
-                let $op = Clamp { clip_value };
+                let $op = $crate::edit::Clamp { clip_value };
                 $body
             }
-            Edit::Clamp {
+            $crate::Edit::Clamp {
                 clip_value,
                 zero_non_finite: true,
             } => {
-                let $op = Finite(Clamp { clip_value });
+                let $op = $crate::edit::Finite($crate::edit::Clamp { clip_value });
                 $body
             }
         }
     };
 }
+pub(crate) use specialise;
 
 fn edit_block<E: Element>(values: &mut [E], edit: Edit) {
     specialise!(edit, op => dispatch(EditInPlace(values, op)));

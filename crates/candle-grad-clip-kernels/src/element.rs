@@ -1,6 +1,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::Wide;
 use crate::edit::ElementEdit;
 
 /// Elements of a buffer on the stack that half-precision values are widened into.
@@ -15,6 +16,9 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     /// Whether squares of this dtype are exact in f64, and sums of them can't overflow there.
     const EXACT_SQUARES: bool;
 
+    /// What optimizer steps on parameters of this dtype are computed in.
+    type Wide: Wide;
+
     /// The bits of `|x|`.
     fn abs_bits(self) -> Self::Bits;
     /// The value behind [`Element::abs_bits`].
@@ -27,6 +31,12 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     fn map(values: &mut [Self], op: impl ElementEdit);
     /// Writes the edited elements of `source` into `target`, which is as long.
     fn map_into(source: &[Self], target: &mut [Self], op: impl ElementEdit);
+    /// Writes the edited elements of `source` into `target`, which is as long, without rounding them.
+    fn widen(source: &[Self], target: &mut [Self::Wide], op: impl ElementEdit);
+    /// Rounds `source` into `target`, which is as long.
+    fn narrow(source: &[Self::Wide], target: &mut [Self]);
+    /// The elements themselves, if this dtype is wide.
+    fn as_wide(values: &mut [Self]) -> Option<&mut [Self::Wide]>;
 }
 
 mod sealed {
@@ -44,6 +54,7 @@ macro_rules! full_width {
             type Bits = $bits;
             const INFINITY: $bits = $t::INFINITY.to_bits();
             const EXACT_SQUARES: bool = $fit;
+            type Wide = $t;
 
             #[inline(always)]
             fn abs_bits(self) -> $bits {
@@ -76,6 +87,18 @@ macro_rules! full_width {
                     *y = op.$t(*x);
                 }
             }
+            #[inline(always)]
+            fn widen(source: &[Self], target: &mut [Self], op: impl ElementEdit) {
+                Self::map_into(source, target, op);
+            }
+            #[inline(always)]
+            fn narrow(source: &[Self], target: &mut [Self]) {
+                target.copy_from_slice(source);
+            }
+            #[inline(always)]
+            fn as_wide(values: &mut [Self]) -> Option<&mut [Self]> {
+                Some(values)
+            }
         }
     };
 }
@@ -87,6 +110,7 @@ impl Element for bf16 {
     type Bits = u16;
     const INFINITY: u16 = bf16::INFINITY.to_bits();
     const EXACT_SQUARES: bool = true;
+    type Wide = f32;
 
     #[inline(always)]
     fn abs_bits(self) -> u16 {
@@ -115,6 +139,22 @@ impl Element for bf16 {
         for (y, x) in target.iter_mut().zip(source) {
             *y = f32_to_bf16(op.f32(bf16_to_f32(x.to_bits())));
         }
+    }
+    #[inline(always)]
+    fn widen(source: &[Self], target: &mut [f32], op: impl ElementEdit) {
+        for (y, x) in target.iter_mut().zip(source) {
+            *y = op.f32(bf16_to_f32(x.to_bits()));
+        }
+    }
+    #[inline(always)]
+    fn narrow(source: &[f32], target: &mut [Self]) {
+        for (y, x) in target.iter_mut().zip(source) {
+            *y = f32_to_bf16(*x);
+        }
+    }
+    #[inline(always)]
+    fn as_wide(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
     }
 }
 
@@ -157,6 +197,7 @@ impl Element for f16 {
     type Bits = u16;
     const INFINITY: u16 = f16::INFINITY.to_bits();
     const EXACT_SQUARES: bool = true;
+    type Wide = f32;
 
     #[inline(always)]
     fn abs_bits(self) -> u16 {
@@ -179,9 +220,7 @@ impl Element for f16 {
         let mut wide = [0f32; WIDEN];
         for values in values.chunks_mut(WIDEN) {
             let wide = &mut wide[..values.len()];
-            for (y, x) in wide.iter_mut().zip(&*values) {
-                *y = op.f32(f16_to_f32(x.to_bits()));
-            }
+            Self::widen(values, wide, op);
             values.convert_from_f32_slice(wide);
         }
     }
@@ -190,11 +229,23 @@ impl Element for f16 {
         let mut wide = [0f32; WIDEN];
         for (source, target) in source.chunks(WIDEN).zip(target.chunks_mut(WIDEN)) {
             let wide = &mut wide[..source.len()];
-            for (y, x) in wide.iter_mut().zip(source) {
-                *y = op.f32(f16_to_f32(x.to_bits()));
-            }
+            Self::widen(source, wide, op);
             target.convert_from_f32_slice(wide);
         }
+    }
+    #[inline(always)]
+    fn widen(source: &[Self], target: &mut [f32], op: impl ElementEdit) {
+        for (y, x) in target.iter_mut().zip(source) {
+            *y = op.f32(f16_to_f32(x.to_bits()));
+        }
+    }
+    #[inline(always)]
+    fn narrow(source: &[f32], target: &mut [Self]) {
+        target.convert_from_f32_slice(source);
+    }
+    #[inline(always)]
+    fn as_wide(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
     }
 }
 

@@ -4,6 +4,7 @@
 //!   finite elements, and how many were not finite.
 //! - [`edit`](fn@edit) scales, clamps or cleans a slice in place; [`edit_into`] writes the result
 //!   elsewhere.
+//! - [`update`](fn@update) takes an optimizer's step, [`AdamW`] or [`Sgd`], with the gradient edited on the way.
 //!
 //! Every function gives the same bits for any number of threads and any width of vector unit:
 //! slices are cut into fixed blocks, each block is summed in a fixed number of lanes, and blocks
@@ -13,18 +14,26 @@
 // What runs inside `simd::dispatch` must be inlined there, or it is compiled for the baseline CPU.
 #![allow(clippy::inline_always)]
 
+mod adamw;
 mod edit;
 mod element;
 mod measure;
 mod norm_type;
 mod partial_power;
+mod sgd;
 mod simd;
+mod update;
+mod wide;
 
+pub use adamw::AdamW;
 pub use edit::{Edit, edit, edit_into};
 pub use element::Element;
 pub use measure::{ClampStats, Stats, measure, measure_clamped};
 pub use norm_type::NormType;
 pub use partial_power::{Norm, PartialPower};
+pub use sgd::Sgd;
+pub use update::{MOMENTS, Rule, Update, update};
+pub use wide::{Wide, WideVec};
 
 /// Elements that one task handles: slices up to this long are handled by the calling thread alone.
 ///

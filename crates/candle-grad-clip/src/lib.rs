@@ -46,6 +46,7 @@ mod grads;
 pub mod loss;
 mod measure;
 mod norm;
+pub mod optim;
 mod optimizer;
 mod report;
 #[cfg(feature = "serde")]

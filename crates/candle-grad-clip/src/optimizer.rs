@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
+use candle_grad_clip_kernels::Edit;
 use candle_nn::Optimizer;
 
 use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::clip::{Action, Clip, Decision, NonFinite};
 use crate::functions::{insert, non_finite_error};
 use crate::measure::{Measurements, measure};
+use crate::optim::{self, Clipped};
 use crate::report::{StepPath, StepRecord, StepReport};
 use crate::vars::NamedVars;
 use crate::{Error, Result};
@@ -84,7 +86,6 @@ pub struct ClippedConfig<C> {
 pub struct ClippedOptimizer<O: Optimizer> {
     inner: O,
     vars: NamedVars,
-    names: Arc<[String]>,
     clip: Clip,
     expect_missing: Vec<String>,
     with_param_norms: bool,
@@ -110,12 +111,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     ///
     /// # Errors
     /// A field of `clip` outside its range.
-    pub fn wrap(inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
+    pub fn wrap(mut inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
         clip.check()?;
         let vars = vars.into();
+        if let Some(fused) = optim::fused(&mut inner) {
+            fused.adopt(&vars);
+        }
         Ok(Self {
             inner,
-            names: vars.names().into(),
             scratch: Scratch::default(),
             vars,
             clip,
@@ -237,6 +240,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
         let measured = measure(self.vars.list(), grads, self.clip.request())?;
         let decision = self.decide(&measured)?;
+        if let Some(report) = self.fused_step(grads, &measured, decision)? {
+            return Ok(self.finish(report));
+        }
         let report = self.report(&measured, decision, StepPath::Copied);
         match decision.action {
             Action::Refuse => {}
@@ -275,6 +281,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let mut grads = loss.backward()?;
         let measured = measure(self.vars.list(), &grads, self.clip.request())?;
         let decision = self.decide(&measured)?;
+        if let Some(report) = self.fused_step(&grads, &measured, decision)? {
+            return Ok(self.finish(report));
+        }
         let report = self.report(&measured, decision, StepPath::InPlace);
         match decision.action {
             Action::Refuse => {}
@@ -318,6 +327,31 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.inner
     }
 
+    /// A step of an inner optimizer that is one of ours, with what was decided folded into its update.
+    fn fused_step(
+        &mut self,
+        grads: &GradStore,
+        measured: &Measurements<'_>,
+        decision: Decision,
+    ) -> Result<Option<StepReport>> {
+        let edit = match decision.action {
+            Action::Refuse => return Ok(None),
+            Action::Leave => Edit::NOTHING,
+            Action::Edit(edit) => edit,
+        };
+        let Some(fused) = optim::fused(&mut self.inner) else {
+            return Ok(None);
+        };
+        fused.adopt(&self.vars); // again, as `inner_mut` may have put another in its place
+        let clipped = Clipped {
+            vars: &self.vars,
+            entries: &measured.entries,
+            edit,
+        };
+        fused.fused_step(grads, Some(clipped))?;
+        Ok(Some(self.report(measured, decision, StepPath::Fused)))
+    }
+
     /// The decision, with the errors that end a step before it began.
     fn decide(&mut self, measured: &Measurements<'_>) -> Result<Decision> {
         let decision = self.clip.decide(measured);
@@ -329,7 +363,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             return Err(non_finite_error(self.vars.list(), measured));
         }
         let skips = self.skips_in_a_row.saturating_add(1);
-        let var = self.names[measured.first_non_finite().unwrap_or(0)].clone();
+        let var = self.vars.names()[measured.first_non_finite().unwrap_or(0)].clone();
         let max_skips = self.clip.max_skips;
         self.skips_in_a_row = skips;
         if skips > max_skips {
@@ -354,7 +388,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         &mut self,
         measured: &Measurements<'_>,
         decision: Decision,
-        edited: StepPath,
+        path: StepPath,
     ) -> StepReport {
         let record = StepRecord {
             step: self.step + 1,
@@ -371,8 +405,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             non_finite: measured.total.stats.non_finite(),
             path: match decision.action {
                 Action::Refuse => StepPath::Skipped,
-                Action::Leave => StepPath::Unchanged,
-                Action::Edit(_) => edited,
+                Action::Leave if path != StepPath::Fused => StepPath::Unchanged,
+                Action::Leave | Action::Edit(_) => path,
             },
             missing: Vec::new(),
             param_norms: Vec::new(),
@@ -382,7 +416,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         StepReport {
             record,
             missing,
-            names: self.names.clone(),
+            names: self.vars.shared_names().clone(),
             param_norms,
         }
     }
@@ -402,12 +436,12 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             .filter(|(_, entry)| entry.grad.is_none());
         let indices: Vec<usize> = without
             .map(|(index, _)| index)
-            .filter(|&index| vars[index].dtype().is_float() && !expected(&self.names[index]))
+            .filter(|&index| vars[index].dtype().is_float() && !expected(&self.vars.names()[index]))
             .collect();
         if indices != self.missing.indices {
             self.missing.names = indices
                 .iter()
-                .map(|&index| self.names[index].clone())
+                .map(|&index| self.vars.names()[index].clone())
                 .collect();
             self.missing.indices = indices;
         }

@@ -16,6 +16,8 @@ pub enum StepPath {
     InPlace,
     /// Edited copies in the wrapper's own buffer, as the store was the caller's.
     Copied,
+    /// As they came, by one of [`optim`](crate::optim)'s optimizers, which edits them on the way into its update.
+    Fused,
     /// The inner optimizer was not called.
     Skipped,
 }

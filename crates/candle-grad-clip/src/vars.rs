@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use candle_core::{TensorId, Var};
 use candle_nn::VarMap;
@@ -25,7 +26,7 @@ use crate::backend::{self, Work};
 /// ```
 #[derive(Debug, Clone)]
 pub struct NamedVars {
-    names: Vec<String>,
+    names: Arc<[String]>,
     vars: Vec<Var>,
     /// Where the Vars' values are. A Var keeps its storage for life.
     storages: FxHashSet<usize>,
@@ -45,6 +46,11 @@ impl NamedVars {
         &self.vars
     }
 
+    /// As [`NamedVars::names`], shared.
+    pub(crate) fn shared_names(&self) -> &Arc<[String]> {
+        &self.names
+    }
+
     pub(crate) fn list(&self) -> VarList<'_> {
         VarList {
             vars: &self.vars,
@@ -57,14 +63,14 @@ impl NamedVars {
 impl From<Vec<(String, Var)>> for NamedVars {
     fn from(named: Vec<(String, Var)>) -> Self {
         let mut seen: FxHashSet<TensorId> = FxHashSet::default();
-        let (names, vars): (Vec<_>, Vec<_>) = named
+        let (names, vars): (Vec<String>, Vec<Var>) = named
             .into_iter()
             .filter(|(_, var)| seen.insert(var.id()))
             .unzip();
         let storages = backend::storage_addresses(&vars);
         let work = Work::of(&vars);
         Self {
-            names,
+            names: names.into(),
             vars,
             storages,
             work,

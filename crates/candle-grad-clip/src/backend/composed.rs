@@ -189,6 +189,11 @@ fn assemble(
 
 /// The edited gradient, as a new tensor.
 pub(super) fn edit(grad: &Tensor, edit: Edit) -> Result<Tensor> {
+    Ok(edit_wide(grad, edit)?.to_dtype(grad.dtype())?.detach())
+}
+
+/// The edited gradient in f32, or in f64 for f64, not rounded back.
+pub(super) fn edit_wide(grad: &Tensor, edit: Edit) -> Result<Tensor> {
     let x = wide(grad)?;
     let zero_non_finite = match edit {
         Edit::Scale {
@@ -203,7 +208,8 @@ pub(super) fn edit(grad: &Tensor, edit: Edit) -> Result<Tensor> {
     } else {
         x
     };
-    let edited = match edit {
+    Ok(match edit {
+        Edit::Scale { clip_coef: 1.0, .. } => x,
         Edit::Scale { clip_coef, .. } => {
             // candle rounds the factor to f32, where a tiny one vanishes: two factors do not.
             let [a, b] = if clip_coef != 0.0 && clip_coef < f64::from(f32::MIN_POSITIVE) {
@@ -216,6 +222,5 @@ pub(super) fn edit(grad: &Tensor, edit: Edit) -> Result<Tensor> {
         Edit::Clamp { clip_value, .. } => {
             is_nan(&x)?.where_cond(&x, &x.clamp(-clip_value, clip_value)?)?
         }
-    };
-    Ok(edited.to_dtype(grad.dtype())?.detach())
+    })
 }

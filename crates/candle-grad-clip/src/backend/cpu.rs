@@ -1,14 +1,19 @@
 //! Our kernels on the storage of CPU tensors: the only `match` on a CPU tensor's dtype.
 
+use std::cell::Cell;
+
 use candle_core::{
-    CpuStorage, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor,
+    CpuStorage, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor, Var,
 };
 use candle_grad_clip_kernels::{
-    Edit, Element, edit, edit_into as edit_slice_into, measure as measure_slice, measure_clamped,
+    Edit, Element, MOMENTS, Update, Wide, WideVec, edit, edit_into as edit_slice_into,
+    measure as measure_slice, measure_clamped, update,
 };
 
 use crate::Result;
 use crate::measure::{GradStats, Request};
+use crate::optim::StepRule;
+use crate::optim::state::{Kept, State};
 
 /// Calls a generic function on the elements of a contiguous CPU tensor of one of the four dtypes.
 macro_rules! with_slice {
@@ -131,4 +136,91 @@ impl InplaceOp2 for EditOp {
             Ok(())
         })
     }
+}
+
+/// Takes an optimizer's step: writes the Var and its state. `grad` is contiguous and shares no storage with the Var.
+pub(crate) fn step(
+    var: &Var,
+    grad: &Tensor,
+    state: &mut State,
+    kept: Kept,
+    edit: Edit,
+    rule: StepRule,
+) -> Result<()> {
+    let State::Host(state) = state else {
+        return Err(candle_core::Error::msg("expected an optimizer state on CPU").into());
+    };
+    let state = Cell::new(Some(state));
+    Ok(var.inplace_op2(
+        grad,
+        &StepOp {
+            state,
+            kept,
+            edit,
+            rule,
+        },
+    )?)
+}
+
+struct StepOp<'a> {
+    /// candle's trait lends the operation itself for reading only.
+    state: Cell<Option<&'a mut WideVec>>,
+    kept: Kept,
+    edit: Edit,
+    rule: StepRule,
+}
+
+impl InplaceOp2 for StepOp<'_> {
+    fn name(&self) -> &'static str {
+        "clip-and-step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        target: &mut CpuStorage,
+        target_layout: &Layout,
+        source: &CpuStorage,
+        source_layout: &Layout,
+    ) -> CandleResult<()> {
+        let (Some((start, end)), Some((source_start, source_end)), Some(state)) = (
+            target_layout.contiguous_offsets(),
+            source_layout.contiguous_offsets(),
+            self.state.take(),
+        ) else {
+            return Err(refused(source, source_layout));
+        };
+        with_slice!(target, target_layout, values => {
+            let grads = &source.as_slice()?[source_start..source_end];
+            step_values(&mut values[start..end], grads, state, self)
+        })
+    }
+}
+
+fn step_values<E: Element>(
+    params: &mut [E],
+    grads: &[E],
+    state: &mut WideVec,
+    op: &StepOp<'_>,
+) -> CandleResult<()> {
+    let Some(arrays) = E::Wide::of(state) else {
+        return Err(candle_core::Error::msg(
+            "an optimizer state of another dtype",
+        ));
+    };
+    let mut arrays = arrays.chunks_exact_mut(params.len());
+    let mut moments = <[&mut [E::Wide]; MOMENTS]>::default();
+    for (moment, array) in moments[..op.kept.moments].iter_mut().zip(&mut arrays) {
+        *moment = array;
+    }
+    let whole = Update {
+        params,
+        grads,
+        moments,
+        master: arrays.next().unwrap_or_default(),
+    };
+    match op.rule {
+        StepRule::AdamW(rule) => update(whole, op.edit, &rule),
+        StepRule::Sgd(rule) => update(whole, op.edit, &rule),
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@
 //!   tensor when forced by [`with`], which is how it is tested.
 
 mod composed;
+mod composed_step;
 mod cpu;
 
 use std::cell::Cell;
@@ -17,8 +18,10 @@ use rustc_hash::FxHashSet;
 use crate::Result;
 use crate::measure::{Entry, Request};
 
+pub(crate) use composed_step::{Stepped, step as step_composed};
 pub(crate) use cpu::{
-    edit_in_place as edit_cpu, edit_into as edit_cpu_into, measure as measure_cpu, storage_address,
+    edit_in_place as edit_cpu, edit_into as edit_cpu_into, measure as measure_cpu,
+    step as step_cpu, storage_address,
 };
 
 /// Which code handles a gradient.
@@ -177,4 +180,12 @@ pub(crate) fn edited(grad: &Tensor, place: Place, edit: Edit) -> Result<Tensor> 
     let target = grad.zeros_like()?;
     cpu::edit_into(grad, &target, edit)?;
     Ok(target)
+}
+
+/// Reads the headers of some tensors, for their cache misses to overlap: they would not if each were
+/// followed by its tensor's work.
+pub(crate) fn touch_headers<'a>(tensors: impl Iterator<Item = &'a Tensor>) {
+    let sum = |values: &[usize]| values.iter().fold(0usize, |sum, x| sum.wrapping_add(*x));
+    let layout = |tensor: &Tensor| sum(tensor.dims()).wrapping_add(sum(tensor.stride()));
+    std::hint::black_box(tensors.map(layout).fold(0, usize::wrapping_add));
 }

@@ -1,0 +1,115 @@
+use crate::update::MOMENTS;
+use crate::{Rule, Wide};
+
+/// AdamW's equation, in the order of `candle_nn::AdamW` (0.11):
+///
+/// ```text
+/// m <- beta1 m + (1 - beta1) g
+/// v <- beta2 v + (1 - beta2) g^2
+/// m_hat = m / (1 - beta1^step),  v_hat = v / (1 - beta2^step)
+/// theta <- (1 - lr weight_decay) theta - lr m_hat / (sqrt(v_hat) + eps)
+/// ```
+///
+/// With a third array of moments (`AMSGrad`), `v_hat` is made of the largest `v` so far. A parameter whose
+/// moments are two arrays is updated without it.
+///
+/// # References
+/// Loshchilov, Hutter (2019), "Decoupled weight decay regularization", algorithm 2; Reddi, Kale, Kumar (2018),
+/// "On the convergence of Adam and beyond"; `torch.optim.AdamW` (PyTorch 2.15).
+///
+/// ```
+/// use candle_grad_clip_kernels::{AdamW, Rule};
+///
+/// let rule = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
+/// let (mut theta, mut m, mut v) = ([1f64], [0.0], [0.0]);
+/// rule.update(&mut theta, &[5.0], [&mut m, &mut v, &mut []]);
+/// assert!((theta[0] - 0.9).abs() < 1e-9); // the first step has the length lr
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// What is added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// The step's number, from 1.
+    pub step: u64,
+}
+
+impl AdamW {
+    /// What corrects the bias of a moment that decays by `beta`: `1 / (1 - beta^step)`.
+    #[must_use]
+    pub fn scale(&self, beta: f64) -> f64 {
+        let step = i32::try_from(self.step).unwrap_or(i32::MAX);
+        1.0 / (1.0 - beta.powi(step))
+    }
+}
+
+impl Rule for AdamW {
+    #[inline(always)]
+    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MOMENTS]) {
+        let step = Step::new(self);
+        let [first, second, largest] = moments;
+        let elements = params.iter_mut().zip(grads).zip(first).zip(second);
+        if largest.is_empty() {
+            for (((theta, g), m), v) in elements {
+                step.moments(*g, m, v);
+                *theta = step.next(*theta, *m, *v);
+            }
+        } else {
+            for ((((theta, g), m), v), largest) in elements.zip(largest) {
+                step.moments(*g, m, v);
+                // In this order a NaN of `v` is kept.
+                *largest = if *largest > *v { *largest } else { *v };
+                *theta = step.next(*theta, *m, *largest);
+            }
+        }
+    }
+}
+
+/// The factors of a step, computed in f64 and then rounded (`1 - beta2` in f32 is off by 1.3e-5).
+struct Step<W> {
+    beta1: W,
+    rest1: W,
+    beta2: W,
+    rest2: W,
+    scale_m: W,
+    scale_v: W,
+    decay: W,
+    eps: W,
+    lr: W,
+}
+
+impl<W: Wide> Step<W> {
+    #[inline(always)]
+    fn new(rule: &AdamW) -> Self {
+        Self {
+            beta1: W::from_f64(rule.beta1),
+            rest1: W::from_f64(1.0 - rule.beta1),
+            beta2: W::from_f64(rule.beta2),
+            rest2: W::from_f64(1.0 - rule.beta2),
+            scale_m: W::from_f64(rule.scale(rule.beta1)),
+            scale_v: W::from_f64(rule.scale(rule.beta2)),
+            decay: W::from_f64(1.0 - rule.lr * rule.weight_decay),
+            eps: W::from_f64(rule.eps),
+            lr: W::from_f64(rule.lr),
+        }
+    }
+
+    #[inline(always)]
+    fn moments(&self, g: W, m: &mut W, v: &mut W) {
+        *m = *m * self.beta1 + g * self.rest1;
+        *v = *v * self.beta2 + g * g * self.rest2;
+    }
+
+    #[inline(always)]
+    fn next(&self, theta: W, m: W, v: W) -> W {
+        let (m_hat, v_hat) = (m * self.scale_m, v * self.scale_v);
+        theta * self.decay - m_hat / (v_hat.sqrt() + self.eps) * self.lr
+    }
+}

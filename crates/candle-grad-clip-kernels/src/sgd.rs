@@ -1,0 +1,76 @@
+use crate::update::MOMENTS;
+use crate::{Rule, Wide};
+
+/// The equation of stochastic gradient descent with momentum, as in PyTorch:
+///
+/// ```text
+/// g <- g + weight_decay theta
+/// b <- momentum b + (1 - dampening) g      (b <- g in a parameter's first step)
+/// d = g + momentum b if nesterov, else b   (d = g without momentum)
+/// theta <- theta - lr d
+/// ```
+///
+/// A parameter without an array of moments is updated without momentum.
+///
+/// # References
+/// `torch.optim.SGD` (PyTorch 2.15); Sutskever, Martens, Dahl, Hinton (2013), "On the importance of
+/// initialization and momentum in deep learning".
+///
+/// ```
+/// use candle_grad_clip_kernels::{Rule, Sgd};
+///
+/// let rule = Sgd { lr: 0.5, momentum: 0.5, dampening: 0.0, weight_decay: 0.0, nesterov: false, is_first: false };
+/// let (mut theta, mut b) = ([1f64], [2.0]);
+/// rule.update(&mut theta, &[1.0], [&mut b, &mut [], &mut []]);
+/// assert_eq!((theta, b), ([0.0], [2.0]));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sgd {
+    /// Learning rate.
+    pub lr: f64,
+    /// What is kept of the momentum buffer.
+    pub momentum: f64,
+    /// What is held back of the gradient before it goes into the buffer.
+    pub dampening: f64,
+    /// Weight decay, added to the gradient.
+    pub weight_decay: f64,
+    /// Whether to look ahead.
+    pub nesterov: bool,
+    /// Whether this is the parameter's first step.
+    pub is_first: bool,
+}
+
+impl Rule for Sgd {
+    #[inline(always)]
+    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MOMENTS]) {
+        let [buffer, ..] = moments;
+        let weight_decay = W::from_f64(self.weight_decay);
+        let (lr, momentum) = (W::from_f64(self.lr), W::from_f64(self.momentum));
+        let kept = W::from_f64(1.0 - self.dampening);
+        // Not for 0: an infinite parameter times 0 is NaN.
+        let has_decay = self.weight_decay != 0.0;
+        let decayed = |theta: W, g: W| {
+            if has_decay {
+                g + theta * weight_decay
+            } else {
+                g
+            }
+        };
+        if buffer.is_empty() {
+            for (theta, g) in params.iter_mut().zip(grads) {
+                *theta = *theta - decayed(*theta, *g) * lr;
+            }
+            return;
+        }
+        for ((theta, g), b) in params.iter_mut().zip(grads).zip(buffer) {
+            let g = decayed(*theta, *g);
+            *b = if self.is_first {
+                g
+            } else {
+                *b * momentum + g * kept
+            };
+            let direction = if self.nesterov { g + *b * momentum } else { *b };
+            *theta = *theta - direction * lr;
+        }
+    }
+}

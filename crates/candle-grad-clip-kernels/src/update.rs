@@ -1,0 +1,172 @@
+use pulp::NullaryFnOnce;
+
+use crate::edit::{Scale, specialise};
+use crate::simd::dispatch;
+use crate::{BLOCK, Edit, Element, Wide};
+
+/// Elements that are widened and edited at once, into a buffer on the stack that stays in the cache.
+const CHUNK: usize = 1024;
+
+/// Arrays of numbers beside each parameter that a [`Rule`] may keep.
+pub const MOMENTS: usize = 3;
+
+/// An optimizer's equation for one step: [`AdamW`](crate::AdamW) or [`Sgd`](crate::Sgd).
+///
+/// All slices are of one length, but for moments that the rule does not use, which are empty.
+pub trait Rule: Copy + Send + Sync {
+    /// The next parameters and moments.
+    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MOMENTS]);
+}
+
+/// One parameter, its gradient, and what the optimizer keeps for it.
+///
+/// All slices are of one length, but that moments and `master` may be empty where they are not used.
+#[derive(Debug)]
+pub struct Update<'a, E: Element> {
+    /// The parameter's values.
+    pub params: &'a mut [E],
+    /// The gradient; only read.
+    pub grads: &'a [E],
+    /// The rule's moments.
+    pub moments: [&'a mut [E::Wide]; MOMENTS],
+    /// The parameter in full precision, of which `params` is the rounded copy; empty for none.
+    pub master: &'a mut [E::Wide],
+}
+
+impl<E: Element> Update<'_, E> {
+    /// The first `mid` elements, and the others.
+    fn split_at(self, mid: usize) -> (Self, Self) {
+        let (params, params_rest) = self.params.split_at_mut(mid);
+        let (grads, grads_rest) = self.grads.split_at(mid);
+        let (master, master_rest) = split(self.master, mid);
+        let [(a, a_rest), (b, b_rest), (c, c_rest)] = self.moments.map(|m| split(m, mid));
+        let first = Update {
+            params,
+            grads,
+            moments: [a, b, c],
+            master,
+        };
+        let rest = Update {
+            params: params_rest,
+            grads: grads_rest,
+            moments: [a_rest, b_rest, c_rest],
+            master: master_rest,
+        };
+        (first, rest)
+    }
+
+    fn check(&self) {
+        let len = self.params.len();
+        let fits = |other: usize| other == 0 || other == len;
+        assert!(
+            self.grads.len() == len
+                && fits(self.master.len())
+                && self.moments.iter().all(|m| fits(m.len())),
+            "parameter, gradient and state differ in length"
+        );
+    }
+}
+
+/// Splits what is used; an empty slice is empty on both sides.
+fn split<W>(values: &mut [W], mid: usize) -> (&mut [W], &mut [W]) {
+    let mid = mid.min(values.len());
+    values.split_at_mut(mid)
+}
+
+/// Takes a step of `rule` with the gradient as `edit` makes it: one read of the gradient, no write to it,
+/// nothing allocated. Parallel for more than one [`BLOCK`].
+///
+/// Computed in f64 for f64, otherwise in f32, halves being widened and the result rounded once. The
+/// edited gradient is not rounded to a half in between. No multiply-add is fused, so the bits are those of the
+/// same equation written with one operation at a time, on every machine.
+///
+/// ```
+/// use candle_grad_clip_kernels::{Edit, Sgd, Update, update};
+///
+/// let mut params = [1f32, 2.0];
+/// let whole = Update { params: &mut params, grads: &[3.0, 4.0], moments: Default::default(), master: &mut [] };
+/// let sgd = Sgd { lr: 0.5, momentum: 0.0, dampening: 0.0, weight_decay: 0.0, nesterov: false, is_first: true };
+/// update(whole, Edit::Clamp { clip_value: 1.0, zero_non_finite: false }, &sgd);
+/// assert_eq!(params, [0.5, 1.5]);
+/// ```
+///
+/// # Panics
+/// If slices differ in length.
+pub fn update<E: Element>(update: Update<'_, E>, edit: Edit, rule: &impl Rule) {
+    update.check();
+    run(update, edit, rule);
+}
+
+fn run<E: Element>(update: Update<'_, E>, edit: Edit, rule: &impl Rule) {
+    let len = update.params.len();
+    if len <= BLOCK {
+        return block(update, edit, rule);
+    }
+    let mid = (len / 2).next_multiple_of(BLOCK);
+    let (first, rest) = update.split_at(mid);
+    rayon::join(|| run(first, edit, rule), || run(rest, edit, rule));
+}
+
+fn block<E: Element>(mut rest: Update<'_, E>, edit: Edit, rule: &impl Rule) {
+    let mut buffer = [E::Wide::default(); CHUNK];
+    while !rest.params.is_empty() {
+        let len = CHUNK.min(rest.params.len());
+        let (chunk, others) = rest.split_at(len);
+        rest = others;
+        let grads = &mut buffer[..len];
+        specialise!(edit, op => dispatch(Widen(chunk.grads, &mut *grads, op)));
+        if chunk.master.is_empty() {
+            in_place_or_widened(chunk.params, |params| {
+                dispatch(Apply(rule, params, grads, chunk.moments));
+            });
+        } else {
+            dispatch(Apply(rule, &mut *chunk.master, grads, chunk.moments));
+            dispatch(Narrow(&*chunk.master, chunk.params));
+        }
+    }
+}
+
+/// Calls `f` on the parameters themselves, or on a wide copy of them that is rounded back.
+fn in_place_or_widened<E: Element>(params: &mut [E], f: impl FnOnce(&mut [E::Wide])) {
+    if let Some(params) = E::as_wide(params) {
+        return f(params);
+    }
+    let mut buffer = [E::Wide::default(); CHUNK];
+    let wide = &mut buffer[..params.len()];
+    dispatch(Widen(&*params, &mut *wide, Scale::new(1.0)));
+    f(wide);
+    dispatch(Narrow(&*wide, params));
+}
+
+struct Widen<'a, E: Element, F>(&'a [E], &'a mut [E::Wide], F);
+
+impl<E: Element, F: crate::edit::ElementEdit> NullaryFnOnce for Widen<'_, E, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        E::widen(self.0, self.1, self.2);
+    }
+}
+
+struct Narrow<'a, E: Element>(&'a [E::Wide], &'a mut [E]);
+
+impl<E: Element> NullaryFnOnce for Narrow<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        E::narrow(self.0, self.1);
+    }
+}
+
+struct Apply<'a, W, R>(&'a R, &'a mut [W], &'a [W], [&'a mut [W]; MOMENTS]);
+
+impl<W: Wide, R: Rule> NullaryFnOnce for Apply<'_, W, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.0.update(self.1, self.2, self.3);
+    }
+}

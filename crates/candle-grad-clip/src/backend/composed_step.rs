@@ -1,0 +1,91 @@
+//! An optimizer's step by candle's tensor operations: the equations of the kernels' `AdamW` and `Sgd`.
+
+use candle_core::{Tensor, Var};
+use candle_grad_clip_kernels::{AdamW, Edit, Sgd};
+
+use super::composed::edit_wide;
+use crate::Result;
+use crate::optim::StepRule;
+use crate::optim::state::{Kept, State, wide_dtype};
+
+/// What a Var and its state will be.
+#[derive(Debug)]
+pub(crate) struct Stepped {
+    pub(crate) param: Tensor,
+    pub(crate) state: State,
+}
+
+/// Computes a step and changes nothing.
+pub(crate) fn step(
+    var: &Var,
+    grad: &Tensor,
+    state: &State,
+    kept: Kept,
+    edit: Edit,
+    rule: StepRule,
+) -> Result<Stepped> {
+    let mut arrays = match state {
+        State::Fresh => State::start(var, kept)?.to_tensors(var)?,
+        _ => state.to_tensors(var)?,
+    };
+    let grad = edit_wide(grad, edit)?;
+    let has_master = kept.has_master(var.dtype());
+    let param = match arrays.last() {
+        Some(master) if has_master => master.clone(),
+        _ => var.as_detached_tensor().to_dtype(wide_dtype(var.dtype()))?,
+    };
+    let next = match rule {
+        StepRule::AdamW(rule) => adamw(&param, &grad, &mut arrays[..kept.moments], rule)?,
+        StepRule::Sgd(rule) => sgd(&param, &grad, &mut arrays[..kept.moments], rule)?,
+    };
+    if let Some(master) = arrays.last_mut().filter(|_| has_master) {
+        *master = next.clone();
+    }
+    Ok(Stepped {
+        param: next.to_dtype(var.dtype())?,
+        state: State::from_tensors(var, arrays)?,
+    })
+}
+
+fn adamw(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: AdamW) -> Result<Tensor> {
+    let AdamW {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        ..
+    } = rule;
+    moments[0] = ((&moments[0] * beta1)? + (grad * (1.0 - beta1))?)?;
+    moments[1] = ((&moments[1] * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
+    let mut second = moments[1].clone();
+    if let Some(largest) = moments.get_mut(2) {
+        // Not `maximum`, which treats NaN in another way on each device.
+        second = largest.gt(&second)?.where_cond(largest, &second)?;
+        *largest = second.clone();
+    }
+    let m_hat = (&moments[0] * rule.scale(beta1))?;
+    let v_hat = (second * rule.scale(beta2))?;
+    let decayed = (param * (1.0 - lr * weight_decay))?;
+    Ok((decayed - ((m_hat / (v_hat.sqrt()? + eps)?)? * lr)?)?)
+}
+
+fn sgd(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: Sgd) -> Result<Tensor> {
+    let mut direction = grad.clone();
+    if rule.weight_decay != 0.0 {
+        direction = (direction + (param * rule.weight_decay)?)?;
+    }
+    if let Some(buffer) = moments.first_mut() {
+        if rule.is_first {
+            *buffer = direction.clone();
+        } else {
+            *buffer = ((&*buffer * rule.momentum)? + (&direction * (1.0 - rule.dampening))?)?;
+        }
+        direction = if rule.nesterov {
+            (direction + (&*buffer * rule.momentum)?)?
+        } else {
+            buffer.clone()
+        };
+    }
+    Ok((param - (direction * rule.lr)?)?)
+}

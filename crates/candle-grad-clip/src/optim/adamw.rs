@@ -1,0 +1,235 @@
+use std::fmt;
+
+use candle_core::Var;
+use candle_core::backprop::GradStore;
+use candle_grad_clip_kernels as kernels;
+use candle_nn::{Optimizer, ParamsAdamW};
+
+use super::state::Kept;
+use super::trained::Trained;
+use super::{Fused, StepRule, check_decay, check_not_negative};
+use crate::{NamedVars, Result};
+
+/// AdamW that takes the clip into its update: a drop-in for [`candle_nn::AdamW`].
+///
+/// ```text
+/// m <- beta1 m + (1 - beta1) g
+/// v <- beta2 v + (1 - beta2) g^2
+/// theta <- (1 - lr weight_decay) theta - lr m_hat / (sqrt(v_hat) + eps)
+/// m_hat = m / (1 - beta1^step),  v_hat = v / (1 - beta2^step)
+/// ```
+///
+/// In f32 and f64 its weights are those of `candle_nn::AdamW`, to the bit (but that a zero may have another sign). As
+/// there, one step counter serves all Vars, also those that get no gradient in some steps (PyTorch counts for each
+/// parameter). Vars of any shape, in f32, f64, f16 and bf16, mixed, on any devices; moments are f32, for f64 Vars f64
+/// (candle's take the Var's dtype). A Var that comes twice is updated once.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_grad_clip::optim::AdamW; // instead of candle_nn::AdamW
+/// use candle_grad_clip::{Clip, ClippedOptimizer, StepPath};
+/// use candle_nn::{Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let model = candle_nn::linear(4, 1, vb)?;
+/// let opt = AdamW::new(varmap.all_vars(), ParamsAdamW::default())?;
+/// let mut opt = ClippedOptimizer::wrap(opt, &varmap, Clip::norm(1.0))?;
+///
+/// let x = Tensor::ones((8, 4), DType::F32, &Device::Cpu)?;
+/// let loss = model.forward(&x)?.sqr()?.mean_all()?;
+/// let report = opt.backward_step_report(&loss)?;
+/// assert_eq!(report.path(), StepPath::Fused);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # References
+/// Loshchilov, Hutter (2019), "Decoupled weight decay regularization"; `torch.optim.AdamW` (PyTorch 2.15).
+pub struct AdamW {
+    trained: Trained,
+    params: ParamsAdamW,
+}
+
+impl AdamW {
+    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`, `Vec<(String, Var)>` or
+    /// `Vec<Var>` (see [`NamedVars`]). In a [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
+    ///
+    /// ```
+    /// use candle_grad_clip::optim::AdamW;
+    /// use candle_nn::{Optimizer, ParamsAdamW, VarMap};
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// let opt = AdamW::named(&VarMap::new(), ParamsAdamW::default())?;
+    /// assert_eq!(opt.learning_rate(), 1e-3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A hyper-parameter that is not finite or outside its range: `lr`, `eps`, `weight_decay` 0 or above, `beta1` and
+    /// `beta2` in `[0, 1)`.
+    pub fn named(vars: impl Into<NamedVars>, params: ParamsAdamW) -> Result<Self> {
+        check(&params)?;
+        let kept = Kept {
+            moments: 2,
+            master_weights: false,
+        };
+        Ok(Self {
+            trained: Trained::new(vars.into(), kept),
+            params,
+        })
+    }
+
+    /// With the defaults of [`ParamsAdamW`] but for the learning rate.
+    ///
+    /// # Errors
+    /// As [`AdamW::named`].
+    pub fn new_lr(vars: Vec<Var>, learning_rate: f64) -> candle_core::Result<Self> {
+        let params = ParamsAdamW {
+            lr: learning_rate,
+            ..ParamsAdamW::default()
+        };
+        Self::new(vars, params)
+    }
+
+    /// Whether the largest second moment so far is used (`AMSGrad`), which takes one more array. Default: no.
+    ///
+    /// Training starts anew: moments and step counter are forgotten.
+    ///
+    /// # References
+    /// Reddi, Kale, Kumar (2018), "On the convergence of Adam and beyond"; `amsgrad` of `torch.optim.AdamW`.
+    #[must_use]
+    pub fn amsgrad(mut self, amsgrad: bool) -> Self {
+        self.trained.restart(Kept {
+            moments: if amsgrad { 3 } else { 2 },
+            ..self.trained.kept()
+        });
+        self
+    }
+
+    /// Whether f16 and bf16 Vars have an f32 copy that takes the updates (see [the module](super)). Default: no.
+    ///
+    /// The copy is made in a Var's first step. A half-precision Var that is set from outside after that is overwritten
+    /// in the next. Training starts anew: moments and step counter are forgotten.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Var};
+    /// use candle_grad_clip::optim::AdamW;
+    /// use candle_nn::Optimizer;
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let w = Var::ones(1, DType::BF16, &Device::Cpu)?;
+    /// let mut opt = AdamW::new_lr(vec![w.clone()], 1e-3)?.master_weights(true);
+    /// for _ in 0..8 {
+    ///     opt.backward_step(&w.to_dtype(DType::F32)?.sum_all()?)?; // 0.001 less, 8 times
+    /// }
+    /// assert_eq!(w.to_dtype(DType::F32)?.to_vec1::<f32>()?, [0.9921875]); // without it: 1
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn master_weights(mut self, master_weights: bool) -> Self {
+        self.trained.restart(Kept {
+            master_weights,
+            ..self.trained.kept()
+        });
+        self
+    }
+
+    /// The hyper-parameters.
+    #[must_use]
+    pub fn params(&self) -> &ParamsAdamW {
+        &self.params
+    }
+
+    /// Takes other hyper-parameters, from the next step on, which checks them.
+    pub fn set_params(&mut self, params: ParamsAdamW) {
+        self.params = params;
+    }
+
+    /// The Vars, with their names.
+    #[must_use]
+    pub fn vars(&self) -> &NamedVars {
+        self.trained.vars()
+    }
+
+    /// Steps taken; a skipped step is none.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.trained.steps()
+    }
+}
+
+fn check(params: &ParamsAdamW) -> Result<()> {
+    check_not_negative("lr", params.lr)?;
+    check_decay("beta1", params.beta1)?;
+    check_decay("beta2", params.beta2)?;
+    check_not_negative("eps", params.eps)?;
+    check_not_negative("weight_decay", params.weight_decay)
+}
+
+impl Fused for AdamW {
+    fn next_rule(&self) -> Result<StepRule> {
+        check(&self.params)?;
+        let ParamsAdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = self.params;
+        let step = self.trained.steps() + 1;
+        Ok(StepRule::AdamW(kernels::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            step,
+        }))
+    }
+
+    fn trained(&self) -> &Trained {
+        &self.trained
+    }
+
+    fn trained_mut(&mut self) -> &mut Trained {
+        &mut self.trained
+    }
+}
+
+impl Optimizer for AdamW {
+    type Config = ParamsAdamW;
+
+    fn new(vars: Vec<Var>, params: ParamsAdamW) -> candle_core::Result<Self> {
+        Ok(Self::named(vars, params)?)
+    }
+
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        Ok(self.fused_step(grads, None)?)
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.params.lr
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.params.lr = lr;
+    }
+}
+
+/// Shows no state: it is as large as the model.
+impl fmt::Debug for AdamW {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kept = self.trained.kept();
+        f.debug_struct("AdamW")
+            .field("params", &self.params)
+            .field("amsgrad", &(kept.moments == 3))
+            .field("master_weights", &kept.master_weights)
+            .field("vars", &self.trained.vars().vars().len())
+            .field("steps", &self.trained.steps())
+            .finish_non_exhaustive()
+    }
+}

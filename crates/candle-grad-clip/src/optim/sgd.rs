@@ -1,0 +1,270 @@
+use std::fmt;
+
+use candle_core::Var;
+use candle_core::backprop::GradStore;
+use candle_grad_clip_kernels as kernels;
+use candle_nn::Optimizer;
+
+use super::state::Kept;
+use super::trained::Trained;
+use super::{Fused, StepRule, check_not_negative};
+use crate::{Error, NamedVars, Result};
+
+/// Hyper-parameters of [`Sgd`], named and meant as those of `torch.optim.SGD`.
+///
+/// ```
+/// use candle_grad_clip::optim::ParamsSgd;
+///
+/// assert_eq!(ParamsSgd::from(0.1), ParamsSgd { lr: 0.1, ..Default::default() });
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ParamsSgd {
+    /// Learning rate. Default: 1e-3, as in PyTorch.
+    pub lr: f64,
+    /// What is kept of the momentum buffer in each step. Default: 0, no momentum and no buffer.
+    pub momentum: f64,
+    /// What is held back of the gradient before it goes into the buffer. Default: 0.
+    pub dampening: f64,
+    /// Weight decay, added to the (clipped) gradient. Default: 0.
+    pub weight_decay: f64,
+    /// Nesterov momentum; needs a momentum, and no dampening. Default: no.
+    pub nesterov: bool,
+}
+
+impl Default for ParamsSgd {
+    fn default() -> Self {
+        Self {
+            lr: 1e-3,
+            momentum: 0.0,
+            dampening: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+        }
+    }
+}
+
+/// A learning rate alone: plain gradient descent, as candle's config is.
+impl From<f64> for ParamsSgd {
+    fn from(lr: f64) -> Self {
+        Self {
+            lr,
+            ..Self::default()
+        }
+    }
+}
+
+/// Stochastic gradient descent, with momentum as in PyTorch, that takes the clip into its update.
+///
+/// ```text
+/// g <- g + weight_decay theta
+/// b <- momentum b + (1 - dampening) g      (b <- g in a Var's first step)
+/// d = g + momentum b if nesterov, else b   (d = g without momentum)
+/// theta <- theta - lr d
+/// ```
+///
+/// Without momentum and weight decay its weights are those of [`candle_nn::SGD`], to the bit. Vars of any shape, in
+/// f32, f64, f16 and bf16, mixed, on any devices; the buffer is f32, for f64 Vars f64. A Var that comes twice is updated
+/// once.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::optim::{ParamsSgd, Sgd};
+/// use candle_grad_clip::{Clip, ClippedOptimizer};
+/// use candle_nn::Optimizer;
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+/// let params = ParamsSgd { lr: 0.5, momentum: 0.9, ..Default::default() };
+/// let opt = Sgd::new(vec![w.clone()], params)?;
+/// let mut opt = ClippedOptimizer::wrap(opt, vec![w.clone()], Clip::value(1.0))?;
+/// opt.backward_step(&w.sqr()?.sum_all()?)?;
+/// assert_eq!(w.to_vec1::<f64>()?, [2.5, 3.5]);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # References
+/// `torch.optim.SGD` (PyTorch 2.15).
+pub struct Sgd {
+    trained: Trained,
+    params: ParamsSgd,
+}
+
+impl Sgd {
+    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`, `Vec<(String, Var)>` or
+    /// `Vec<Var>` (see [`NamedVars`]). In a [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
+    ///
+    /// ```
+    /// use candle_grad_clip::optim::Sgd;
+    /// use candle_nn::VarMap;
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// let opt = Sgd::named(&VarMap::new(), 0.1)?;
+    /// assert_eq!(opt.params().momentum, 0.0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A hyper-parameter that is not finite or below 0; a dampening above 1; Nesterov momentum without momentum or
+    /// with dampening.
+    pub fn named(vars: impl Into<NamedVars>, params: impl Into<ParamsSgd>) -> Result<Self> {
+        let params = params.into();
+        check(&params)?;
+        let kept = Kept {
+            moments: usize::from(params.momentum != 0.0),
+            master_weights: false,
+        };
+        Ok(Self {
+            trained: Trained::new(vars.into(), kept),
+            params,
+        })
+    }
+
+    /// Plain gradient descent.
+    ///
+    /// # Errors
+    /// A learning rate that is not finite or below 0.
+    pub fn new_lr(vars: Vec<Var>, learning_rate: f64) -> candle_core::Result<Self> {
+        Self::new(vars, learning_rate.into())
+    }
+
+    /// Whether f16 and bf16 Vars have an f32 copy that takes the updates (see [the module](super)). Default: no.
+    ///
+    /// The copy is made in a Var's first step. A half-precision Var that is set from outside after that is overwritten
+    /// in the next. Training starts anew: momentum is forgotten.
+    #[must_use]
+    pub fn master_weights(mut self, master_weights: bool) -> Self {
+        self.trained.restart(Kept {
+            master_weights,
+            ..self.trained.kept()
+        });
+        self
+    }
+
+    /// The hyper-parameters.
+    #[must_use]
+    pub fn params(&self) -> &ParamsSgd {
+        &self.params
+    }
+
+    /// Takes other hyper-parameters, from the next step on.
+    ///
+    /// # Errors
+    /// As [`Sgd::named`]; a momentum of 0 after another one, or the other way round, as that decides what is kept. The
+    /// old ones stay then.
+    pub fn set_params(&mut self, params: impl Into<ParamsSgd>) -> Result<()> {
+        let params = params.into();
+        check(&params)?;
+        if (params.momentum == 0.0) != (self.params.momentum == 0.0) {
+            return Err(Error::InvalidOption {
+                name: "momentum",
+                value: params.momentum,
+                expected: "0 if it was 0, and not if it was not: make a new optimizer for that",
+            });
+        }
+        self.params = params;
+        Ok(())
+    }
+
+    /// The Vars, with their names.
+    #[must_use]
+    pub fn vars(&self) -> &NamedVars {
+        self.trained.vars()
+    }
+
+    /// Steps taken; a skipped step is none.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.trained.steps()
+    }
+}
+
+fn check(params: &ParamsSgd) -> Result<()> {
+    check_not_negative("lr", params.lr)?;
+    check_not_negative("momentum", params.momentum)?;
+    check_not_negative("weight_decay", params.weight_decay)?;
+    if !params.dampening.is_finite() {
+        return Err(Error::InvalidOption {
+            name: "dampening",
+            value: params.dampening,
+            expected: "a finite value",
+        });
+    }
+    if params.nesterov && params.momentum == 0.0 {
+        return Err(Error::InvalidOption {
+            name: "momentum",
+            value: params.momentum,
+            expected: "a value above 0 for Nesterov momentum",
+        });
+    }
+    if params.nesterov && params.dampening != 0.0 {
+        return Err(Error::InvalidOption {
+            name: "dampening",
+            value: params.dampening,
+            expected: "0 for Nesterov momentum",
+        });
+    }
+    Ok(())
+}
+
+impl Fused for Sgd {
+    fn next_rule(&self) -> Result<StepRule> {
+        check(&self.params)?;
+        let ParamsSgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+        } = self.params;
+        Ok(StepRule::Sgd(kernels::Sgd {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            is_first: false,
+        }))
+    }
+
+    fn trained(&self) -> &Trained {
+        &self.trained
+    }
+
+    fn trained_mut(&mut self) -> &mut Trained {
+        &mut self.trained
+    }
+}
+
+impl Optimizer for Sgd {
+    type Config = ParamsSgd;
+
+    fn new(vars: Vec<Var>, params: ParamsSgd) -> candle_core::Result<Self> {
+        Ok(Self::named(vars, params)?)
+    }
+
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        Ok(self.fused_step(grads, None)?)
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.params.lr
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.params.lr = lr;
+    }
+}
+
+/// Shows no state: it is as large as the model.
+impl fmt::Debug for Sgd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sgd")
+            .field("params", &self.params)
+            .field("master_weights", &self.trained.kept().master_weights)
+            .field("vars", &self.trained.vars().vars().len())
+            .field("steps", &self.trained.steps())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,264 @@
+//! What the fused optimizers share: the Vars, what is kept for each, and the walk that takes a step.
+
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, TensorId, Var};
+use candle_grad_clip_kernels::{BLOCK, Edit};
+use rayon::prelude::*;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::StepRule;
+use super::state::{Kept, State};
+use crate::backend::{self, Place, Stepped};
+use crate::measure::{Entry, walk};
+use crate::{NamedVars, Result};
+
+/// Vars that one task updates.
+const VARS_PER_TASK: usize = 64;
+
+/// Gradients that were collected already, and what to do to them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clipped<'a> {
+    pub(crate) vars: &'a NamedVars,
+    /// One for each of `vars`.
+    pub(crate) entries: &'a [Entry<'a>],
+    pub(crate) edit: Edit,
+}
+
+/// The Vars that an optimizer trains.
+#[derive(Debug)]
+pub(crate) struct Trained {
+    vars: NamedVars,
+    /// One for each Var.
+    states: Vec<State>,
+    kept: Kept,
+    /// Steps taken.
+    steps: u64,
+    /// The names that were taken on last.
+    adopted: Option<Arc<[String]>>,
+}
+
+impl Trained {
+    pub(crate) fn new(vars: NamedVars, kept: Kept) -> Self {
+        Self {
+            states: vec![State::Fresh; vars.vars().len()],
+            vars,
+            kept,
+            steps: 0,
+            adopted: None,
+        }
+    }
+
+    pub(crate) fn vars(&self) -> &NamedVars {
+        &self.vars
+    }
+
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    pub(crate) fn kept(&self) -> Kept {
+        self.kept
+    }
+
+    /// Forgets all state, and keeps other arrays from now on.
+    pub(crate) fn restart(&mut self, kept: Kept) {
+        self.kept = kept;
+        self.states.fill(State::Fresh);
+        self.steps = 0;
+    }
+
+    /// Takes on the names of `vars`, and their order if they are the same Vars.
+    pub(crate) fn adopt(&mut self, vars: &NamedVars) {
+        let seen = |names| Arc::ptr_eq(names, vars.shared_names());
+        if self.adopted.as_ref().is_some_and(seen) {
+            return;
+        }
+        self.adopted = Some(vars.shared_names().clone());
+        let ids = self.vars.vars().iter().map(|var| var.id());
+        let ours: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
+        let indices = vars.vars().iter().map(|var| ours.get(&var.id()).copied());
+        let indices: Vec<Option<usize>> = indices.collect();
+        let all: Option<Vec<usize>> = indices.iter().copied().collect();
+        if let Some(order) = all.filter(|order| order.len() == ours.len()) {
+            let mut states = std::mem::take(&mut self.states);
+            let mut take = |i: usize| std::mem::replace(&mut states[i], State::Fresh);
+            self.states = order.into_iter().map(&mut take).collect();
+            self.vars = vars.clone();
+            return;
+        }
+        let mut names = self.vars.names().to_vec();
+        for (index, name) in indices.iter().zip(vars.names()) {
+            if let Some(index) = index {
+                names[*index].clone_from(name);
+            }
+        }
+        let named = names.into_iter().zip(self.vars.vars().to_vec());
+        self.vars = named.collect::<Vec<(String, Var)>>().into();
+    }
+
+    /// Takes a step by `rule`. Whatever can fail comes before the first write.
+    pub(crate) fn step(
+        &mut self,
+        grads: &GradStore,
+        clipped: Option<Clipped<'_>>,
+        rule: StepRule,
+    ) -> Result<()> {
+        match clipped {
+            Some(Clipped {
+                vars,
+                entries,
+                edit,
+            }) if Arc::ptr_eq(self.vars.shared_names(), vars.shared_names()) => {
+                self.step_entries(entries, &|_| edit, rule)?;
+            }
+            clipped => self.step_collecting(grads, clipped, rule)?,
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// As [`Trained::step`], with gradients that are not collected yet, or of other Vars than ours: those of
+    /// Vars that are not clipped stay as they are.
+    fn step_collecting(
+        &mut self,
+        grads: &GradStore,
+        clipped: Option<Clipped<'_>>,
+        rule: StepRule,
+    ) -> Result<()> {
+        let vars = self.vars.clone();
+        let entries = walk(vars.list(), grads, None)?;
+        let Some(clipped) = clipped else {
+            return self.step_entries(&entries, &|_| Edit::NOTHING, rule);
+        };
+        let ids: FxHashSet<TensorId> = clipped.vars.vars().iter().map(|var| var.id()).collect();
+        let edit = |index: usize| {
+            if ids.contains(&vars.vars()[index].id()) {
+                clipped.edit
+            } else {
+                Edit::NOTHING
+            }
+        };
+        self.step_entries(&entries, &edit, rule)
+    }
+
+    fn step_entries(
+        &mut self,
+        entries: &[Entry<'_>],
+        edit: &(dyn Fn(usize) -> Edit + Sync),
+        rule: StepRule,
+    ) -> Result<()> {
+        let owned = self.owned_gradients(entries)?;
+        let stepped = self.step_elsewhere(entries, edit, rule)?;
+        let started = self.start_states(entries)?;
+        let fresh: Vec<usize> = started.iter().map(|(index, _)| *index).collect();
+        // From here on nothing is expected to fail.
+        for (index, state) in started {
+            self.states[index] = state;
+        }
+        self.step_on_cpu(entries, &owned, edit, |index| {
+            rule.of(fresh.binary_search(&index).is_ok())
+        })?;
+        for (index, stepped) in stepped {
+            self.vars.vars()[index].set(&stepped.param)?;
+            self.states[index] = stepped.state;
+        }
+        Ok(())
+    }
+
+    /// Copies of the gradients that our kernels can't read while they write Vars: those that are not
+    /// contiguous, and those that share storage with a Var.
+    fn owned_gradients(&self, entries: &[Entry<'_>]) -> Result<FxHashMap<usize, Tensor>> {
+        let storages = self.vars.list().storages();
+        let mut owned = FxHashMap::default();
+        for (index, entry) in entries.iter().enumerate() {
+            let Some(grad) = on_cpu(entry) else { continue };
+            if entry.place == Place::CpuCopied || storages.contains(&entry.storage) {
+                owned.insert(index, grad.force_contiguous()?);
+            }
+        }
+        Ok(owned)
+    }
+
+    /// The first state of the Vars on CPU that are updated for the first time, in their order.
+    fn start_states(&self, entries: &[Entry<'_>]) -> Result<Vec<(usize, State)>> {
+        let mut started = Vec::new();
+        for (index, (entry, state)) in entries.iter().zip(&self.states).enumerate() {
+            if matches!(state, State::Fresh) && on_cpu(entry).is_some() {
+                let state = State::start(&self.vars.vars()[index], self.kept)?;
+                started.push((index, state));
+            }
+        }
+        Ok(started)
+    }
+
+    /// The next values and states of the Vars that candle's operations update. On the caller's thread, since
+    /// candle's CUDA devices use a stream per thread.
+    fn step_elsewhere(
+        &self,
+        entries: &[Entry<'_>],
+        edit: &(dyn Fn(usize) -> Edit + Sync),
+        rule: StepRule,
+    ) -> Result<Vec<(usize, Stepped)>> {
+        let mut stepped = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let Some(grad) = entry.grad else { continue };
+            if entry.place == Place::Elsewhere && entry.elements > 0 {
+                let (var, state) = (&self.vars.vars()[index], &self.states[index]);
+                let rule = rule.of(matches!(state, State::Fresh));
+                let next = backend::step_composed(var, grad, state, self.kept, edit(index), rule)?;
+                stepped.push((index, next));
+            }
+        }
+        Ok(stepped)
+    }
+
+    /// Updates the Vars on CPU, small ones in parallel, a task for many; each large one by itself, as it is parallel
+    /// inside. From the last to the first: measuring has left the last gradients in the cache.
+    fn step_on_cpu(
+        &mut self,
+        entries: &[Entry<'_>],
+        owned: &FxHashMap<usize, Tensor>,
+        edit: &(dyn Fn(usize) -> Edit + Sync),
+        rule: impl Fn(usize) -> StepRule + Sync,
+    ) -> Result<()> {
+        let (vars, kept) = (self.vars.vars(), self.kept);
+        let one = |index: usize, state: &mut State| {
+            let Some(grad) = on_cpu(&entries[index]) else {
+                return Ok(());
+            };
+            let grad = owned.get(&index).unwrap_or(grad);
+            backend::step_cpu(&vars[index], grad, state, kept, edit(index), rule(index))
+        };
+        let is_large = |index: usize| entries[index].elements > BLOCK;
+        let states = &mut self.states;
+        backend::run(self.vars.list().work, |parallel| {
+            if !parallel {
+                let mut states = states.iter_mut().enumerate().rev();
+                return states.try_for_each(|(index, state)| one(index, state));
+            }
+            let tasks = states.par_chunks_mut(VARS_PER_TASK).enumerate().rev();
+            tasks.try_for_each(|(task, states)| {
+                let start = task * VARS_PER_TASK;
+                let range = start..start + states.len();
+                // The headers first, all of them: their cache misses overlap here.
+                backend::touch_headers(vars[range.clone()].iter().map(Var::as_tensor));
+                backend::touch_headers(entries[range].iter().filter_map(|entry| entry.grad));
+                let small = states.iter_mut().enumerate().rev();
+                let mut small = small.filter(|(i, _)| !is_large(start + i));
+                small.try_for_each(|(i, state)| one(start + i, state))
+            })?;
+            let large = states.iter_mut().enumerate().rev();
+            let mut large = large.filter(|(index, _)| is_large(*index));
+            large.try_for_each(|(index, state)| one(index, state))
+        })
+    }
+}
+
+/// The gradient, if our kernels are to read it.
+fn on_cpu<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
+    entry
+        .grad
+        .filter(|_| entry.place != Place::Elsewhere && entry.elements > 0)
+}
