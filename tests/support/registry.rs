@@ -37,6 +37,8 @@ pub struct Row<O: Optimizer> {
     pub dtypes: &'static [DType],
     /// What measures and edits.
     pub backend: Backend,
+    /// Whether the optimizer takes the clip into its update.
+    pub fused: bool,
 }
 
 impl<O: Optimizer> fmt::Display for Row<O> {
@@ -164,36 +166,42 @@ macro_rules! for_every_row {
                     config: config::sgd,
                     dtypes,
                     backend,
+                    fused: false,
                 })?;
                 $promise(&Row::<candle_nn::AdamW> {
                     optimizer: "candle AdamW",
                     config: config::adamw,
                     dtypes,
                     backend,
+                    fused: false,
                 })?;
                 $promise(&Row::<$crate::optimizers::MomentumSgd> {
                     optimizer: "a user's momentum SGD",
                     config: config::momentum_sgd,
                     dtypes,
                     backend,
+                    fused: false,
                 })?;
                 $promise(&Row::<candle_grad_clip::optim::Sgd> {
                     optimizer: "fused SGD",
                     config: config::fused_sgd,
                     dtypes,
                     backend,
+                    fused: true,
                 })?;
                 $promise(&Row::<candle_grad_clip::optim::AdamW> {
                     optimizer: "fused AdamW",
                     config: config::adamw,
                     dtypes,
                     backend,
+                    fused: true,
                 })?;
                 $promise(&Row::<$crate::registry::ClippedAdamW> {
                     optimizer: "clipped AdamW",
                     config: config::clipped_adamw,
                     dtypes,
                     backend,
+                    fused: false,
                 })?;
             }
         }
