@@ -55,11 +55,11 @@ def away(theirs: float, ours: float, allowed: float) -> float:
 
 
 def encode(case: OptimCase, norms: list[float], ends: list[list[float]], right: Answer) -> dict:
-    encoded = {"id": case.id, "optimizer": case.optimizer}
-    encoded["params"] = {
+    hyper = {
         key: value if isinstance(value, bool) else number(value)
         for key, value in case.hyper.items()
     }
+    encoded = {"id": case.id, "optimizer": {case.optimizer: hyper}}
     if case.is_scheduled:
         encoded["lrs"] = [number(lr) for lr in case.lrs]
     if case.master_weights:
@@ -69,7 +69,6 @@ def encode(case: OptimCase, norms: list[float], ends: list[list[float]], right: 
         encoded["clip"] = {method: number(limit)}
     if norms:
         encoded["total_norms"] = [number(norm) for norm in norms]
-    encoded["steps"] = len(case.lrs)
     encoded["tensors"] = []
     for param, end, reaches in zip(case.params, ends, right.reaches, strict=True):
         one = {"dtype": param.dtype, "shape": list(param.shape)}

@@ -130,15 +130,14 @@ def remove_gradients(rng: random.Random, params: list[Param], optimizer: str) ->
     """AdamW's step counter is one for all Vars (PyTorch's is the parameter's own), so there a
     gradient may only be missing from some step to the end, or always."""
     steps = len(params[0].grads)
-    if optimizer == "sgd":
-        for param in params:
+    for index, param in enumerate(params):
+        if index and rng.random() < 0.4:
+            param.grads = [None] * steps
+        elif optimizer == "sgd":
             param.grads = [None if rng.random() < 0.3 else grad for grad in param.grads]
-    else:
-        for param in params[1:]:
-            last = rng.randrange(steps)
+        else:
+            last = rng.randint(1, steps)
             param.grads = [g if step < last else None for step, g in enumerate(param.grads)]
-        last = rng.randint(1, steps)
-        params[0].grads = [g if step < last else None for step, g in enumerate(params[0].grads)]
 
 
 def norm_of(grads: list[list[float] | None]) -> float:

@@ -117,7 +117,7 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-fn dtype<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DType, D::Error> {
+pub(crate) fn dtype<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DType, D::Error> {
     let name = String::deserialize(deserializer)?;
     name.parse().map_err(serde::de::Error::custom)
 }
@@ -276,7 +276,7 @@ impl Case {
 }
 
 /// The numbers that were meant: the shortest ones that become them in `dtype` are written.
-fn in_dtype(written: &[Number], dtype: DType) -> Vec<f64> {
+pub(crate) fn in_dtype(written: &[Number], dtype: DType) -> Vec<f64> {
     let round = |x: &Number| match dtype {
         DType::F32 => f64::from(x.0 as f32),
         DType::F16 => f16::from_f64(x.0).to_f64(),

@@ -2,6 +2,7 @@
 
 pub mod cases;
 pub mod gradients;
+pub mod optim_cases;
 pub mod optimizers;
 pub mod oracle;
 pub mod registry;
