@@ -1,5 +1,5 @@
-"""The optimizers, parameters and gradients of the optimizer cases. As in inputs.py, every case seeds
-its own generator with its id."""
+"""The optimizers, parameters and gradients of the optimizer cases. As in inputs.py, every case
+seeds its own generator with its id."""
 
 import math
 import random
