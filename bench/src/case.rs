@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::element::Element;
 use crate::memory::with_elements;
 use crate::sets::Set;
+use crate::steps::{self, Step};
 use crate::{floor, oracle, paste_in};
 
 /// Elements outside of `[-CLIP_VALUE, CLIP_VALUE]` are one in eight.
@@ -20,6 +21,9 @@ const CLIP_VALUE: f64 = 0.875;
 const CLIP_COEF: f64 = 0.9;
 /// Read before a call on a set that starts cold: four times a large cache.
 const OTHER_BYTES: usize = 128 << 20;
+/// Parameters come from indices that no gradient has, and are small, as in a model.
+const PARAMS_START: u64 = 1 << 40;
+const PARAMS_SCALE: f64 = 0.0625;
 /// Elements of each tensor that are checked.
 const SAMPLE: usize = 64;
 
@@ -30,15 +34,24 @@ pub(crate) enum Op {
     ClipGradNorm,
     ClipGradNormNoop,
     ClipGradValue,
+    ClipAdamW,
+    ClipSgd,
 }
 
 impl Op {
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::TotalNorm,
         Self::ClipGradNorm,
         Self::ClipGradNormNoop,
         Self::ClipGradValue,
+        Self::ClipAdamW,
+        Self::ClipSgd,
     ];
+
+    /// Whether it changes parameters.
+    pub(crate) fn is_step(self) -> bool {
+        matches!(self, Self::ClipAdamW | Self::ClipSgd)
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -46,6 +59,8 @@ impl Op {
             Self::ClipGradNorm => "clip_grad_norm",
             Self::ClipGradNormNoop => "clip_grad_norm_noop",
             Self::ClipGradValue => "clip_grad_value",
+            Self::ClipAdamW => "clip_adamw",
+            Self::ClipSgd => "clip_sgd",
         }
     }
 }
@@ -79,6 +94,10 @@ pub(crate) struct Case<E> {
     pasted: GradStore,
     /// What gradients are before each call.
     fresh: Vec<Vec<E>>,
+    /// The optimizers of the operation at hand, if it is a step.
+    steppers: Vec<(Impl, Box<dyn Step>)>,
+    /// The floor's moments, if the operation at hand has some.
+    moments: floor::Moments,
     total_norm: f64,
     /// Read before each call, so that no rival finds its gradients in the cache.
     other: Vec<u64>,
@@ -86,14 +105,14 @@ pub(crate) struct Case<E> {
 
 impl<E: Element> Case<E> {
     pub(crate) fn new(set: Set) -> Result<Self> {
-        let mut rng = fastrand::Rng::with_seed(1);
+        let mut start = 0;
         let (mut grads, mut pasted) = (GradStore::default(), GradStore::default());
         let (mut vars, mut fresh) = (Vec::new(), Vec::new());
         for shape in set.shapes() {
             let var = Var::zeros(shape.as_slice(), E::DTYPE, &Device::Cpu)?;
-            let values: Vec<E> = (0..var.elem_count())
-                .map(|_| E::from_f64(2.0 * rng.f64() - 1.0))
-                .collect();
+            let indices = start..start + var.elem_count() as u64;
+            start = indices.end;
+            let values: Vec<E> = indices.map(|i| E::from_f64(uniform(i))).collect();
             for store in [&mut grads, &mut pasted] {
                 let grad = Tensor::from_slice(&values, shape.as_slice(), &Device::Cpu)?;
                 store.insert(&var, grad);
@@ -112,9 +131,39 @@ impl<E: Element> Case<E> {
             grads,
             pasted,
             fresh,
+            steppers: Vec::new(),
+            moments: floor::Moments::default(),
             total_norm,
             other,
         })
+    }
+
+    /// Makes ready for an operation: parameters and optimizers as at the start of training.
+    pub(crate) fn prepare(&mut self, op: Op) -> Result<()> {
+        self.steppers.clear();
+        self.moments = floor::Moments::default();
+        if !op.is_step() {
+            return Ok(());
+        }
+        let vars: Vec<&Tensor> = self.vars.iter().map(Var::as_tensor).collect();
+        with_elements::<E, _>(&vars, |elements| {
+            let mut start = PARAMS_START;
+            for slice in elements {
+                for (i, x) in (start..).zip(slice.iter_mut()) {
+                    *x = E::from_f64(PARAMS_SCALE * uniform(i));
+                }
+                start += slice.len() as u64;
+            }
+        })?;
+        for rival in [Impl::CandleGradClip, Impl::PasteIn] {
+            let stepper = steps::stepper(rival, op, &self.vars, self.max_norm(op))?;
+            self.steppers
+                .extend(stepper.map(|stepper| (rival, stepper)));
+        }
+        if op == Op::ClipAdamW {
+            self.moments = floor::Moments::new(&self.vars);
+        }
+        Ok(())
     }
 
     /// One call: gradients as backward leaves them, then the clock, then a look at the norm.
@@ -122,8 +171,21 @@ impl<E: Element> Case<E> {
         self.refresh(rival)?;
         let max_norm = self.max_norm(op);
         let (grads, vars) = (&mut self.grads, self.vars.as_slice());
+        let mut steppers = self.steppers.iter_mut();
+        let stepper = steppers
+            .find(|(of, _)| *of == rival)
+            .map(|(_, stepper)| stepper);
         let start = Instant::now();
         let norm = match (rival, op) {
+            (Impl::CandleGradClip | Impl::PasteIn, Op::ClipAdamW | Op::ClipSgd) => {
+                let store = if rival == Impl::PasteIn {
+                    &mut self.pasted
+                } else {
+                    grads
+                };
+                let stepper = stepper.context("the operation is not prepared")?;
+                Some(stepper.step(store)?)
+            }
             (Impl::CandleGradClip, Op::TotalNorm) => {
                 Some(candle_grad_clip::total_norm(grads, vars, NormType::L2)?)
             }
@@ -142,6 +204,12 @@ impl<E: Element> Case<E> {
                 paste_in::clip_grad_value(&mut self.pasted, vars, CLIP_VALUE)?;
                 None
             }
+            (Impl::Floor, Op::ClipAdamW | Op::ClipSgd) => {
+                let vars: Vec<&Tensor> = self.vars.iter().map(Var::as_tensor).collect();
+                let store = &self.grads;
+                let grads: Vec<&Tensor> = vars.iter().filter_map(|var| store.get(var)).collect();
+                return floor::time_step::<E>(&grads, &vars, &mut self.moments);
+            }
             (Impl::Floor, _) => return floor::time::<E>(op, &self.tensors(rival)?, CLIP_COEF),
         };
         let elapsed = start.elapsed();
@@ -157,15 +225,66 @@ impl<E: Element> Case<E> {
         Ok(elapsed)
     }
 
+    /// Takes two steps from the start, and compares elements of every parameter with what they should be.
+    ///
+    /// `AdamW`'s first step is the same for any coefficient. The second shows it: half the gradient is below the
+    /// limit.
+    fn check_steps(&mut self, rival: Impl, op: Op) -> Result<()> {
+        if rival == Impl::Floor {
+            return Ok(()); // it steps nowhere in particular
+        }
+        self.prepare(op)?;
+        self.time(rival, op)?;
+        let half: Vec<Tensor> = self
+            .tensors(Impl::CandleGradClip)?
+            .into_iter()
+            .zip(&self.fresh)
+            .map(|(grad, fresh)| Tensor::from_slice(fresh, grad.shape(), grad.device())? * 0.5)
+            .collect::<candle_core::Result<_>>()?;
+        let mut grads = GradStore::default();
+        for (var, half) in self.vars.iter().zip(half) {
+            grads.insert(var, half);
+        }
+        for (of, stepper) in &mut self.steppers {
+            if *of == rival {
+                stepper.step(&mut grads)?;
+            }
+        }
+        let clip_coef = self.max_norm(op) / (self.total_norm + 1e-6);
+        let expected = |start: f64, g: f64| match op {
+            Op::ClipSgd => oracle::sgd(start, &[g * clip_coef, g / 2.0], steps::LR),
+            _ => oracle::adamw(start, &[g * clip_coef, g / 2.0], &steps::params_adamw()),
+        };
+        let mut start = PARAMS_START;
+        for ((var, fresh), tensor) in self.vars.iter().zip(&self.fresh).zip(0..) {
+            let after = var.flatten_all()?.to_vec1::<E>()?;
+            for i in samples(fresh.len()) {
+                let first = E::from_f64(PARAMS_SCALE * uniform(start + i as u64)).to_f64();
+                let (expected, got) = (expected(first, fresh[i].to_f64()), after[i].to_f64());
+                ensure!(
+                    (got - expected).abs() <= step_tolerance::<E>(rival, expected),
+                    "{} of {}: element {i} of tensor {tensor} is {got}, not {expected}",
+                    op.name(),
+                    rival.name()
+                );
+            }
+            start += fresh.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Calls once, and compares elements of every tensor with what they should be.
     pub(crate) fn check(&mut self, rival: Impl, op: Op) -> Result<()> {
+        if op.is_step() {
+            return self.check_steps(rival, op);
+        }
         self.time(rival, op)?;
         let clip_coef = (self.max_norm(op) / (self.total_norm + 1e-6)).min(1.0);
         let expected = |x: f64| match (rival, op) {
             (_, Op::TotalNorm | Op::ClipGradNormNoop) => x,
             (Impl::Floor, _) => x * CLIP_COEF,
             (_, Op::ClipGradNorm) => x * clip_coef,
-            (_, Op::ClipGradValue) => x.clamp(-CLIP_VALUE, CLIP_VALUE),
+            _ => x.clamp(-CLIP_VALUE, CLIP_VALUE),
         };
         let is_exact = matches!(op, Op::TotalNorm | Op::ClipGradNormNoop)
             || (op == Op::ClipGradValue && rival != Impl::Floor);
@@ -174,9 +293,7 @@ impl<E: Element> Case<E> {
             with_elements::<E, _>(&self.tensors(rival)?, |elements| {
                 elements.iter().zip(&self.fresh).enumerate().find_map(
                     |(tensor, (after, before))| {
-                        let step = (before.len() / SAMPLE).max(1);
-                        let last = before.len() - 1;
-                        (0..=last).step_by(step).chain([last]).find_map(|i| {
+                        samples(before.len()).find_map(|i| {
                             let (expected, got) = (expected(before[i].to_f64()), after[i].to_f64());
                             let right = (got - expected).abs() <= tolerance * expected.abs();
                             (!right).then_some((tensor, i, expected, got))
@@ -244,6 +361,32 @@ impl<E: Element> Case<E> {
     }
 }
 
+/// Which elements of a tensor are checked.
+fn samples(len: usize) -> impl Iterator<Item = usize> {
+    let last = len - 1;
+    (0..=last).step_by((len / SAMPLE).max(1)).chain([last])
+}
+
+/// A number in [-1, 1) for an index: the top 24 bits of splitmix64, exact in f32, easy to have in any language.
+fn uniform(index: u64) -> f64 {
+    let mut z = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    (z >> 40) as f64 * 2f64.powi(-23) - 1.0
+}
+
+/// How far a parameter may be from the expected one after two steps: a few roundings of it and of its moments.
+fn step_tolerance<E: Element>(rival: Impl, expected: f64) -> f64 {
+    let moments = match (rival, size_of::<E>()) {
+        // candle keeps moments in the parameters' dtype: 8 bits of the step are right.
+        (Impl::PasteIn, 2) => 0.1,
+        (Impl::PasteIn, _) => 2e-2, // of its norm
+        _ => 1e-4,
+    };
+    2.0 * tolerance::<E>(Impl::Floor) * expected.abs() + moments * steps::LR
+}
+
 /// Relative error that a norm may have. Pasted code sums f32 in f32.
 fn norm_tolerance(rival: Impl) -> f64 {
     match rival {
@@ -267,11 +410,19 @@ fn tolerance<E: Element>(rival: Impl) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]
     fn every_rival_does_every_operation_right() -> Result<()> {
         let mut case = Case::<f32>::new(Set::D)?;
+        for op in Op::ALL {
+            for rival in Impl::ALL {
+                case.check(rival, op)?;
+            }
+        }
+        let mut case = Case::<bf16>::new(Set::D)?;
         for op in Op::ALL {
             for rival in Impl::ALL {
                 case.check(rival, op)?;

@@ -9,17 +9,28 @@ use pulp::Arch;
 
 /// A dtype that is timed.
 pub(crate) trait Element: WithDType {
+    /// Whether steps are timed: moments are f32.
+    const HAS_STEPS: bool;
     /// The elements of a tensor's memory, if they are of this dtype.
     fn values(storage: &mut CpuStorage) -> Option<&mut [Self]>;
     /// Reads every element and does the least with it: an exclusive or of the bits.
     fn read(values: &[Self]) -> u64;
     /// Multiplies every element, in this dtype's own arithmetic (bf16's is f32).
     fn scale(values: &mut [Self], coef: f64);
+    /// Reads all four and writes all but the gradient, with the least arithmetic.
+    fn step(params: &mut [Self], grads: &[Self], first: &mut [f32], second: &mut [f32]);
+    /// Reads both and writes the parameters, with the least arithmetic.
+    fn descend(params: &mut [Self], grads: &[Self]);
 }
 
+/// What the floor's steps multiply by: small, so that nothing overflows in any number of steps.
+const SMALL: f32 = 1e-6;
+
 macro_rules! element {
-    ($t:ty, $storage:ident, $scaled:expr) => {
+    ($t:ty, $storage:ident, $widen:expr, $narrow:expr, $scaled:expr) => {
         impl Element for $t {
+            const HAS_STEPS: bool = size_of::<$t>() <= 4;
+
             fn values(storage: &mut CpuStorage) -> Option<&mut [Self]> {
                 match storage {
                     CpuStorage::$storage(values) => Some(values),
@@ -33,6 +44,34 @@ macro_rules! element {
                     #[inline(always)]
                     || values.iter().fold(0, |all, x| all ^ x.to_bits()) as u64,
                 )
+            }
+
+            fn step(params: &mut [Self], grads: &[Self], first: &mut [f32], second: &mut [f32]) {
+                let (widen, narrow) = ($widen, $narrow);
+                Arch::new().dispatch(
+                    #[inline(always)]
+                    || {
+                        let moments = first.iter_mut().zip(second);
+                        for ((p, g), (m, v)) in params.iter_mut().zip(grads).zip(moments) {
+                            let g = widen(*g) * SMALL;
+                            *m += g;
+                            *v += g;
+                            *p = narrow(widen(*p) - *m);
+                        }
+                    },
+                );
+            }
+
+            fn descend(params: &mut [Self], grads: &[Self]) {
+                let (widen, narrow) = ($widen, $narrow);
+                Arch::new().dispatch(
+                    #[inline(always)]
+                    || {
+                        for (p, g) in params.iter_mut().zip(grads) {
+                            *p = narrow(widen(*p) - widen(*g) * SMALL);
+                        }
+                    },
+                );
             }
 
             fn scale(values: &mut [Self], coef: f64) {
@@ -50,13 +89,31 @@ macro_rules! element {
     };
 }
 
-element!(f32, F32, |x: f32, coef: f64| x * coef as f32);
-element!(f64, F64, |x: f64, coef: f64| x * coef);
-element!(bf16, BF16, |x: bf16, coef: f64| {
-    // Widened and rounded to the nearest even by shifts, which vectorise. No gradient here is NaN.
-    let bits = (f32::from_bits(u32::from(x.to_bits()) << 16) * coef as f32).to_bits();
-    bf16::from_bits(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
+element!(f32, F32, |x: f32| x, |x: f32| x, |x: f32, coef: f64| x
+    * coef as f32);
+element!(
+    f64,
+    F64,
+    |x: f64| x as f32,
+    f64::from,
+    |x: f64, coef: f64| x * coef
+);
+element!(bf16, BF16, widen_bf16, narrow_bf16, |x: bf16, coef: f64| {
+    narrow_bf16(widen_bf16(x) * coef as f32)
 });
+
+// Widened and rounded to the nearest even by shifts, which vectorise. Nothing here is NaN.
+
+#[inline(always)]
+fn widen_bf16(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+#[inline(always)]
+fn narrow_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    bf16::from_bits(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
+}
 
 #[cfg(test)]
 mod tests {

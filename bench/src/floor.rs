@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
 use crate::case::Op;
@@ -24,14 +24,77 @@ pub(crate) fn time<E: Element>(op: Op, grads: &[&Tensor], coef: f64) -> Result<D
         let mut pieces = pieces(elements);
         let start = Instant::now();
         match op {
-            Op::TotalNorm | Op::ClipGradNormNoop => read(&pieces),
+            Op::TotalNorm | Op::ClipGradNormNoop => read(&mut pieces),
             Op::ClipGradNorm => {
-                read(&pieces);
+                read(&mut pieces);
                 // Reading has left the last pieces in the cache.
                 scale(&mut pieces, coef, true);
             }
             Op::ClipGradValue => scale(&mut pieces, coef, false),
+            Op::ClipAdamW | Op::ClipSgd => unreachable!("`time_step` does steps"),
         }
+        start.elapsed()
+    })
+}
+
+/// Two arrays of f32 for each parameter.
+#[derive(Default)]
+pub(crate) struct Moments(Vec<[Vec<f32>; 2]>);
+
+impl Moments {
+    pub(crate) fn new(vars: &[Var]) -> Self {
+        // Written to, or they would share one page of zeros.
+        let ones = |var: &Var| [vec![1.0; var.elem_count()], vec![1.0; var.elem_count()]];
+        Self(vars.iter().map(ones).collect())
+    }
+}
+
+/// Part of a parameter, with its gradient and its moments (empty if there are none).
+struct Part<'a, E> {
+    params: &'a mut [E],
+    grads: &'a mut [E],
+    moments: [&'a mut [f32]; 2],
+}
+
+/// The least of a step: reads the gradients, then all four (or two), and writes all but the gradients.
+pub(crate) fn time_step<E: Element>(
+    grads: &[&Tensor],
+    params: &[&Tensor],
+    moments: &mut Moments,
+) -> Result<Duration> {
+    let tensors: Vec<&Tensor> = grads.iter().chain(params).copied().collect();
+    with_elements::<E, _>(&tensors, |mut grads| {
+        let params = grads.split_off(params.len());
+        moments.0.resize_with(params.len(), Default::default);
+        let mut parts = Vec::new();
+        for ((params, grads), [first, second]) in params.into_iter().zip(grads).zip(&mut moments.0)
+        {
+            let limit = PIECE_BYTES / size_of::<E>();
+            let mut moments = first.chunks_mut(limit).zip(second.chunks_mut(limit));
+            let chunks = params.chunks_mut(limit).zip(grads.chunks_mut(limit));
+            parts.extend(chunks.map(|(params, grads)| Part {
+                params,
+                grads,
+                moments: moments.next().map(|(m, v)| [m, v]).unwrap_or_default(),
+            }));
+        }
+        let mut pieces = pieces_of(
+            parts,
+            |part| part.params.len(),
+            PIECE_BYTES / size_of::<E>(),
+        );
+        let start = Instant::now();
+        each(&mut pieces, false, |part| {
+            black_box(E::read(part.grads));
+        });
+        each(&mut pieces, true, |part| {
+            let [first, second] = &mut part.moments;
+            if first.is_empty() {
+                E::descend(black_box(part.params), part.grads);
+            } else {
+                E::step(black_box(part.params), part.grads, first, second);
+            }
+        });
         start.elapsed()
     })
 }
@@ -39,49 +102,53 @@ pub(crate) fn time<E: Element>(op: Op, grads: &[&Tensor], coef: f64) -> Result<D
 /// Runs of slices of about [`PIECE_BYTES`] each; larger slices are cut.
 fn pieces<E: Element>(elements: Vec<&mut [E]>) -> Vec<Vec<&mut [E]>> {
     let limit = PIECE_BYTES / size_of::<E>();
+    let chunks = elements
+        .into_iter()
+        .flat_map(|slice| slice.chunks_mut(limit));
+    pieces_of(chunks, |chunk| chunk.len(), limit)
+}
+
+/// Puts parts together until they have about `limit` elements.
+fn pieces_of<P>(
+    parts: impl IntoIterator<Item = P>,
+    elements: impl Fn(&P) -> usize,
+    limit: usize,
+) -> Vec<Vec<P>> {
     let mut pieces = Vec::new();
     let (mut piece, mut len) = (Vec::new(), 0);
-    for chunk in elements
-        .into_iter()
-        .flat_map(|slice| slice.chunks_mut(limit))
-    {
-        if len + chunk.len() > limit {
+    for part in parts {
+        if len + elements(&part) > limit {
             pieces.push(std::mem::take(&mut piece));
             len = 0;
         }
-        len += chunk.len();
-        piece.push(chunk);
+        len += elements(&part);
+        piece.push(part);
     }
     pieces.push(piece);
     pieces
 }
 
-fn read<E: Element>(pieces: &[Vec<&mut [E]>]) {
-    let read = |piece: &Vec<&mut [E]>| {
-        for slice in piece {
-            black_box(E::read(slice));
-        }
-    };
-    // One piece is not worth waking a thread for.
-    if let [piece] = pieces {
-        read(piece);
-    } else {
-        pieces.par_iter().for_each(read);
-    }
+fn read<E: Element>(pieces: &mut [Vec<&mut [E]>]) {
+    each(pieces, false, |slice| {
+        black_box(E::read(slice));
+    });
 }
 
 fn scale<E: Element>(pieces: &mut [Vec<&mut [E]>], coef: f64, backwards: bool) {
-    let scale = |piece: &mut Vec<&mut [E]>| {
-        for slice in piece {
-            E::scale(black_box(slice), black_box(coef));
-        }
-    };
+    each(pieces, backwards, |slice| {
+        E::scale(black_box(slice), black_box(coef));
+    });
+}
+
+/// Calls `f` with every part, in as many threads as there are. One piece is not worth waking one for.
+fn each<P: Send>(pieces: &mut [Vec<P>], backwards: bool, f: impl Fn(&mut P) + Sync) {
+    let all = |piece: &mut Vec<P>| piece.iter_mut().for_each(&f);
     if let [piece] = pieces {
-        scale(piece);
+        all(piece);
     } else if backwards {
-        pieces.par_iter_mut().rev().for_each(scale);
+        pieces.par_iter_mut().rev().for_each(all);
     } else {
-        pieces.par_iter_mut().for_each(scale);
+        pieces.par_iter_mut().for_each(all);
     }
 }
 

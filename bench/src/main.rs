@@ -12,6 +12,7 @@ mod oracle;
 mod paste_in;
 mod record;
 mod sets;
+mod steps;
 mod timing;
 
 use anyhow::Result;

@@ -1,5 +1,7 @@
 //! The answers, worked out the slow and plain way.
 
+use candle_nn::ParamsAdamW;
+
 /// The L2 norm in f64 with Neumaier's compensated sum.
 pub(crate) fn l2_norm(values: impl Iterator<Item = f64>) -> f64 {
     let (mut sum, mut lost) = (0f64, 0f64);
@@ -14,6 +16,25 @@ pub(crate) fn l2_norm(values: impl Iterator<Item = f64>) -> f64 {
         sum = next;
     }
     (sum + lost).sqrt()
+}
+
+/// A parameter after steps with these gradients, from moments of zero: AdamW's equation in f64.
+pub(crate) fn adamw(start: f64, gradients: &[f64], params: &ParamsAdamW) -> f64 {
+    let (mut theta, mut m, mut v) = (start, 0.0, 0.0);
+    for (step, g) in (1..).zip(gradients) {
+        m = params.beta1 * m + (1.0 - params.beta1) * g;
+        v = params.beta2 * v + (1.0 - params.beta2) * g * g;
+        let m_hat = m / (1.0 - params.beta1.powi(step));
+        let v_hat = v / (1.0 - params.beta2.powi(step));
+        theta -= params.lr * params.weight_decay * theta;
+        theta -= params.lr * m_hat / (v_hat.sqrt() + params.eps);
+    }
+    theta
+}
+
+/// The same of plain gradient descent.
+pub(crate) fn sgd(start: f64, gradients: &[f64], lr: f64) -> f64 {
+    start - lr * gradients.iter().sum::<f64>()
 }
 
 #[cfg(test)]

@@ -30,10 +30,14 @@ pub(crate) fn time_set<E: Element>(
     output: &mut Output,
 ) -> Result<()> {
     let mut case = Case::<E>::new(set)?;
-    for op in Op::ALL {
+    for op in Op::ALL
+        .into_iter()
+        .filter(|op| E::HAS_STEPS || !op.is_step())
+    {
         for rival in Impl::ALL {
             case.check(rival, op)?;
         }
+        case.prepare(op)?;
         let mut times = Impl::ALL.map(|_| Vec::with_capacity(rounds));
         for round in 0..rounds {
             for turn in 0..Impl::ALL.len() {
