@@ -10,6 +10,7 @@ use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use crate::Result;
 use crate::backend::{self, Place, Work};
+use crate::clip::Edits;
 use crate::measure::Entry;
 use crate::vars::VarList;
 
@@ -27,20 +28,17 @@ pub(crate) fn edit_in_place(
     vars: VarList<'_>,
     grads: &GradStore,
     entries: &[Entry<'_>],
-    edit: Edit,
+    edits: &Edits,
 ) -> Result<Vec<(TensorId, Tensor)>> {
-    let changes_nothing = Edit::Scale {
-        clip_coef: 1.0,
-        zero_non_finite: false,
-    };
-    if edit == changes_nothing {
+    if edits.is_nothing() {
         return Ok(Vec::new()); // before looking for shared storage
     }
     let mut shared = SharedStorage::find(vars, grads, entries);
     let mut jobs = Vec::with_capacity(entries.len());
     let mut replacements = Vec::new();
-    for (entry, var) in entries.iter().zip(vars.vars) {
+    for (index, (entry, var)) in entries.iter().zip(vars.vars).enumerate() {
         let Some(grad) = entry.grad else { continue };
+        let edit = edits.of(index);
         if !needs_edit(entry, edit) {
             continue;
         }
@@ -48,13 +46,14 @@ pub(crate) fn edit_in_place(
             jobs.push(Job {
                 grad,
                 target: None,
+                edit,
                 elements: entry.elements,
             });
         } else {
             replacements.push((var.id(), backend::edited(grad, entry.place, edit)?));
         }
     }
-    run(&jobs, vars.work, edit)?;
+    run(&jobs, vars.work)?;
     Ok(replacements)
 }
 
@@ -65,7 +64,7 @@ pub(crate) fn edit_copies(
     vars: VarList<'_>,
     grads: &GradStore,
     entries: &[Entry<'_>],
-    edit: Edit,
+    edits: &Edits,
     scratch: &mut Scratch,
 ) -> Result<GradStore> {
     scratch.avoid(entries);
@@ -78,6 +77,7 @@ pub(crate) fn edit_copies(
     let mut jobs = Vec::new();
     for (index, (entry, var)) in entries.iter().zip(vars.vars).enumerate() {
         let Some(grad) = entry.grad else { continue };
+        let edit = edits.of(index);
         if !needs_edit(entry, edit) {
             continue;
         }
@@ -88,13 +88,14 @@ pub(crate) fn edit_copies(
             jobs.push(Job {
                 grad,
                 target: Some(target.clone()),
+                edit,
                 elements: entry.elements,
             });
             target
         };
         store.insert_id(var.id(), copy);
     }
-    run(&jobs, vars.work, edit)?;
+    run(&jobs, vars.work)?;
     Ok(store)
 }
 
@@ -180,15 +181,16 @@ impl<'a> SharedStorage<'a> {
 struct Job<'g> {
     grad: &'g Tensor,
     target: Option<Tensor>,
+    edit: Edit,
     elements: usize,
 }
 
 /// Does all jobs: small ones in parallel, a task for many; each large one by itself, as it is
 /// parallel inside. From the last to the first: measuring has left the last ones in the cache.
-fn run(jobs: &[Job<'_>], work: Work, edit: Edit) -> Result<()> {
+fn run(jobs: &[Job<'_>], work: Work) -> Result<()> {
     let run = |job: &Job<'_>| match &job.target {
-        Some(target) => backend::edit_cpu_into(job.grad, target, edit),
-        None => backend::edit_cpu(job.grad, edit),
+        Some(target) => backend::edit_cpu_into(job.grad, target, job.edit),
+        None => backend::edit_cpu(job.grad, job.edit),
     };
     backend::run(work, |parallel| {
         if !parallel {
@@ -196,18 +198,11 @@ fn run(jobs: &[Job<'_>], work: Work, edit: Edit) -> Result<()> {
         }
         jobs.par_rchunks(JOBS_PER_TASK).try_for_each(|task| {
             let small = || task.iter().rev().filter(|job| job.elements <= BLOCK);
-            // The headers first, all of them: their cache misses overlap here, and would not when
-            // each is followed by its tensor's work.
-            std::hint::black_box(small().map(|job| layout_sum(job.grad)).sum::<usize>());
+            // The headers first, all of them: their cache misses overlap here.
+            backend::touch_headers(small().map(|job| job.grad));
             small().try_for_each(run)
         })?;
         let large = jobs.iter().rev().filter(|job| job.elements > BLOCK);
         large.into_iter().try_for_each(run)
     })
-}
-
-/// A number that takes reading the layout.
-fn layout_sum(tensor: &Tensor) -> usize {
-    let sum = |values: &[usize]| values.iter().fold(0usize, |sum, x| sum.wrapping_add(*x));
-    sum(tensor.dims()).wrapping_add(sum(tensor.stride()))
 }

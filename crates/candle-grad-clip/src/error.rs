@@ -94,6 +94,33 @@ pub enum Error {
         /// The gradient's.
         got: String,
     },
+    /// A pattern of a [`ParamGroup`](crate::optim::ParamGroup) that matches no Var.
+    #[error(
+        "pattern `{pattern}` of group `{group}` matches none of {vars} Var(s), whose names are such as \
+         `{example}`; is it a typing error? (`*` stands for any characters, and the whole name must match; an \
+         optimizer made of a Vec<Var> has no names)"
+    )]
+    UnmatchedPattern {
+        /// The group's name.
+        group: String,
+        /// The pattern.
+        pattern: String,
+        /// How many Vars there are.
+        vars: usize,
+        /// The name of one of them.
+        example: String,
+    },
+    /// Groups of a [`ClippedOptimizer`](crate::ClippedOptimizer) that its inner optimizer can't follow.
+    #[error(
+        "group `{group}` sets lr_scale or weight_decay, which the inner optimizer {optimizer} has but one of; make \
+         it an optim::PerGroup of them, and give the wrapper groups.only_limits()"
+    )]
+    GroupsNeedFused {
+        /// The first such group's name.
+        group: String,
+        /// The inner optimizer's type.
+        optimizer: &'static str,
+    },
     /// An error of candle, from `backward`, from the inner optimizer or from a device.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -3,7 +3,7 @@ use candle_core::{Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{Edit, Norm, NormType};
 
 use crate::apply::{Scratch, edit_copies, edit_in_place};
-use crate::clip::{CLIP_EPS, NonFinite, check_eps, clip_coef};
+use crate::clip::{CLIP_EPS, Edits, NonFinite, check_eps, clip_coef};
 use crate::measure::{Measurements, Request, measure, walk};
 use crate::norm::checked;
 use crate::vars::VarList;
@@ -124,7 +124,13 @@ pub fn clip_grad_norm_with(
         _ => {}
     }
     let zero_non_finite = bad && options.non_finite == NonFinite::Zero;
-    let clip_coef = clip_coef(&measured, options.max_norm, options.eps, zero_non_finite);
+    let clip_coef = clip_coef(
+        measured.total.stats,
+        measured.norm_type,
+        options.max_norm,
+        options.eps,
+        zero_non_finite,
+    );
     let norm = if zero_non_finite {
         measured.norm().value()
     } else {
@@ -134,10 +140,10 @@ pub fn clip_grad_norm_with(
         vars,
         grads,
         &measured.entries,
-        Edit::Scale {
+        &Edits::All(Edit::Scale {
             clip_coef,
             zero_non_finite,
-        },
+        }),
     )?;
     insert(grads, replacements);
     Ok(norm)
@@ -190,10 +196,10 @@ pub fn clip_grads_with_norm(
         vars,
         grads,
         &entries,
-        Edit::Scale {
+        &Edits::All(Edit::Scale {
             clip_coef,
             zero_non_finite: false,
-        },
+        }),
     )?;
     insert(grads, replacements);
     Ok(())
@@ -231,11 +237,11 @@ pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> 
     if clip_value == f64::INFINITY {
         return Ok(());
     }
-    let edit = Edit::Clamp {
+    let edits = Edits::All(Edit::Clamp {
         clip_value,
         zero_non_finite: false,
-    };
-    let replacements = edit_in_place(vars, grads, &entries, edit)?;
+    });
+    let replacements = edit_in_place(vars, grads, &entries, &edits)?;
     insert(grads, replacements);
     Ok(())
 }
@@ -298,12 +304,12 @@ pub fn clip_by_global_norm(
     } else {
         f64::NAN
     };
-    let edit = Edit::Scale {
+    let edits = Edits::All(Edit::Scale {
         clip_coef,
         zero_non_finite: false,
-    };
+    });
     Ok((
-        edit_copies(vars, grads, &entries, edit, &mut Scratch::default())?,
+        edit_copies(vars, grads, &entries, &edits, &mut Scratch::default())?,
         total_norm,
     ))
 }

@@ -54,7 +54,7 @@ mod serde_float;
 mod summary;
 mod vars;
 
-pub use clip::{Clip, NonFinite};
+pub use clip::{Clip, GroupRecord, NonFinite};
 pub use error::{Error, Result};
 pub use functions::{
     ClipGradNorm, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with, clip_grad_value,

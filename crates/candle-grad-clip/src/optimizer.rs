@@ -8,10 +8,10 @@ use candle_grad_clip_kernels::Edit;
 use candle_nn::Optimizer;
 
 use crate::apply::{Scratch, edit_copies, edit_in_place};
-use crate::clip::{Action, Clip, Decision, NonFinite};
+use crate::clip::{Action, Clip, Decision, Edits, Limits, NonFinite};
 use crate::functions::{insert, non_finite_error};
 use crate::measure::{Measurements, measure};
-use crate::optim::{self, Clipped};
+use crate::optim::{self, Clipped, ParamGroups};
 use crate::report::{StepPath, StepRecord, StepReport};
 use crate::vars::NamedVars;
 use crate::{Error, Result};
@@ -87,6 +87,7 @@ pub struct ClippedOptimizer<O: Optimizer> {
     inner: O,
     vars: NamedVars,
     clip: Clip,
+    limits: Limits,
     expect_missing: Vec<String>,
     with_param_norms: bool,
     step: u64,
@@ -122,6 +123,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             scratch: Scratch::default(),
             vars,
             clip,
+            limits: Limits::default(),
             expect_missing: Vec::new(),
             with_param_norms: false,
             step: 0,
@@ -152,8 +154,34 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// A field of `clip` outside its range; the old one stays then.
     pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
         clip.check()?;
+        clip.check_groups(self.limits.groups().has_limits())?;
         self.clip = clip;
         Ok(())
+    }
+
+    /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
+    /// optimizer is one of [`optim`]'s, learning rate and weight decay. Other optimizers
+    /// have but one of each: see [`PerGroup`](optim::PerGroup). There is an example at
+    /// [`ParamGroups`](optim::ParamGroups).
+    ///
+    /// # Errors
+    /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that can't have its own for
+    /// a group; a group's limit beside [`Clip::value`].
+    pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
+        self.clip.check_groups(groups.has_limits())?;
+        let limits = Limits::new(groups.clone(), self.vars.names())?;
+        if let Some(fused) = optim::fused(&mut self.inner) {
+            fused.adopt(&self.vars);
+            fused.trained_mut().set_groups(groups)?;
+        } else if groups.has_rates() {
+            let group = groups.iter().find(|group| group.has_rates());
+            return Err(Error::GroupsNeedFused {
+                group: group.map_or_else(String::new, |group| group.name().to_string()),
+                optimizer: type_name::<O>(),
+            });
+        }
+        self.limits = limits;
+        Ok(self)
     }
 
     /// What is done to the gradients.
@@ -240,17 +268,17 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
         let measured = measure(self.vars.list(), grads, self.clip.request())?;
         let decision = self.decide(&measured)?;
-        if let Some(report) = self.fused_step(grads, &measured, decision)? {
+        if let Some(report) = self.fused_step(grads, &measured, &decision)? {
             return Ok(self.finish(report));
         }
-        let report = self.report(&measured, decision, StepPath::Copied);
+        let report = self.report(&measured, &decision, StepPath::Copied);
         match decision.action {
             Action::Refuse => {}
             Action::Leave => self.inner.step(grads)?,
-            Action::Edit(edit) => {
+            Action::Edit(edits) => {
                 let vars = self.vars.list();
                 let entries = &measured.entries;
-                let copies = edit_copies(vars, grads, entries, edit, &mut self.scratch)?;
+                let copies = edit_copies(vars, grads, entries, &edits, &mut self.scratch)?;
                 self.inner.step(&copies)?;
             }
         }
@@ -281,16 +309,16 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let mut grads = loss.backward()?;
         let measured = measure(self.vars.list(), &grads, self.clip.request())?;
         let decision = self.decide(&measured)?;
-        if let Some(report) = self.fused_step(&grads, &measured, decision)? {
+        if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
             return Ok(self.finish(report));
         }
-        let report = self.report(&measured, decision, StepPath::InPlace);
+        let report = self.report(&measured, &decision, StepPath::InPlace);
         match decision.action {
             Action::Refuse => {}
             Action::Leave => self.inner.step(&grads)?,
-            Action::Edit(edit) => {
+            Action::Edit(edits) => {
                 let replacements =
-                    edit_in_place(self.vars.list(), &grads, &measured.entries, edit)?;
+                    edit_in_place(self.vars.list(), &grads, &measured.entries, &edits)?;
                 insert(&mut grads, replacements);
                 self.inner.step(&grads)?;
             }
@@ -332,12 +360,12 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         &mut self,
         grads: &GradStore,
         measured: &Measurements<'_>,
-        decision: Decision,
+        decision: &Decision,
     ) -> Result<Option<StepReport>> {
-        let edit = match decision.action {
+        let edits = match &decision.action {
             Action::Refuse => return Ok(None),
-            Action::Leave => Edit::NOTHING,
-            Action::Edit(edit) => edit,
+            Action::Leave => &Edits::All(Edit::NOTHING),
+            Action::Edit(edits) => edits,
         };
         let Some(fused) = optim::fused(&mut self.inner) else {
             return Ok(None);
@@ -346,7 +374,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let clipped = Clipped {
             vars: &self.vars,
             entries: &measured.entries,
-            edit,
+            edits,
         };
         fused.fused_step(grads, Some(clipped))?;
         Ok(Some(self.report(measured, decision, StepPath::Fused)))
@@ -354,7 +382,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// The decision, with the errors that end a step before it began.
     fn decide(&mut self, measured: &Measurements<'_>) -> Result<Decision> {
-        let decision = self.clip.decide(measured);
+        let decision = self.clip.decide(measured, &self.limits);
         if decision.action != Action::Refuse {
             self.skips_in_a_row = 0;
             return Ok(decision);
@@ -387,7 +415,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     fn report(
         &mut self,
         measured: &Measurements<'_>,
-        decision: Decision,
+        decision: &Decision,
         path: StepPath,
     ) -> StepReport {
         let record = StepRecord {
@@ -408,6 +436,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                 Action::Leave if path != StepPath::Fused => StepPath::Unchanged,
                 Action::Leave | Action::Edit(_) => path,
             },
+            groups: decision.groups.clone(),
             missing: Vec::new(),
             param_norms: Vec::new(),
         };

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use candle_grad_clip_kernels::NormType;
 
 use crate::Result;
+use crate::clip::GroupRecord;
 
 /// How a step got its gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +93,8 @@ pub struct StepRecord {
     pub non_finite: u64,
     /// How the inner optimizer got its gradients.
     pub path: StepPath,
+    /// The groups of Vars, if there are some, in their order.
+    pub groups: Vec<GroupRecord>,
     /// Vars that got no gradient.
     pub missing: Vec<String>,
     /// Norm of each Var's gradient before clipping, by name, in the order of the Vars; 0 for those
@@ -124,6 +127,13 @@ impl StepReport {
     #[must_use]
     pub fn missing(&self) -> &[String] {
         &self.missing
+    }
+
+    /// The groups of Vars, if there are some (see [`ParamGroups`](crate::optim::ParamGroups)), in their order: the norm of
+    /// each, and what it was multiplied by. Empty for a skipped step.
+    #[must_use]
+    pub fn groups(&self) -> &[GroupRecord] {
+        &self.record.groups
     }
 
     /// How the inner optimizer got its gradients.
@@ -260,6 +270,7 @@ mod tests {
             skipped: true,
             non_finite: 2,
             path: StepPath::Skipped,
+            groups: Vec::new(),
             missing: vec!["a".into()],
             param_norms: vec![("b".into(), f64::INFINITY), ("c".into(), 1.5)],
         };

@@ -1,5 +1,7 @@
 //! decide: from measurements to what is to be done. One method a file, pure arithmetic.
 
+mod edits;
+mod groups;
 mod non_finite;
 mod norm;
 mod value;
@@ -8,6 +10,9 @@ use std::fmt;
 
 use candle_grad_clip_kernels::{Edit, NormType};
 
+pub(crate) use edits::Edits;
+pub use groups::GroupRecord;
+pub(crate) use groups::Limits;
 pub use non_finite::NonFinite;
 pub(crate) use norm::clip_coef;
 
@@ -132,21 +137,37 @@ impl Clip {
         }
     }
 
-    /// What is to be done with gradients that measured so.
-    pub(crate) fn decide(&self, measured: &Measurements<'_>) -> Decision {
+    /// Whether groups may have limits of their own.
+    pub(crate) fn check_groups(&self, has_limits: bool) -> Result<()> {
+        match self.method {
+            Method::Value { clip_value } if has_limits => Err(Error::InvalidOption {
+                name: "clip_value",
+                value: clip_value,
+                expected: "Clip::norm or Clip::none together with groups that have a max_norm",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is to be done with gradients that measured so, of Vars in groups.
+    pub(crate) fn decide(&self, measured: &Measurements<'_>, limits: &Limits) -> Decision {
         let bad = measured.total.stats.non_finite() > 0;
         let zero_non_finite = match self.non_finite {
             NonFinite::Error | NonFinite::SkipStep if bad => return Decision::REFUSE,
             NonFinite::Zero => bad,
             NonFinite::Error | NonFinite::SkipStep | NonFinite::Propagate => false,
         };
-        match self.method {
+        let decision = match self.method {
             Method::None => Decision::scale(measured, 1.0, zero_non_finite),
             Method::Norm { max_norm } => {
                 norm::decide(measured, max_norm, self.eps, zero_non_finite)
             }
             Method::Value { clip_value } => value::decide(measured, clip_value, zero_non_finite),
+        };
+        if limits.is_empty() {
+            return decision;
         }
+        groups::decide(measured, decision, limits, self.eps, zero_non_finite)
     }
 }
 
@@ -162,7 +183,7 @@ impl fmt::Display for Clip {
 }
 
 /// A limit in a [`Clip`]: 0 is refused, as those who write it mean "off" and would freeze the model.
-fn check_limit(name: &'static str, value: f64) -> Result<()> {
+pub(crate) fn check_limit(name: &'static str, value: f64) -> Result<()> {
     if value > 0.0 {
         return Ok(());
     }
@@ -192,20 +213,22 @@ pub(crate) fn check_eps(eps: f64) -> Result<()> {
 }
 
 /// What is to be done, and what the gradients will be afterwards.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Decision {
     pub(crate) action: Action,
     pub(crate) clip_coef: f64,
     pub(crate) clipped_norm: f64,
     pub(crate) was_clipped: bool,
     pub(crate) num_clipped: u64,
+    /// What holds in each group, if there are groups.
+    pub(crate) groups: Vec<GroupRecord>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
     /// Nothing is changed and nothing copied.
     Leave,
-    Edit(Edit),
+    Edit(Edits),
     /// The gradients are not finite and the policy is to take no step with them.
     Refuse,
 }
@@ -217,6 +240,7 @@ impl Decision {
         clipped_norm: 0.0,
         was_clipped: false,
         num_clipped: 0,
+        groups: Vec::new(),
     };
 
     /// One coefficient for all; exactly 1 with nothing to clean leaves everything alone.
@@ -224,10 +248,10 @@ impl Decision {
         let action = if clip_coef == 1.0 && !zero_non_finite {
             Action::Leave
         } else {
-            Action::Edit(Edit::Scale {
+            Action::Edit(Edits::All(Edit::Scale {
                 clip_coef,
                 zero_non_finite,
-            })
+            }))
         };
         let clipped_norm = if zero_non_finite || measured.total.stats.non_finite() == 0 {
             measured.norm().scaled(clip_coef)
@@ -240,6 +264,7 @@ impl Decision {
             clipped_norm,
             was_clipped: clip_coef != 1.0,
             num_clipped: 0,
+            groups: Vec::new(),
         }
     }
 }

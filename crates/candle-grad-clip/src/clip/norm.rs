@@ -3,6 +3,8 @@
 //! Pascanu, Mikolov, Bengio (2013), "On the difficulty of training recurrent neural networks",
 //! algorithm 1; `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15), which added eps.
 
+use candle_grad_clip_kernels::{NormType, Stats};
+
 use super::Decision;
 use crate::measure::Measurements;
 
@@ -12,20 +14,21 @@ pub(super) fn decide(
     eps: f64,
     zero_non_finite: bool,
 ) -> Decision {
-    let coef = clip_coef(measured, max_norm, eps, zero_non_finite);
+    let stats = measured.total.stats;
+    let coef = clip_coef(stats, measured.norm_type, max_norm, eps, zero_non_finite);
     Decision::scale(measured, coef, zero_non_finite)
 }
 
 /// The coefficient; under `Propagate` NaN for gradients with a NaN, 0 for those with an infinity.
 pub(crate) fn clip_coef(
-    measured: &Measurements<'_>,
+    stats: Stats,
+    norm_type: NormType,
     max_norm: f64,
     eps: f64,
     zero_non_finite: bool,
 ) -> f64 {
-    let stats = measured.total.stats;
     if max_norm == f64::INFINITY || zero_non_finite || stats.non_finite() == 0 {
-        measured.norm().clip_coef(max_norm, eps)
+        stats.power.root(norm_type).clip_coef(max_norm, eps)
     } else if stats.nan > 0 {
         f64::NAN
     } else {

@@ -5,7 +5,7 @@
 
 use candle_grad_clip_kernels::Edit;
 
-use super::{Action, Decision};
+use super::{Action, Decision, Edits};
 use crate::measure::{Measurements, norm_of};
 
 pub(super) fn decide(
@@ -17,10 +17,10 @@ pub(super) fn decide(
     let action = if total.num_clipped == 0 && !zero_non_finite {
         Action::Leave
     } else {
-        Action::Edit(Edit::Clamp {
+        Action::Edit(Edits::All(Edit::Clamp {
             clip_value,
             zero_non_finite,
-        })
+        }))
     };
     Decision {
         action,
@@ -28,5 +28,6 @@ pub(super) fn decide(
         clipped_norm: norm_of(total.clamped, measured.norm_type),
         was_clipped: total.num_clipped > 0,
         num_clipped: total.num_clipped,
+        groups: Vec::new(),
     }
 }

@@ -7,7 +7,9 @@ use candle_nn::{Optimizer, ParamsAdamW};
 
 use super::state::Kept;
 use super::trained::Trained;
-use super::{Fused, StepRule, check_decay, check_not_negative};
+use super::{
+    Fused, ParamGroup, ParamGroups, StepRule, check_decay, check_no_limits, check_not_negative,
+};
 use crate::{NamedVars, Result};
 
 /// AdamW that takes the clip into its update: a drop-in for [`candle_nn::AdamW`].
@@ -138,6 +140,32 @@ impl AdamW {
         self
     }
 
+    /// Other learning rates and weight decays for some Vars, by name: for an optimizer by itself. One in a
+    /// [`ClippedOptimizer`](crate::ClippedOptimizer) gets its groups from there.
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups};
+    /// use candle_nn::Optimizer;
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// let w = Var::new(&[1f64], &Device::Cpu)?;
+    /// let groups = ParamGroups::new(vec![ParamGroup::new("frozen", &["emb*"]).lr_scale(0.0)])?;
+    /// let mut opt = AdamW::named(vec![("embed".to_string(), w.clone())], candle_nn::ParamsAdamW::default())?.groups(groups)?;
+    /// opt.backward_step(&w.sum_all()?)?;
+    /// assert_eq!(w.to_vec1::<f64>()?, [1.0]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A pattern that matches no Var; a group with a limit, as nothing is clipped here.
+    pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
+        check_no_limits(&groups)?;
+        self.trained.set_groups(groups)?;
+        Ok(self)
+    }
+
     /// The hyper-parameters.
     #[must_use]
     pub fn params(&self) -> &ParamsAdamW {
@@ -171,7 +199,7 @@ fn check(params: &ParamsAdamW) -> Result<()> {
 }
 
 impl Fused for AdamW {
-    fn next_rule(&self) -> Result<StepRule> {
+    fn next_rule(&self, group: Option<&ParamGroup>) -> Result<StepRule> {
         check(&self.params)?;
         let ParamsAdamW {
             lr,
@@ -180,6 +208,8 @@ impl Fused for AdamW {
             eps,
             weight_decay,
         } = self.params;
+        let lr = lr * group.map_or(1.0, ParamGroup::learning_rate_scale);
+        let weight_decay = group.map_or(weight_decay, |group| group.weight_decay_or(weight_decay));
         let step = self.trained.steps() + 1;
         Ok(StepRule::AdamW(kernels::AdamW {
             lr,

@@ -23,6 +23,8 @@
 //! error has changed nothing. (What no library can promise: a GPU fault that shows later.)
 
 mod adamw;
+mod groups;
+mod per_group;
 mod sgd;
 pub(crate) mod state;
 mod trained;
@@ -33,6 +35,8 @@ use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels as kernels;
 
 pub use adamw::AdamW;
+pub use groups::{ParamGroup, ParamGroups};
+pub use per_group::PerGroup;
 pub use sgd::{ParamsSgd, Sgd};
 pub(crate) use trained::Clipped;
 
@@ -58,15 +62,19 @@ impl StepRule {
 
 /// What the wrapper and candle's trait need of a fused optimizer.
 pub(crate) trait Fused: 'static {
-    /// The equation of the next step, once its numbers are checked.
-    fn next_rule(&self) -> Result<StepRule>;
+    /// The equation of the next step, once its numbers are checked, for Vars of no group (`None`) or of one.
+    fn next_rule(&self, group: Option<&ParamGroup>) -> Result<StepRule>;
     fn trained(&self) -> &Trained;
     fn trained_mut(&mut self) -> &mut Trained;
 
     /// Takes a step; with `clipped`, on gradients edited as that says.
     fn fused_step(&mut self, grads: &GradStore, clipped: Option<Clipped<'_>>) -> Result<()> {
-        let rule = self.next_rule()?;
-        self.trained_mut().step(grads, clipped, rule)
+        let groups = self.trained().groups().clone();
+        let all = std::iter::once(None).chain(groups.iter().map(Some));
+        let rules: Vec<StepRule> = all
+            .map(|group| self.next_rule(group))
+            .collect::<Result<_>>()?;
+        self.trained_mut().step(grads, clipped, &rules)
     }
 
     /// Takes on the wrapper's names, and its order if the Vars are the same.
@@ -83,6 +91,20 @@ pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<&mut dyn Fused> {
         return optimizer.downcast_mut::<AdamW>().map(|o| o as _);
     }
     optimizer.downcast_mut::<Sgd>().map(|o| o as _)
+}
+
+/// Groups for an optimizer by itself, which clips nothing.
+fn check_no_limits(groups: &ParamGroups) -> Result<()> {
+    for group in groups {
+        if let Some(max_norm) = group.limit() {
+            return Err(Error::InvalidOption {
+                name: "max_norm",
+                value: max_norm,
+                expected: "none in the groups of an optimizer by itself: give them to a ClippedOptimizer around it",
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A hyper-parameter that must be finite, and 0 or above.

@@ -7,7 +7,7 @@ use candle_nn::Optimizer;
 
 use super::state::Kept;
 use super::trained::Trained;
-use super::{Fused, StepRule, check_not_negative};
+use super::{Fused, ParamGroup, ParamGroups, StepRule, check_no_limits, check_not_negative};
 use crate::{Error, NamedVars, Result};
 
 /// Hyper-parameters of [`Sgd`], named and meant as those of `torch.optim.SGD`.
@@ -142,6 +142,32 @@ impl Sgd {
         self
     }
 
+    /// Other learning rates and weight decays for some Vars, by name: for an optimizer by itself. One in a
+    /// [`ClippedOptimizer`](crate::ClippedOptimizer) gets its groups from there.
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::{Sgd, ParamGroup, ParamGroups};
+    /// use candle_nn::Optimizer;
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// let w = Var::new(&[1f64], &Device::Cpu)?;
+    /// let groups = ParamGroups::new(vec![ParamGroup::new("frozen", &["emb*"]).lr_scale(0.0)])?;
+    /// let mut opt = Sgd::named(vec![("embed".to_string(), w.clone())], 0.1)?.groups(groups)?;
+    /// opt.backward_step(&w.sum_all()?)?;
+    /// assert_eq!(w.to_vec1::<f64>()?, [1.0]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A pattern that matches no Var; a group with a limit, as nothing is clipped here.
+    pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
+        check_no_limits(&groups)?;
+        self.trained.set_groups(groups)?;
+        Ok(self)
+    }
+
     /// The hyper-parameters.
     #[must_use]
     pub fn params(&self) -> &ParamsSgd {
@@ -209,7 +235,7 @@ fn check(params: &ParamsSgd) -> Result<()> {
 }
 
 impl Fused for Sgd {
-    fn next_rule(&self) -> Result<StepRule> {
+    fn next_rule(&self, group: Option<&ParamGroup>) -> Result<StepRule> {
         check(&self.params)?;
         let ParamsSgd {
             lr,
@@ -218,6 +244,8 @@ impl Fused for Sgd {
             weight_decay,
             nesterov,
         } = self.params;
+        let lr = lr * group.map_or(1.0, ParamGroup::learning_rate_scale);
+        let weight_decay = group.map_or(weight_decay, |group| group.weight_decay_or(weight_decay));
         Ok(StepRule::Sgd(kernels::Sgd {
             lr,
             momentum,

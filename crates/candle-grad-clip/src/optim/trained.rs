@@ -6,11 +6,12 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{BLOCK, Edit};
 use rayon::prelude::*;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
-use super::StepRule;
 use super::state::{Kept, State};
+use super::{ParamGroups, StepRule};
 use crate::backend::{self, Place, Stepped};
+use crate::clip::Edits;
 use crate::measure::{Entry, walk};
 use crate::{NamedVars, Result};
 
@@ -23,7 +24,7 @@ pub(crate) struct Clipped<'a> {
     pub(crate) vars: &'a NamedVars,
     /// One for each of `vars`.
     pub(crate) entries: &'a [Entry<'a>],
-    pub(crate) edit: Edit,
+    pub(crate) edits: &'a Edits,
 }
 
 /// The Vars that an optimizer trains.
@@ -33,6 +34,9 @@ pub(crate) struct Trained {
     /// One for each Var.
     states: Vec<State>,
     kept: Kept,
+    groups: ParamGroups,
+    /// The place of each Var's group, counted from 1; 0 for none.
+    places: Arc<[usize]>,
     /// Steps taken.
     steps: u64,
     /// The names that were taken on last.
@@ -43,8 +47,10 @@ impl Trained {
     pub(crate) fn new(vars: NamedVars, kept: Kept) -> Self {
         Self {
             states: vec![State::Fresh; vars.vars().len()],
+            places: vec![0; vars.vars().len()].into(),
             vars,
             kept,
+            groups: ParamGroups::default(),
             steps: 0,
             adopted: None,
         }
@@ -60,6 +66,17 @@ impl Trained {
 
     pub(crate) fn kept(&self) -> Kept {
         self.kept
+    }
+
+    pub(crate) fn groups(&self) -> &ParamGroups {
+        &self.groups
+    }
+
+    /// Takes on groups, by the names that the Vars have now.
+    pub(crate) fn set_groups(&mut self, groups: ParamGroups) -> Result<()> {
+        self.places = groups.assign(self.vars.names())?;
+        self.groups = groups;
+        Ok(())
     }
 
     /// Forgets all state, and keeps other arrays from now on.
@@ -84,6 +101,7 @@ impl Trained {
         if let Some(order) = all.filter(|order| order.len() == ours.len()) {
             let mut states = std::mem::take(&mut self.states);
             let mut take = |i: usize| std::mem::replace(&mut states[i], State::Fresh);
+            self.places = order.iter().map(|&i| self.places[i]).collect();
             self.states = order.into_iter().map(&mut take).collect();
             self.vars = vars.clone();
             return;
@@ -98,22 +116,23 @@ impl Trained {
         self.vars = named.collect::<Vec<(String, Var)>>().into();
     }
 
-    /// Takes a step by `rule`. Whatever can fail comes before the first write.
+    /// Takes a step by `rules`: the first for Vars without a group, then one for each group. Whatever can fail comes
+    /// before the first write.
     pub(crate) fn step(
         &mut self,
         grads: &GradStore,
         clipped: Option<Clipped<'_>>,
-        rule: StepRule,
+        rules: &[StepRule],
     ) -> Result<()> {
         match clipped {
             Some(Clipped {
                 vars,
                 entries,
-                edit,
+                edits,
             }) if Arc::ptr_eq(self.vars.shared_names(), vars.shared_names()) => {
-                self.step_entries(entries, &|_| edit, rule)?;
+                self.step_entries(entries, &|index| edits.of(index), rules)?;
             }
-            clipped => self.step_collecting(grads, clipped, rule)?,
+            clipped => self.step_collecting(grads, clipped, rules)?,
         }
         self.steps += 1;
         Ok(())
@@ -125,40 +144,40 @@ impl Trained {
         &mut self,
         grads: &GradStore,
         clipped: Option<Clipped<'_>>,
-        rule: StepRule,
+        rules: &[StepRule],
     ) -> Result<()> {
         let vars = self.vars.clone();
         let entries = walk(vars.list(), grads, None)?;
         let Some(clipped) = clipped else {
-            return self.step_entries(&entries, &|_| Edit::NOTHING, rule);
+            return self.step_entries(&entries, &|_| Edit::NOTHING, rules);
         };
-        let ids: FxHashSet<TensorId> = clipped.vars.vars().iter().map(|var| var.id()).collect();
+        let ids = clipped.vars.vars().iter().map(|var| var.id());
+        let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
         let edit = |index: usize| {
-            if ids.contains(&vars.vars()[index].id()) {
-                clipped.edit
-            } else {
-                Edit::NOTHING
-            }
+            let index = theirs.get(&vars.vars()[index].id());
+            index.map_or(Edit::NOTHING, |index| clipped.edits.of(*index))
         };
-        self.step_entries(&entries, &edit, rule)
+        self.step_entries(&entries, &edit, rules)
     }
 
     fn step_entries(
         &mut self,
         entries: &[Entry<'_>],
         edit: &(dyn Fn(usize) -> Edit + Sync),
-        rule: StepRule,
+        rules: &[StepRule],
     ) -> Result<()> {
         let owned = self.owned_gradients(entries)?;
-        let stepped = self.step_elsewhere(entries, edit, rule)?;
+        let stepped = self.step_elsewhere(entries, edit, rules)?;
         let started = self.start_states(entries)?;
+        let places = self.places.clone();
         let fresh: Vec<usize> = started.iter().map(|(index, _)| *index).collect();
         // From here on nothing is expected to fail.
         for (index, state) in started {
             self.states[index] = state;
         }
         self.step_on_cpu(entries, &owned, edit, |index| {
-            rule.of(fresh.binary_search(&index).is_ok())
+            let is_first = fresh.binary_search(&index).is_ok();
+            rules[places[index]].of(is_first)
         })?;
         for (index, stepped) in stepped {
             self.vars.vars()[index].set(&stepped.param)?;
@@ -199,14 +218,14 @@ impl Trained {
         &self,
         entries: &[Entry<'_>],
         edit: &(dyn Fn(usize) -> Edit + Sync),
-        rule: StepRule,
+        rules: &[StepRule],
     ) -> Result<Vec<(usize, Stepped)>> {
         let mut stepped = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
             let Some(grad) = entry.grad else { continue };
             if entry.place == Place::Elsewhere && entry.elements > 0 {
                 let (var, state) = (&self.vars.vars()[index], &self.states[index]);
-                let rule = rule.of(matches!(state, State::Fresh));
+                let rule = rules[self.places[index]].of(matches!(state, State::Fresh));
                 let next = backend::step_composed(var, grad, state, self.kept, edit(index), rule)?;
                 stepped.push((index, next));
             }

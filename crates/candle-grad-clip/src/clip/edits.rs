@@ -1,0 +1,33 @@
+//! What is to be done to the gradient of each Var.
+
+use std::sync::Arc;
+
+use candle_grad_clip_kernels::Edit;
+
+/// One edit for all Vars, or one for each group of them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Edits {
+    All(Edit),
+    Grouped {
+        /// The place of each Var's group in `edits`.
+        places: Arc<[usize]>,
+        edits: Vec<Edit>,
+    },
+}
+
+impl Edits {
+    pub(crate) fn of(&self, index: usize) -> Edit {
+        match self {
+            Self::All(edit) => *edit,
+            Self::Grouped { places, edits } => edits[places[index]],
+        }
+    }
+
+    /// Whether nothing is to be done to any.
+    pub(crate) fn is_nothing(&self) -> bool {
+        match self {
+            Self::All(edit) => *edit == Edit::NOTHING,
+            Self::Grouped { edits, .. } => edits.iter().all(|edit| *edit == Edit::NOTHING),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Parameter groups: settings by name pattern.
+
+use std::sync::Arc;
+
+use wildmatch::WildMatch;
+
+use super::check_not_negative;
+use crate::clip::check_limit;
+use crate::{Error, Result};
+
+/// Vars with settings of their own, chosen by name.
+///
+/// A name belongs to the group if one of its patterns matches the whole of it: `*` stands for any characters, `?` for
+/// one.
+///
+/// ```
+/// use candle_grad_clip::optim::ParamGroup;
+///
+/// let group = ParamGroup::new("no_decay", &["*.bias", "ln_*"]).weight_decay(0.0);
+/// assert_eq!(group.name(), "no_decay");
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamGroup {
+    name: String,
+    patterns: Vec<String>,
+    lr_scale: Option<f64>,
+    weight_decay: Option<f64>,
+    max_norm: Option<f64>,
+}
+
+impl ParamGroup {
+    /// A group of the Vars whose name matches one of `patterns`, so far without settings.
+    #[must_use]
+    pub fn new(name: impl Into<String>, patterns: &[&str]) -> Self {
+        Self {
+            name: name.into(),
+            patterns: patterns.iter().map(ToString::to_string).collect(),
+            lr_scale: None,
+            weight_decay: None,
+            max_norm: None,
+        }
+    }
+
+    /// The group's learning rate as a multiple of the optimizer's, so that `set_learning_rate` (a schedule) moves all
+    /// groups. PyTorch's `lr` of a group is this times the optimizer's.
+    #[must_use]
+    pub fn lr_scale(mut self, lr_scale: f64) -> Self {
+        self.lr_scale = Some(lr_scale);
+        self
+    }
+
+    /// The group's weight decay, instead of the optimizer's.
+    #[must_use]
+    pub fn weight_decay(mut self, weight_decay: f64) -> Self {
+        self.weight_decay = Some(weight_decay);
+        self
+    }
+
+    /// A limit for the norm of the group's gradients as one vector, beside the limit of all: the smaller of both
+    /// coefficients holds.
+    #[must_use]
+    pub fn max_norm(mut self, max_norm: f64) -> Self {
+        self.max_norm = Some(max_norm);
+        self
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the learning rate is multiplied by: 1 unless set.
+    #[must_use]
+    pub fn learning_rate_scale(&self) -> f64 {
+        self.lr_scale.unwrap_or(1.0)
+    }
+
+    /// `weight_decay`, or the group's own.
+    #[must_use]
+    pub fn weight_decay_or(&self, weight_decay: f64) -> f64 {
+        self.weight_decay.unwrap_or(weight_decay)
+    }
+
+    pub(crate) fn limit(&self) -> Option<f64> {
+        self.max_norm
+    }
+
+    pub(crate) fn has_rates(&self) -> bool {
+        self.lr_scale.is_some() || self.weight_decay.is_some()
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        self.patterns
+            .iter()
+            .any(|pattern| WildMatch::new(pattern).matches(name))
+    }
+}
+
+/// Groups of Vars with settings of their own: learning rate, weight decay, clip limit.
+///
+/// A Var belongs to the first group that matches its name; one that none matches has the optimizer's settings. One global
+/// norm is taken over all groups all the same, and its limit holds for all; a group's own limit comes on top:
+///
+/// ```text
+/// g <- g * min(clip_coef, max_norm / (norm of the group's gradients + eps))
+/// ```
+///
+/// Given to [`ClippedOptimizer::groups`](crate::ClippedOptimizer::groups), to [`AdamW::groups`](super::AdamW::groups) and
+/// [`Sgd::groups`](super::Sgd::groups), or to [`PerGroup`](super::PerGroup) for other optimizers.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups};
+/// use candle_grad_clip::{Clip, ClippedOptimizer};
+/// use candle_nn::{Optimizer, ParamsAdamW};
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let vars = vec![
+///     ("fc.weight".to_string(), Var::new(&[3f64, 4.0], &Device::Cpu)?),
+///     ("fc.bias".to_string(), Var::new(&[1f64], &Device::Cpu)?),
+/// ];
+/// let loss = (vars[0].1.sqr()?.sum_all()? + vars[1].1.sqr()?.sum_all()?)?;
+/// let groups = ParamGroups::new(vec![
+///     ParamGroup::new("no_decay", &["*.bias"]).weight_decay(0.0).max_norm(0.5),
+/// ])?;
+/// let opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+/// let mut opt = ClippedOptimizer::wrap(opt, vars, Clip::norm(100.0))?.groups(groups)?;
+/// let report = opt.backward_step_report(&loss)?;
+/// assert_eq!(report.groups()[0].total_norm, 2.0);
+/// assert!((report.groups()[0].clip_coef - 0.25).abs() < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ParamGroups(Arc<[ParamGroup]>);
+
+impl ParamGroups {
+    /// Checks the groups.
+    ///
+    /// # Errors
+    /// A setting outside its range: `lr_scale` and `weight_decay` are 0 or above, `max_norm` is above 0.
+    pub fn new(groups: Vec<ParamGroup>) -> Result<Self> {
+        for group in &groups {
+            check_not_negative("lr_scale", group.learning_rate_scale())?;
+            check_not_negative("weight_decay", group.weight_decay_or(0.0))?;
+            check_limit("max_norm", group.max_norm.unwrap_or(f64::INFINITY))?;
+        }
+        Ok(Self(groups.into()))
+    }
+
+    /// The groups, in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, ParamGroup> {
+        self.0.iter()
+    }
+
+    /// The same groups with nothing but their limits: for a [`ClippedOptimizer`](crate::ClippedOptimizer) around an
+    /// optimizer that has the other settings already, such as [`PerGroup`](super::PerGroup).
+    #[must_use]
+    pub fn only_limits(&self) -> Self {
+        let only_limit = |group: &ParamGroup| ParamGroup {
+            lr_scale: None,
+            weight_decay: None,
+            ..group.clone()
+        };
+        Self(self.iter().map(only_limit).collect())
+    }
+
+    pub(crate) fn has_limits(&self) -> bool {
+        self.iter().any(|group| group.max_norm.is_some())
+    }
+
+    pub(crate) fn has_rates(&self) -> bool {
+        self.iter().any(ParamGroup::has_rates)
+    }
+
+    /// The place of each name's group in this list, counted from 1; 0 for none.
+    ///
+    /// # Errors
+    /// A pattern that matches no name: a typing error, most likely.
+    pub(crate) fn assign(&self, names: &[String]) -> Result<Arc<[usize]>> {
+        for group in self {
+            for pattern in &group.patterns {
+                let pattern = WildMatch::new(pattern);
+                if !names.iter().any(|name| pattern.matches(name)) {
+                    return Err(Error::UnmatchedPattern {
+                        group: group.name.clone(),
+                        pattern: pattern.to_string(),
+                        vars: names.len(),
+                        example: names.first().cloned().unwrap_or_default(),
+                    });
+                }
+            }
+        }
+        let place = |name: &String| {
+            let found = self.iter().position(|group| group.matches(name));
+            found.map_or(0, |index| index + 1)
+        };
+        Ok(names.iter().map(place).collect())
+    }
+}
+
+impl<'a> IntoIterator for &'a ParamGroups {
+    type Item = &'a ParamGroup;
+    type IntoIter = std::slice::Iter<'a, ParamGroup>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
