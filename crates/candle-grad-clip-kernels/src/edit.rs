@@ -5,10 +5,26 @@ use crate::simd::dispatch;
 use crate::{BLOCK, Element};
 
 /// What to do to every element.
+///
+/// ```
+/// use candle_grad_clip_kernels::{Edit, edit};
+///
+/// let mut values = [3f32, -4.0, f32::INFINITY];
+/// edit(&mut values, Edit::Scale { clip_coef: 0.5, zero_non_finite: true });
+/// assert_eq!(values, [1.5, -2.0, 0.0]);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Edit {
     /// `x * clip_coef`, in f64 for f64 and in f32 for the others, halves being widened first. A
     /// coefficient that f32 does not hold is applied as two factors, so that it does not vanish.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{Edit, edit};
+    /// # use half::f16;
+    /// let mut values = [f16::from_f32(60000.0)];
+    /// edit(&mut values, Edit::Scale { clip_coef: 1e-8, zero_non_finite: false });
+    /// assert!((values[0].to_f64() / 6e-4 - 1.0).abs() < 1e-3); // 1e-8 itself is 0 in f16
+    /// ```
     Scale {
         /// What to multiply by.
         clip_coef: f64,
@@ -16,6 +32,14 @@ pub enum Edit {
         zero_non_finite: bool,
     },
     /// Into `[-clip_value, clip_value]`; infinite elements become the bound, NaN stays NaN.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{Edit, edit};
+    /// let mut values = [f32::NEG_INFINITY, 0.5, f32::NAN];
+    /// edit(&mut values, Edit::Clamp { clip_value: 1.0, zero_non_finite: false });
+    /// assert_eq!(values[..2], [-1.0, 0.5]);
+    /// assert!(values[2].is_nan());
+    /// ```
     Clamp {
         /// The bound.
         clip_value: f64,

@@ -8,6 +8,16 @@ use crate::edit::ElementEdit;
 const WIDEN: usize = 256;
 
 /// A floating-point dtype that gradients come in: f32, f64, f16, bf16.
+///
+/// ```
+/// use candle_grad_clip_kernels::{Element, NormType, measure};
+/// use half::bf16;
+///
+/// fn l1<E: Element>(values: &[E]) -> f64 {
+///     measure(values, NormType::L1).power.root(NormType::L1).value()
+/// }
+/// assert_eq!(l1(&[3f64, -4.0]), l1(&[bf16::from_f32(3.0), bf16::from_f32(-4.0)]));
+/// ```
 pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     /// `|x|` as an integer that orders as `|x|` does, infinity and NaN above all.
     type Bits: Copy + Ord + Default;
@@ -20,12 +30,33 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     type Wide: Wide;
 
     /// The bits of `|x|`.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Element;
+    /// assert!((-3f32).abs_bits() > 2f32.abs_bits());
+    /// assert!(f32::NAN.abs_bits() > <f32 as Element>::INFINITY);
+    /// ```
     fn abs_bits(self) -> Self::Bits;
     /// The value behind [`Element::abs_bits`].
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Element;
+    /// assert_eq!(f32::from_abs_bits((-3f32).abs_bits()), 3.0);
+    /// ```
     fn from_abs_bits(bits: Self::Bits) -> f64;
     /// Widens, exactly.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Element;
+    /// assert_eq!(Element::to_f64(half::f16::from_f32(0.5)), 0.5);
+    /// ```
     fn to_f64(self) -> f64;
     /// `x` rounded to this dtype, halves by way of f32, as an edit rounds.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Element;
+    /// assert_eq!(<f32 as Element>::round(0.1), f64::from(0.1f32));
+    /// ```
     fn round(x: f64) -> f64;
     /// Edits every element in place.
     fn map(values: &mut [Self], op: impl ElementEdit);

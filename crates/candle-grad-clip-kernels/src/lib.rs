@@ -39,4 +39,11 @@ pub use wide::{Wide, WideVec};
 ///
 /// 64 Ki f32 values are 256 KiB: enough work for what starting a task costs not to count, and small
 /// enough to spread a matrix evenly over threads.
+///
+/// ```
+/// use candle_grad_clip_kernels::{BLOCK, NormType, measure};
+///
+/// let ones = vec![1f32; 2 * BLOCK + 1]; // three tasks
+/// assert_eq!(measure(&ones, NormType::L1).power.sum, (2 * BLOCK + 1) as f64);
+/// ```
 pub const BLOCK: usize = 64 * 1024;

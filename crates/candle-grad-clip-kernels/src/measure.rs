@@ -14,6 +14,13 @@ const CHUNK: usize = 16 * 1024;
 const SAFE_SUM: std::ops::Range<f64> = 1e-270..1e300;
 
 /// What one read of a slice tells.
+///
+/// ```
+/// use candle_grad_clip_kernels::{NormType, measure};
+///
+/// let stats = measure(&[3f32, f32::NAN, -4.0, f32::INFINITY], NormType::L1);
+/// assert_eq!((stats.power.sum, stats.nan, stats.infinite), (7.0, 1, 1));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Stats {
     /// The power sum of the finite elements.
@@ -26,6 +33,11 @@ pub struct Stats {
 
 impl Stats {
     /// Of no elements.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, Stats, measure};
+    /// assert_eq!(measure::<f32>(&[], NormType::L2), Stats::ZERO);
+    /// ```
     pub const ZERO: Self = Self {
         power: PartialPower::ZERO,
         nan: 0,
@@ -33,6 +45,11 @@ impl Stats {
     };
 
     /// How many elements are NaN or infinite.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, measure};
+    /// assert_eq!(measure(&[f32::NAN, 1.0, f32::INFINITY], NormType::L2).non_finite(), 2);
+    /// ```
     #[must_use]
     #[inline]
     pub fn non_finite(self) -> u64 {
@@ -40,6 +57,12 @@ impl Stats {
     }
 
     /// The stats of the elements of both. Fold in a fixed order: see [`PartialPower::merge`].
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, measure};
+    /// let [left, right] = [[1f64, 2.0], [3.0, 4.0]].map(|half| measure(&half, NormType::L2));
+    /// assert_eq!(left.merge(right, NormType::L2), measure(&[1f64, 2.0, 3.0, 4.0], NormType::L2));
+    /// ```
     #[must_use]
     #[inline]
     pub fn merge(self, other: Self, norm_type: NormType) -> Self {
@@ -52,6 +75,14 @@ impl Stats {
 }
 
 /// What one read of a slice tells that is to be clamped.
+///
+/// ```
+/// use candle_grad_clip_kernels::{NormType, measure_clamped};
+///
+/// let stats = measure_clamped(&[f32::INFINITY, 0.5, f32::NAN], NormType::Inf, 1.0);
+/// assert_eq!((stats.before.infinite, stats.after.infinite), (1, 0)); // the bound now
+/// assert_eq!((stats.after.nan, stats.num_clipped), (1, 1));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClampStats {
     /// The elements as they are.

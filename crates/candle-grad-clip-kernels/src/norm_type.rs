@@ -15,18 +15,48 @@
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum NormType {
     /// Sum of absolute values.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, measure};
+    /// let norm = measure(&[3f32, -4.0], NormType::L1).power.root(NormType::L1);
+    /// assert_eq!(norm.value(), 7.0);
+    /// ```
     L1,
     /// Euclidean norm: root of the sum of squares.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, measure};
+    /// let norm = measure(&[3f32, -4.0], NormType::L2).power.root(NormType::L2);
+    /// assert_eq!(norm.value(), 5.0);
+    /// ```
     #[default]
     L2,
     /// Largest absolute value.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, measure};
+    /// let norm = measure(&[3f32, -4.0], NormType::Inf).power.root(NormType::Inf);
+    /// assert_eq!(norm.value(), 4.0);
+    /// ```
     Inf,
     /// `(sum |g|^p)^(1/p)`; `p` must be above zero.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, measure};
+    /// let half = NormType::P(0.5);
+    /// let norm = measure(&[1f64, 4.0], half).power.root(half);
+    /// assert_eq!(norm.value(), 9.0); // (1 + 2)^2
+    /// ```
     P(f64),
 }
 
 impl NormType {
     /// The exponent: 1, 2, infinity, or that of [`NormType::P`].
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::NormType;
+    /// assert_eq!((NormType::L1.p(), NormType::P(1.5).p()), (1.0, 1.5));
+    /// ```
     #[must_use]
     pub fn p(self) -> f64 {
         match self {
@@ -38,6 +68,12 @@ impl NormType {
     }
 
     /// Whether the exponent makes a norm: above zero and not NaN.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::NormType;
+    /// assert!(NormType::Inf.is_valid());
+    /// assert!(!NormType::from(0.0).is_valid() && !NormType::from(f64::NAN).is_valid());
+    /// ```
     #[must_use]
     pub fn is_valid(self) -> bool {
         self.p() > 0.0

@@ -5,6 +5,14 @@ use crate::NormType;
 /// `1e200^2` does not fit an f64 and `1e-200^2` vanishes, so the sum is taken over `|g| / scale`.
 /// For [`NormType::Inf`], `scale` is the largest `|g|` and `sum` is 1 (or 0 where all are zero).
 /// It is the only norm quantity that travels between blocks, Vars and devices.
+///
+/// ```
+/// use candle_grad_clip_kernels::{NormType, measure};
+///
+/// let power = measure(&[3e200, 4e200], NormType::L2).power; // squares that no f64 holds
+/// assert!(power.scale > 1.0 && power.sum.is_finite());
+/// assert!((power.root(NormType::L2).value() / 5e200 - 1.0).abs() < 1e-12);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PartialPower {
     /// What elements were divided by before the power was taken.
@@ -15,12 +23,25 @@ pub struct PartialPower {
 
 impl PartialPower {
     /// The power of no elements.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, PartialPower};
+    /// let power = PartialPower { scale: 1.0, sum: 9.0 };
+    /// assert_eq!(PartialPower::ZERO.merge(power, NormType::L2), power);
+    /// ```
     pub const ZERO: Self = Self {
         scale: 1.0,
         sum: 0.0,
     };
 
     /// The power of the elements of both. Not associative to the last bit: fold in a fixed order.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, PartialPower};
+    /// let (three, four) = (PartialPower { scale: 3.0, sum: 1.0 }, PartialPower { scale: 1.0, sum: 16.0 });
+    /// let norm = three.merge(four, NormType::L2).root(NormType::L2).value();
+    /// assert!((norm - 5.0).abs() < 1e-15);
+    /// ```
     #[must_use]
     #[inline]
     pub fn merge(self, other: Self, norm_type: NormType) -> Self {
@@ -60,6 +81,12 @@ impl PartialPower {
     }
 
     /// The p-th root.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{NormType, PartialPower};
+    /// let power = PartialPower { scale: 10.0, sum: 4.0 };
+    /// assert_eq!(power.root(NormType::L2).value(), 20.0);
+    /// ```
     #[must_use]
     #[inline]
     pub fn root(self, norm_type: NormType) -> Norm {
@@ -81,6 +108,14 @@ impl PartialPower {
 
 /// The norm `scale * root`, kept as two factors, since it can pass f64's maximum though every
 /// element is finite.
+///
+/// ```
+/// use candle_grad_clip_kernels::{NormType, measure};
+///
+/// let norm = measure(&[f64::MAX; 4], NormType::L2).power.root(NormType::L2);
+/// assert_eq!(norm.value(), f64::INFINITY); // 2 f64::MAX
+/// assert!((norm.scaled(norm.clip_coef(1.0, 0.0)) - 1.0).abs() < 1e-12); // clipped all the same
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
     /// The first factor.
@@ -91,12 +126,22 @@ pub struct Norm {
 
 impl Norm {
     /// The norm of nothing.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Norm;
+    /// assert_eq!(Norm::ZERO.value(), 0.0);
+    /// ```
     pub const ZERO: Self = Self {
         scale: 1.0,
         root: 0.0,
     };
 
     /// A norm that is known as one number.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Norm;
+    /// assert_eq!(Norm::known(5.0).value(), 5.0);
+    /// ```
     #[must_use]
     #[inline]
     pub fn known(value: f64) -> Self {
@@ -107,6 +152,12 @@ impl Norm {
     }
 
     /// The norm as one number: infinite where it passes f64's maximum.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Norm;
+    /// assert_eq!(Norm { scale: 4.0, root: 1.5 }.value(), 6.0);
+    /// assert_eq!(Norm { scale: f64::MAX, root: 2.0 }.value(), f64::INFINITY);
+    /// ```
     #[must_use]
     #[inline]
     pub fn value(self) -> f64 {
@@ -116,6 +167,12 @@ impl Norm {
     /// `min(1, max_norm / (norm + eps))`, right also where the norm itself does not fit an f64.
     ///
     /// An infinite `max_norm` gives 1, and one of zero gives 0, also for a norm of zero.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Norm;
+    /// assert_eq!(Norm::known(5.0).clip_coef(1.0, 0.0), 0.2);
+    /// assert_eq!(Norm::known(0.5).clip_coef(1.0, 0.0), 1.0); // nothing to clip
+    /// ```
     #[must_use]
     #[inline]
     pub fn clip_coef(self, max_norm: f64, eps: f64) -> f64 {
@@ -135,6 +192,12 @@ impl Norm {
     }
 
     /// The norm of the same elements times `clip_coef`: 0 for a coefficient of 0.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Norm;
+    /// assert_eq!(Norm::known(8.0).scaled(0.5), 4.0);
+    /// assert_eq!(Norm { scale: f64::MAX, root: 2.0 }.scaled(0.25), f64::MAX / 2.0);
+    /// ```
     #[must_use]
     #[inline]
     pub fn scaled(self, clip_coef: f64) -> f64 {

@@ -3,6 +3,18 @@ use candle_core::DType;
 use crate::NormType;
 
 /// `Result` with this crate's [`Error`].
+///
+/// ```
+/// # use candle_core::{Device, Var};
+/// use candle_grad_clip::{NormType, Result, total_norm};
+///
+/// fn norm_of_squares(w: &Var) -> Result<f64> {
+///     let grads = w.sqr()?.sum_all()?.backward()?; // candle's errors become this crate's
+///     total_norm(&grads, &[w.clone()], NormType::L2)
+/// }
+/// assert_eq!(norm_of_squares(&Var::new(&[3f32, 4.0], &Device::Cpu)?)?, 10.0);
+/// # Ok::<(), candle_grad_clip::Error>(())
+/// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What can go wrong. Whatever it is, weights, optimizer state and gradients are as they were (but for
@@ -24,6 +36,18 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// A limit or option outside its range.
+    ///
+    /// ```
+    /// use candle_core::Var;
+    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # let sgd = SGD::new(vec![], 0.1)?;
+    ///
+    /// let error = ClippedOptimizer::wrap(sgd, Vec::<Var>::new(), Clip::norm(0.0)).unwrap_err();
+    /// assert!(matches!(error, Error::InvalidOption { name: "max_norm", value: 0.0, .. }));
+    /// assert!(error.to_string().contains("Clip::none() turns clipping off"));
+    /// # Ok::<(), Error>(())
+    /// ```
     #[error("{name} is {value}, expected {expected}")]
     InvalidOption {
         /// The field or argument.
@@ -34,12 +58,32 @@ pub enum Error {
         expected: &'static str,
     },
     /// A norm order that makes no norm.
+    ///
+    /// ```
+    /// use candle_core::backprop::GradStore;
+    /// use candle_grad_clip::{Error, NormType, total_norm};
+    ///
+    /// let error = total_norm(&GradStore::default(), &[], NormType::P(0.0)).unwrap_err();
+    /// assert!(matches!(error, Error::InvalidNormType { p: 0.0 }));
+    /// ```
     #[error("norm_type is {p}, expected 1, 2, inf or any p > 0")]
     InvalidNormType {
         /// The exponent that came.
         p: f64,
     },
     /// NaN or infinite gradients, under [`NonFinite::Error`](crate::NonFinite::Error).
+    ///
+    /// ```
+    /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
+    /// # let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// # let mut grads = GradStore::default();
+    /// use candle_grad_clip::{Error, clip_grad_norm};
+    ///
+    /// grads.insert(&w, Tensor::new(&[f32::NAN, 1.0], &Device::Cpu)?);
+    /// let error = clip_grad_norm(&mut grads, &[w], 1.0).unwrap_err();
+    /// assert!(matches!(error, Error::NonFinite { var, nan: 1, elements: 2, .. } if var == "var.0"));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[error(
         "the gradients are not finite, so their {norm_type}-norm is not either: the first bad Var \
          is {var} with {nan} NaN and {infinite} infinite of {elements} values ({total} bad values \
@@ -61,6 +105,22 @@ pub enum Error {
         norm_type: NormType,
     },
     /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # let w = Var::new(3f32, &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error};
+    ///
+    /// let clip = Clip::norm(1.0).max_skips(1);
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], clip)?;
+    /// let loss = (w.as_tensor() * f64::NAN)?;
+    /// assert!(opt.backward_step_report(&loss)?.skipped()?);
+    /// let error = opt.backward_step_report(&loss).unwrap_err();
+    /// assert!(matches!(error, Error::TooManySkips { skips: 2, max_skips: 1, .. }));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[error(
         "gradients were not finite in {skips} step(s) in a row, more than max_skips = {max_skips}: \
          the first bad Var is {var}; the weights are as they were before the first of \
@@ -75,6 +135,18 @@ pub enum Error {
         var: String,
     },
     /// A gradient of a dtype that cannot be clipped.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
+    /// # let mut grads = GradStore::default();
+    /// use candle_grad_clip::{Error, clip_grad_value};
+    ///
+    /// let w = Var::new(&[3u8, 4], &Device::Cpu)?;
+    /// grads.insert(&w, Tensor::new(&[1u8, 1], &Device::Cpu)?);
+    /// let error = clip_grad_value(&mut grads, &[w], 1.0).unwrap_err();
+    /// assert!(matches!(error, Error::UnsupportedDType { dtype: DType::U8, .. }));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[error("the gradient of {var} is {dtype:?}, expected F32, F64, F16 or BF16")]
     UnsupportedDType {
         /// Name of the Var.
@@ -83,6 +155,19 @@ pub enum Error {
         dtype: DType,
     },
     /// A gradient whose shape, dtype or device is not its Var's.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
+    /// # let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// # let mut grads = GradStore::default();
+    /// use candle_grad_clip::{Error, clip_grad_norm};
+    ///
+    /// grads.insert(&w, Tensor::new(&[1f32, 1.0, 1.0], &Device::Cpu)?);
+    /// let error = clip_grad_norm(&mut grads, &[w], 1.0).unwrap_err();
+    /// assert!(matches!(error, Error::Mismatch { property: "shape", .. }));
+    /// assert_eq!(error.to_string(), "var.0 has shape [2], but its gradient has shape [3]");
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[error("{var} has {property} {expected}, but its gradient has {property} {got}")]
     Mismatch {
         /// Name of the Var.
@@ -122,6 +207,17 @@ pub enum Error {
         optimizer: &'static str,
     },
     /// An error of candle, from `backward`, from the inner optimizer or from a device.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # let dtype = DType::F32;
+    /// use candle_grad_clip::{Error, loss::weighted_power};
+    ///
+    /// let (two, three) = (Tensor::zeros(2, dtype, &Device::Cpu)?, Tensor::zeros(3, dtype, &Device::Cpu)?);
+    /// let error = weighted_power(&two, &three, &two, 3.0).unwrap_err(); // shapes that don't broadcast
+    /// assert!(matches!(error, Error::Candle(_)));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

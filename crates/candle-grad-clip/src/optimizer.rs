@@ -110,6 +110,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// Puts `clip` in front of `inner`. `vars` are the Vars that `inner` trains, with their names:
     /// `&VarMap`, `Vec<(String, Var)>` or `Vec<Var>` (see [`NamedVars`]).
     ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let opt = ClippedOptimizer::wrap(sgd, vec![("head".to_string(), w)], Clip::norm(1.0))?;
+    /// assert_eq!(opt.vars().names(), ["head"]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// A field of `clip` outside its range.
     pub fn wrap(mut inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
@@ -185,6 +192,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// What is done to the gradients.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::value(0.5))?;
+    /// assert_eq!(opt.clip(), &Clip::value(0.5));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn clip(&self) -> &Clip {
         &self.clip
@@ -327,29 +341,69 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// The report of the last step that did not return an error.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::norm(1.0))?;
+    /// assert!(opt.last_report().is_none());
+    /// opt.backward_step(&(w.sqr()?.sum_all()? / 2.0)?)?; // the gradient is (3, 4)
+    /// assert_eq!(opt.last_report().unwrap().total_norm()?, 5.0);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn last_report(&self) -> Option<&StepReport> {
         self.last_report.as_ref()
     }
 
     /// The Vars whose gradients are clipped, with their names.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
+    /// let elements: usize = opt.vars().vars().iter().map(|var| var.elem_count()).sum();
+    /// assert_eq!(elements, 2);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn vars(&self) -> &NamedVars {
         &self.vars
     }
 
     /// The inner optimizer.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
+    /// assert_eq!(opt.inner().learning_rate(), 0.1);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn inner(&self) -> &O {
         &self.inner
     }
 
     /// The inner optimizer, to change.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
+    /// opt.inner_mut().set_learning_rate(0.01);
+    /// assert_eq!(opt.learning_rate(), 0.01);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     pub fn inner_mut(&mut self) -> &mut O {
         &mut self.inner
     }
 
     /// The inner optimizer, without its clipping.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
+    /// let sgd: SGD = opt.into_inner();
+    /// assert_eq!(sgd.learning_rate(), 0.1);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn into_inner(self) -> O {
         self.inner

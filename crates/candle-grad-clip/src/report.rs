@@ -6,6 +6,17 @@ use crate::Result;
 use crate::clip::GroupRecord;
 
 /// How a step got its gradients.
+///
+/// ```
+#[doc = include_str!("step_example.md")]
+/// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+/// assert_eq!(opt.backward_step_report(&loss)?.path(), StepPath::InPlace);
+/// assert_eq!(opt.step_report(&loss.backward()?)?.path(), StepPath::Copied);
+/// assert_eq!(opt.backward_step_report(&(&loss * f64::NAN)?)?.path(), StepPath::Skipped);
+/// opt.set_clip(Clip::norm(100.0))?;
+/// assert_eq!(opt.backward_step_report(&loss)?.path(), StepPath::Unchanged);
+/// # Ok::<(), candle_grad_clip::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -65,6 +76,14 @@ pub struct StepReport {
 ///
 /// With the feature `serde` it is `Serialize` and `Deserialize`; in JSON, which has no NaN and no
 /// infinity, such norms are the strings "NaN" and "inf".
+///
+/// ```
+#[doc = include_str!("step_example.md")]
+/// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+/// let record = opt.backward_step_report(&loss)?.to_record()?;
+/// assert_eq!((record.step, record.total_norm, record.was_clipped), (1, 5.0, true));
+/// # Ok::<(), candle_grad_clip::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -114,6 +133,14 @@ impl std::fmt::Debug for StepReport {
 
 impl StepReport {
     /// The step's number, from 1; skipped steps count.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// assert_eq!(opt.backward_step_report(&loss)?.step(), 1);
+    /// assert_eq!(opt.backward_step_report(&loss)?.step(), 2);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn step(&self) -> u64 {
         self.record.step
@@ -124,6 +151,20 @@ impl StepReport {
     /// Such a Var is not trained. The usual reason is an operation without a backward pass in front
     /// of it: `LayerNorm::forward`, `RmsNorm::forward`, `softmax_last_dim` and `rope` of candle-nn
     /// cut the graph without an error (candle issues 3011 and 3569).
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let cut_off = Var::new(0f64, &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let vars = vec![("head".to_string(), w.clone()), ("embed".to_string(), cut_off)];
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let report = opt.backward_step_report(&w.sqr()?.sum_all()?)?;
+    /// assert_eq!(report.missing(), ["embed"]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn missing(&self) -> &[String] {
         &self.missing
@@ -137,6 +178,14 @@ impl StepReport {
     }
 
     /// How the inner optimizer got its gradients.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(100.0))?;
+    /// let report = opt.backward_step_report(&loss)?; // norm 5, limit 100
+    /// assert_eq!(report.path(), StepPath::Unchanged);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> StepPath {
         self.record.path
@@ -144,6 +193,14 @@ impl StepReport {
 
     /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but of
     /// the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4), limit 1
+    /// assert_eq!(report.total_norm()?, 5.0);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
@@ -154,6 +211,14 @@ impl StepReport {
     /// Norm of all gradients as one vector after clipping; 0 for a skipped step. Computed from the
     /// norm before, so without the rounding of the clipped elements.
     ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4), limit 1
+    /// assert!((report.clipped_norm()? - 1.0).abs() < 1e-6);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn clipped_norm(&self) -> Result<f64> {
@@ -163,6 +228,14 @@ impl StepReport {
     /// What every gradient was multiplied by: `min(1, max_norm / (total_norm + eps))`. 1 for a
     /// value clip, 0 for a skipped step.
     ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4), limit 1
+    /// assert_eq!(report.clip_coef()?, 1.0 / (5.0 + 1e-6));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn clip_coef(&self) -> Result<f64> {
@@ -170,6 +243,14 @@ impl StepReport {
     }
 
     /// Whether clipping changed anything.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// assert!(opt.backward_step_report(&loss)?.was_clipped()?); // norm 5, limit 1
+    /// assert!(!opt.backward_step_report(&(loss * 0.1)?)?.was_clipped()?);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
@@ -179,6 +260,14 @@ impl StepReport {
 
     /// How many elements a value clip changed.
     ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::value(3.5))?;
+    /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4)
+    /// assert_eq!(report.num_clipped()?, 1);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn num_clipped(&self) -> Result<u64> {
@@ -186,6 +275,15 @@ impl StepReport {
     }
 
     /// Whether the step was skipped, since gradients were not finite.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let report = opt.backward_step_report(&(loss * f64::NAN)?)?;
+    /// assert!(report.skipped()?);
+    /// assert_eq!(w.to_vec1::<f64>()?, [3.0, 4.0]); // as it was
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
@@ -195,6 +293,14 @@ impl StepReport {
 
     /// How many elements were NaN or infinite, as the gradients came.
     ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let report = opt.backward_step_report(&(loss * f64::INFINITY)?)?;
+    /// assert_eq!(report.non_finite()?, 2);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn non_finite(&self) -> Result<u64> {
@@ -203,6 +309,14 @@ impl StepReport {
 
     /// The norm of each Var's gradient before clipping, by name, in the order of the Vars: empty
     /// unless asked for by [`ClippedOptimizer::with_param_norms`]. 0 for Vars without a gradient.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_param_norms(true);
+    /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
+    /// assert_eq!(report.param_norms()?, [("var.0", 5.0)]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
@@ -222,6 +336,19 @@ impl StepReport {
 
     /// The `k` largest of [`StepReport::param_norms`], largest first, NaN before all.
     ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # let (a, b) = (Var::new(0f64, &Device::Cpu)?, Var::new(0f64, &Device::Cpu)?);
+    /// # let sgd = SGD::new(vec![a.clone(), b.clone()], 0.1)?;
+    /// # let vars = vec![("a".to_string(), a.clone()), ("b".to_string(), b.clone())];
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_param_norms(true);
+    /// let report = opt.backward_step_report(&((a.as_tensor() * 2.0)? + (b.as_tensor() * 7.0)?)?)?;
+    /// assert_eq!(report.largest_param_norms(1)?, [("b", 7.0)]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn largest_param_norms(&self, k: usize) -> Result<Vec<(&str, f64)>> {
@@ -237,6 +364,15 @@ impl StepReport {
     }
 
     /// All of it as plain data.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let record = opt.backward_step_report(&loss)?.to_record()?;
+    /// println!("{},{},{}", record.step, record.total_norm, record.clipped_norm); // a line of CSV
+    /// assert!(record.missing.is_empty());
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     ///
     /// # Errors
     /// If it has to be read from a GPU, and that fails.

@@ -32,8 +32,18 @@ pub struct Summary {
     non_finite: u64,
 }
 
-/// A limit, and what fraction of the steps seen it would clip: from [`Summary::suggest_max_norm`],
-/// where there is an example.
+/// A limit, and what fraction of the steps seen it would clip: from [`Summary::suggest_max_norm`].
+///
+/// ```
+#[doc = include_str!("summary_example.md")]
+/// for norm in [1.0, 2.0, 4.0, 8.0] {
+///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
+/// }
+/// let suggestions = summary.suggest_max_norm(); // percentiles 50, 75, 90, 95, 99
+/// assert_eq!((suggestions[0].percentile, suggestions[0].max_norm), (50.0, 3.0));
+/// assert_eq!(suggestions[0].to_string(), "p50: max_norm 3.000e0 would clip 50 % of the steps");
+/// # Ok::<(), candle_grad_clip::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct MaxNormSuggestion {
@@ -59,6 +69,14 @@ impl std::fmt::Display for MaxNormSuggestion {
 impl Summary {
     /// Adds a step.
     ///
+    /// ```
+    #[doc = include_str!("summary_example.md")]
+    /// let report = opt.backward_step_report(&w.sqr()?)?;
+    /// summary.add(&report)?;
+    /// assert_eq!(summary.median_norm(), Some(report.total_norm()?));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// If the report has to be read from a GPU, and that fails.
     pub fn add(&mut self, report: &StepReport) -> Result<()> {
@@ -74,18 +92,46 @@ impl Summary {
     }
 
     /// Steps added.
+    ///
+    /// ```
+    #[doc = include_str!("summary_example.md")]
+    /// for norm in [1.0, f64::NAN, 2.0] {
+    ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
+    /// }
+    /// assert_eq!(summary.steps(), 3); // the skipped one too
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.total_norms.len() as u64 + self.non_finite
     }
 
     /// Steps that were skipped.
+    ///
+    /// ```
+    #[doc = include_str!("summary_example.md")]
+    /// for norm in [1.0, f64::NAN, 2.0] {
+    ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
+    /// }
+    /// assert_eq!(summary.skipped(), 1);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
 
     /// Fraction of all steps in which clipping changed something; 0 for no steps.
+    ///
+    /// ```
+    #[doc = include_str!("summary_example.md")]
+    /// opt.set_clip(Clip::norm(5.0))?;
+    /// for norm in [1.0, 2.0, 4.0, 8.0] {
+    ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
+    /// }
+    /// assert_eq!(summary.clipped_fraction(), 0.25);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn clipped_fraction(&self) -> f64 {
         if self.steps() == 0 {
@@ -96,6 +142,15 @@ impl Summary {
     }
 
     /// The median of the finite norms before clipping; `None` without any.
+    ///
+    /// ```
+    #[doc = include_str!("summary_example.md")]
+    /// for norm in [1.0, 2.0, 4.0, 8.0] {
+    ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
+    /// }
+    /// assert_eq!(summary.median_norm(), Some(3.0));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn median_norm(&self) -> Option<f64> {
         self.percentile_norm(50.0)
@@ -103,6 +158,16 @@ impl Summary {
 
     /// A percentile (0 to 100) of the finite norms before clipping, linear between neighbours as
     /// `numpy.percentile` has it; `None` without any, or for another percentile.
+    ///
+    /// ```
+    #[doc = include_str!("summary_example.md")]
+    /// for norm in [1.0, 2.0, 4.0, 8.0] {
+    ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
+    /// }
+    /// assert_eq!(summary.percentile_norm(25.0), Some(1.75));
+    /// assert_eq!(summary.percentile_norm(101.0), None);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn percentile_norm(&self, percentile: f64) -> Option<f64> {
         percentile_of(&self.sorted(), percentile)
@@ -114,6 +179,18 @@ impl Summary {
     ///
     /// They are worth most from steps that were not clipped, at a learning rate that is safe. A
     /// limit that clips nearly every step only rescales the learning rate.
+    ///
+    /// ```
+    #[doc = include_str!("summary_example.md")]
+    /// for norm in [1.0, 2.0, 4.0, 8.0] {
+    ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
+    /// }
+    /// for suggestion in summary.suggest_max_norm() {
+    ///     println!("{suggestion}"); // "p75: max_norm 5.000e0 would clip 25 % of the steps"
+    /// }
+    /// assert_eq!(summary.suggest_max_norm()[1].clipped_fraction, 0.25);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn suggest_max_norm(&self) -> Vec<MaxNormSuggestion> {
         let sorted = self.sorted();

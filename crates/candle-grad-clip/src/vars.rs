@@ -35,12 +35,33 @@ pub struct NamedVars {
 
 impl NamedVars {
     /// The names, in order.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device};
+    /// # use candle_grad_clip::NamedVars;
+    /// # use candle_nn::{VarBuilder, VarMap};
+    /// let map = VarMap::new();
+    /// let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+    /// let model = candle_nn::linear(4, 1, vb.pp("head"))?;
+    /// assert_eq!(NamedVars::from(&map).names(), ["head.bias", "head.weight"]); // sorted
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
     /// The Vars, in order.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::NamedVars;
+    /// let w = Var::new(0f32, &Device::Cpu)?;
+    /// let vars = NamedVars::from(vec![w.clone(), w]); // tied: kept once
+    /// assert_eq!(vars.vars().len(), 1);
+    /// assert_eq!(vars.names(), ["var.0"]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn vars(&self) -> &[Var] {
         &self.vars

@@ -25,6 +25,19 @@ pub(crate) use cpu::{
 };
 
 /// Which code handles a gradient.
+///
+/// ```
+/// # use candle_core::{Device, Var};
+/// # let vars = [Var::new(&[3f32, 4.0], &Device::Cpu)?];
+/// # let grads = (vars[0].sqr()?.sum_all()? / 2.0)?.backward()?;
+/// use candle_grad_clip::backend::{self, Backend};
+/// use candle_grad_clip::{NormType, total_norm};
+///
+/// let norm = |backend| backend::with(backend, || total_norm(&grads, &vars, NormType::L1));
+/// assert_eq!(norm(Backend::Cpu)?, 7.0);
+/// assert_eq!(norm(Backend::Composed)?, 7.0);
+/// # Ok::<(), candle_grad_clip::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Backend {

@@ -68,12 +68,28 @@ impl Clip {
     ///
     /// The policy for gradients that are not finite holds here as well: a step with a NaN is skipped
     /// unless [`Clip::non_finite`] says otherwise.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::none())?;
+    /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
+    /// assert_eq!((report.total_norm()?, report.clipped_norm()?), (5.0, 5.0));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn none() -> Self {
         Self::new(Method::None)
     }
 
     /// Clips the global norm to `max_norm`: above zero, or infinite to measure only.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(2.5))?;
+    /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
+    /// assert!((report.clipped_norm()? - 2.5).abs() < 1e-6);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn norm(max_norm: f64) -> Self {
         Self::new(Method::Norm { max_norm })
@@ -81,12 +97,28 @@ impl Clip {
 
     /// Clips every element to `[-clip_value, clip_value]`, which turns the gradient's direction.
     /// `clip_value` is above zero, or infinite to measure only.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::value(3.5))?;
+    /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
+    /// assert_eq!(report.num_clipped()?, 1);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn value(clip_value: f64) -> Self {
         Self::new(Method::Value { clip_value })
     }
 
     /// The norm that [`Clip::norm`] limits and that reports show. Default: L2.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let clip = Clip::norm(2.0).norm_type(NormType::Inf);
+    /// let report = ClippedOptimizer::wrap(sgd, vars, clip)?.backward_step_report(&loss)?;
+    /// assert_eq!(report.total_norm()?, 4.0); // of (3, 4)
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn norm_type(mut self, norm_type: NormType) -> Self {
         self.norm_type = norm_type;
@@ -94,6 +126,14 @@ impl Clip {
     }
 
     /// What [`Clip::norm`] adds to the norm before it divides by it. Default: 1e-6, as in PyTorch.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let clip = Clip::norm(1.0).eps(0.0); // as in TensorFlow
+    /// let report = ClippedOptimizer::wrap(sgd, vars, clip)?.backward_step_report(&loss)?;
+    /// assert_eq!(report.clip_coef()?, 0.2); // 1 / 5
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn eps(mut self, eps: f64) -> Self {
         self.eps = eps;
@@ -101,6 +141,15 @@ impl Clip {
     }
 
     /// What to do when gradients are NaN or infinite. Default: [`NonFinite::SkipStep`].
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let clip = Clip::norm(1.0).non_finite(NonFinite::Error);
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, clip)?;
+    /// assert!(opt.backward_step_report(&(loss * f64::INFINITY)?).is_err());
+    /// assert!(opt.last_report().is_none()); // no step was taken
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn non_finite(mut self, non_finite: NonFinite) -> Self {
         self.non_finite = non_finite;
@@ -108,6 +157,15 @@ impl Clip {
     }
 
     /// How many steps in a row may be skipped; one more is an error. Default: 10.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0).max_skips(1))?;
+    /// let bad = (loss * f64::NAN)?;
+    /// assert!(opt.backward_step_report(&bad)?.skipped()?);
+    /// assert!(opt.backward_step_report(&bad).is_err()); // the second in a row
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     #[must_use]
     pub fn max_skips(mut self, max_skips: u32) -> Self {
         self.max_skips = max_skips;

@@ -26,14 +26,61 @@
 pub enum NonFinite {
     /// An error that names the first bad Var and how many values are bad; nothing is changed.
     /// As `error_if_nonfinite=True` of `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15).
+    ///
+    /// ```
+    /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
+    /// # use candle_grad_clip::{ClipGradNorm, NonFinite, clip_grad_norm_with};
+    /// # let vars = [Var::new(&[0f64; 3], &Device::Cpu)?];
+    /// # let mut grads = GradStore::default();
+    /// # grads.insert(&vars[0], Tensor::new(&[f64::NAN, 3.0, 4.0], &Device::Cpu)?);
+    /// let options = ClipGradNorm { non_finite: NonFinite::Error, ..Default::default() };
+    /// assert!(clip_grad_norm_with(&mut grads, &vars, &options).is_err()); // of (NaN, 3, 4)
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     Error,
     /// The step is not taken: weights and optimizer state stay as they are, a warning says why.
     /// More than [`Clip::max_skips`](crate::Clip::max_skips) in a row are an error. In a free
     /// function, which has no step to skip, the gradients are left alone.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
+    /// # use candle_grad_clip::{ClipGradNorm, NonFinite, clip_grad_norm_with};
+    /// # let vars = [Var::new(&[0f64; 3], &Device::Cpu)?];
+    /// # let mut grads = GradStore::default();
+    /// # grads.insert(&vars[0], Tensor::new(&[f64::NAN, 3.0, 4.0], &Device::Cpu)?);
+    /// let options = ClipGradNorm { non_finite: NonFinite::SkipStep, ..Default::default() };
+    /// assert!(clip_grad_norm_with(&mut grads, &vars, &options)?.is_nan()); // of (NaN, 3, 4)
+    /// assert_eq!(grads.get(&vars[0]).unwrap().to_vec1::<f64>()?[1..], [3.0, 4.0]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     SkipStep,
     /// Elements that are not finite become 0, then the rest is clipped by its own norm.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
+    /// # use candle_grad_clip::{ClipGradNorm, NonFinite, clip_grad_norm_with};
+    /// # let vars = [Var::new(&[0f64; 3], &Device::Cpu)?];
+    /// # let mut grads = GradStore::default();
+    /// # grads.insert(&vars[0], Tensor::new(&[f64::NAN, 3.0, 4.0], &Device::Cpu)?);
+    /// let options = ClipGradNorm { non_finite: NonFinite::Zero, ..Default::default() };
+    /// assert_eq!(clip_grad_norm_with(&mut grads, &vars, &options)?, 5.0); // of (NaN, 3, 4)
+    /// assert_eq!(grads.get(&vars[0]).unwrap().to_vec1::<f64>()?[0], 0.0);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     Zero,
     /// What PyTorch does: a NaN makes every gradient NaN; an infinity makes the finite ones 0 and
     /// itself NaN under a norm clip, and the bound under a value clip.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
+    /// # use candle_grad_clip::{ClipGradNorm, NonFinite, clip_grad_norm_with};
+    /// # let vars = [Var::new(&[0f64; 3], &Device::Cpu)?];
+    /// # let mut grads = GradStore::default();
+    /// # grads.insert(&vars[0], Tensor::new(&[f64::NAN, 3.0, 4.0], &Device::Cpu)?);
+    /// let options = ClipGradNorm { non_finite: NonFinite::Propagate, ..Default::default() };
+    /// assert!(clip_grad_norm_with(&mut grads, &vars, &options)?.is_nan()); // of (NaN, 3, 4)
+    /// assert!(grads.get(&vars[0]).unwrap().to_vec1::<f64>()?.iter().all(|g| g.is_nan()));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
     Propagate,
 }
