@@ -43,7 +43,7 @@ pub use wide::{Wide, WideVec};
 /// ```
 /// use candle_grad_clip_kernels::{BLOCK, NormType, measure};
 ///
-/// let ones = vec![1f32; 2 * BLOCK + 1]; // three tasks
-/// assert_eq!(measure(&ones, NormType::L1).power.sum, (2 * BLOCK + 1) as f64);
+/// let ones = vec![1f32; BLOCK + 1]; // two tasks
+/// assert_eq!(measure(&ones, NormType::L1).power.sum, (BLOCK + 1) as f64);
 /// ```
 pub const BLOCK: usize = 64 * 1024;
