@@ -1,11 +1,11 @@
 use pulp::NullaryFnOnce;
 
 use crate::edit::{Scale, specialise};
-use crate::simd::dispatch;
+use crate::simd::{dispatch, dispatch_256};
 use crate::{BLOCK, Edit, Element, Wide};
 
 /// Elements that are widened and edited at once, into a buffer on the stack that stays in the cache.
-const CHUNK: usize = 1024;
+const CHUNK: usize = 512;
 
 /// Arrays of numbers beside each parameter that a [`Rule`] may keep.
 pub const MOMENTS: usize = 3;
@@ -117,10 +117,10 @@ fn block<E: Element>(mut rest: Update<'_, E>, edit: Edit, rule: &impl Rule) {
         specialise!(edit, op => dispatch(Widen(chunk.grads, &mut *grads, op)));
         if chunk.master.is_empty() {
             in_place_or_widened(chunk.params, |params| {
-                dispatch(Apply(rule, params, grads, chunk.moments));
+                dispatch_256(Apply(rule, params, grads, chunk.moments));
             });
         } else {
-            dispatch(Apply(rule, &mut *chunk.master, grads, chunk.moments));
+            dispatch_256(Apply(rule, &mut *chunk.master, grads, chunk.moments));
             dispatch(Narrow(&*chunk.master, chunk.params));
         }
     }

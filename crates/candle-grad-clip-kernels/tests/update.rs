@@ -1,0 +1,460 @@
+//! Optimizer steps beside a naive oracle: over lengths, offsets, dtypes, edits and special values.
+
+use candle_grad_clip_kernels::{
+    AdamW, BLOCK, Edit, Element, MOMENTS, Rule, Sgd, Update, Wide, edit_into, update,
+};
+use half::{bf16, f16};
+
+const ADAMW: AdamW = AdamW {
+    lr: 0.01,
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    step: 3,
+};
+const SGD: Sgd = Sgd {
+    lr: 0.01,
+    momentum: 0.9,
+    dampening: 0.25,
+    weight_decay: 0.1,
+    nesterov: false,
+    is_first: false,
+};
+const EDITS: [Edit; 5] = [
+    Edit::NOTHING,
+    scale(0.3, false),
+    scale(0.3, true),
+    Edit::Clamp {
+        clip_value: 0.25,
+        zero_non_finite: false,
+    },
+    Edit::Clamp {
+        clip_value: 0.25,
+        zero_non_finite: true,
+    },
+];
+
+const fn scale(clip_coef: f64, zero_non_finite: bool) -> Edit {
+    Edit::Scale {
+        clip_coef,
+        zero_non_finite,
+    }
+}
+
+/// Of f16: below it a rounding is no longer relative.
+const SMALLEST_NORMAL: f64 = 6.1e-5;
+
+/// AdamW by the book, in f64.
+fn adamw_oracle(
+    rule: AdamW,
+    theta: f64,
+    g: f64,
+    m: &mut f64,
+    v: &mut f64,
+    max: Option<&mut f64>,
+) -> f64 {
+    *m = rule.beta1 * *m + (1.0 - rule.beta1) * g;
+    *v = rule.beta2 * *v + (1.0 - rule.beta2) * g * g;
+    let second = match max {
+        Some(max) => {
+            *max = max.max(*v);
+            *max
+        }
+        None => *v,
+    };
+    let m_hat = *m / (1.0 - rule.beta1.powi(rule.step as i32));
+    let v_hat = second / (1.0 - rule.beta2.powi(rule.step as i32));
+    theta - rule.lr * rule.weight_decay * theta - rule.lr * m_hat / (v_hat.sqrt() + rule.eps)
+}
+
+/// SGD by the book, in f64.
+fn sgd_oracle(rule: Sgd, theta: f64, g: f64, buffer: Option<&mut f64>) -> f64 {
+    let g = g + rule.weight_decay * theta;
+    let direction = match buffer {
+        None => g,
+        Some(b) => {
+            *b = if rule.is_first {
+                g
+            } else {
+                rule.momentum * *b + (1.0 - rule.dampening) * g
+            };
+            if rule.nesterov {
+                g + rule.momentum * *b
+            } else {
+                *b
+            }
+        }
+    };
+    theta - rule.lr * direction
+}
+
+/// Numbers of both signs between 1e-3 and 10, seeded.
+fn numbers(len: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..len)
+        .map(|_| (if next() < 0.5 { -1.0 } else { 1.0 }) * 10f64.powf(4.0 * next() - 3.0))
+        .collect()
+}
+
+trait Dtype: Element {
+    fn of(x: f64) -> Self;
+    /// A few roundings of the wide dtype, and one of this.
+    const TOLERANCE: f64;
+    const ROUNDING: f64;
+}
+
+macro_rules! dtype {
+    ($t:ty, $of:expr, $tolerance:expr, $rounding:expr) => {
+        impl Dtype for $t {
+            fn of(x: f64) -> Self {
+                let of: fn(f64) -> Self = $of;
+                of(x)
+            }
+            const TOLERANCE: f64 = $tolerance;
+            const ROUNDING: f64 = $rounding;
+        }
+    };
+}
+
+dtype!(f64, |x| x, 1e-14, 0.0);
+dtype!(f32, |x| x as f32, 2e-6, 0.0);
+// By way of f32: `half`'s own way from f64 loses the bits that break a tie.
+dtype!(f16, |x| f16::from_f32(x as f32), 2e-6, 5e-4);
+dtype!(bf16, |x| bf16::from_f32(x as f32), 2e-6, 4e-3);
+
+fn wide<W: Wide>(values: &[f64]) -> Vec<W> {
+    values.iter().map(|x| W::from_f64(*x)).collect()
+}
+
+fn to_f64<W: Wide + Into<f64>>(values: &[W]) -> Vec<f64> {
+    values.iter().map(|x| (*x).into()).collect()
+}
+
+/// Rows, for each element: parameter, moments, master.
+struct Outcome {
+    params: Vec<f64>,
+    moments: [Vec<f64>; MOMENTS],
+    master: Vec<f64>,
+}
+
+/// Runs the kernel on slices that start at `offset` of their memory.
+fn run<E: Dtype>(
+    len: usize,
+    offset: usize,
+    edit: Edit,
+    rule: &impl Rule,
+    moments: usize,
+    master: bool,
+    grads: &[f64],
+) -> Outcome
+where
+    E::Wide: Into<f64>,
+{
+    let of = |values: &[f64]| -> Vec<E> {
+        let pad = vec![E::of(0.0); offset];
+        pad.into_iter()
+            .chain(values.iter().map(|x| E::of(*x)))
+            .collect()
+    };
+    let array = |seed: u64, on: bool| -> Vec<E::Wide> {
+        let values = numbers(if on { len } else { 0 }, seed);
+        // Second moments are not negative.
+        let values: Vec<f64> = values
+            .into_iter()
+            .map(|x| if seed == 11 { x } else { x.abs() })
+            .collect();
+        wide(&[vec![0.0; if on { offset } else { 0 }], values].concat())
+    };
+    let mut params = of(&numbers(len, 1));
+    let grads = of(grads);
+    let mut arrays = [
+        array(11, moments > 0),
+        array(12, moments > 1),
+        array(13, moments > 2),
+    ];
+    let mut full = array(14, master);
+    let start = |slice: &[E::Wide]| offset.min(slice.len());
+    let [a, b, c] = &mut arrays;
+    let (sa, sb, sc, sm) = (start(a), start(b), start(c), start(&full));
+    update(
+        Update {
+            params: &mut params[offset..],
+            grads: &grads[offset..],
+            moments: [&mut a[sa..], &mut b[sb..], &mut c[sc..]],
+            master: &mut full[sm..],
+        },
+        edit,
+        rule,
+    );
+    assert!(
+        params[..offset].iter().all(|x| x.to_f64() == 0.0),
+        "what is before is left alone"
+    );
+    Outcome {
+        params: params[offset..].iter().map(|x| x.to_f64()).collect(),
+        moments: [to_f64(&a[sa..]), to_f64(&b[sb..]), to_f64(&c[sc..])],
+        master: to_f64(&full[sm..]),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Equation {
+    AdamW(AdamW, bool),
+    Sgd(Sgd, bool),
+}
+
+fn check<E: Dtype>(len: usize, offset: usize, edit: Edit, equation: Equation, master: bool)
+where
+    E::Wide: Into<f64>,
+{
+    let mut grads = numbers(len, 2);
+    for (i, special) in [f64::INFINITY, f64::NAN, 0.0, f64::NEG_INFINITY]
+        .into_iter()
+        .enumerate()
+    {
+        if len > 40 && i % 2 == 0 {
+            grads[7 * i + 5] = special; // infinite and zero
+        }
+        if len > 100 && i % 2 == 1 {
+            grads[7 * i + 60] = special; // NaN and infinite
+        }
+    }
+    let outcome = match equation {
+        Equation::AdamW(rule, amsgrad) => run::<E>(
+            len,
+            offset,
+            edit,
+            &rule,
+            2 + usize::from(amsgrad),
+            master,
+            &grads,
+        ),
+        Equation::Sgd(rule, momentum) => run::<E>(
+            len,
+            offset,
+            edit,
+            &rule,
+            usize::from(momentum),
+            master,
+            &grads,
+        ),
+    };
+    // The edited gradient is tested elsewhere; halves are not rounded here, so in the wide dtype.
+    let mut edited = vec![E::Wide::from_f64(0.0); len];
+    let as_wide: Vec<E::Wide> = grads
+        .iter()
+        .map(|x| E::Wide::from_f64(E::of(*x).to_f64()))
+        .collect();
+    edit_wide(&as_wide, &mut edited, edit);
+    let start: Vec<f64> = numbers(len, if master { 14 } else { 1 });
+    let [m, v, max] = [11, 12, 13].map(|seed| numbers(len, seed));
+    for i in 0..len {
+        let g: f64 = edited[i].into();
+        let theta: f64 = if master {
+            E::Wide::from_f64(start[i].abs()).into()
+        } else {
+            E::of(start[i]).to_f64()
+        };
+        let round = |x: f64| -> f64 { E::Wide::from_f64(x).into() };
+        let (mut m, mut v, mut max) = (round(m[i]), round(v[i].abs()), round(max[i].abs()));
+        let expected = match equation {
+            Equation::AdamW(rule, amsgrad) => {
+                adamw_oracle(rule, theta, g, &mut m, &mut v, amsgrad.then_some(&mut max))
+            }
+            Equation::Sgd(rule, momentum) => sgd_oracle(rule, theta, g, momentum.then_some(&mut m)),
+        };
+        let what = format!("{i} of {len} at {offset}, {edit:?}");
+        let close = |got: f64, expected: f64, rounding: f64| {
+            let size = expected
+                .abs()
+                .max(theta.abs())
+                .max(if expected.is_finite() {
+                    0.01 * g.abs()
+                } else {
+                    0.0
+                });
+            (got.is_nan() && expected.is_nan())
+                || got == expected
+                || (got - expected).abs()
+                    <= E::TOLERANCE * size + rounding * expected.abs().max(SMALLEST_NORMAL)
+        };
+        assert!(
+            close(outcome.params[i], expected, E::ROUNDING),
+            "{what}: {} {expected}",
+            outcome.params[i]
+        );
+        if master {
+            assert!(close(outcome.master[i], expected, 0.0), "{what}: master");
+            let rounded = E::of(outcome.master[i]).to_f64();
+            let same =
+                outcome.params[i] == rounded || rounded.is_nan() && outcome.params[i].is_nan();
+            assert!(same, "{what}: not the rounded master");
+        }
+        let near =
+            |got: Option<&f64>, expected: f64| got.is_none_or(|got| close(*got, expected, 0.0));
+        assert!(near(outcome.moments[0].get(i), m), "{what}: first");
+        assert!(near(outcome.moments[1].get(i), v), "{what}: second");
+        assert!(
+            near(outcome.moments[2].get(i), max) || v.is_nan(),
+            "{what}: largest"
+        );
+    }
+}
+
+fn edit_wide<W: Wide + Into<f64>>(source: &[W], target: &mut [W], edit: Edit) {
+    // f32 and f64 are elements themselves: go by way of f64 slices of the right width.
+    let values: Vec<f64> = source.iter().map(|x| (*x).into()).collect();
+    if size_of::<W>() == 4 {
+        let source: Vec<f32> = values.iter().map(|x| *x as f32).collect();
+        let mut edited = vec![0f32; source.len()];
+        edit_into(&source, &mut edited, edit);
+        for (y, x) in target.iter_mut().zip(edited) {
+            *y = W::from_f64(x.into());
+        }
+    } else {
+        let mut edited = vec![0f64; values.len()];
+        edit_into(&values, &mut edited, edit);
+        for (y, x) in target.iter_mut().zip(edited) {
+            *y = W::from_f64(x);
+        }
+    }
+}
+
+fn equations() -> Vec<Equation> {
+    let plain = Sgd {
+        momentum: 0.0,
+        dampening: 0.0,
+        weight_decay: 0.0,
+        ..SGD
+    };
+    vec![
+        Equation::AdamW(ADAMW, false),
+        Equation::AdamW(ADAMW, true),
+        Equation::Sgd(plain, false),
+        Equation::Sgd(SGD, true),
+        Equation::Sgd(
+            Sgd {
+                is_first: true,
+                ..SGD
+            },
+            true,
+        ),
+        Equation::Sgd(
+            Sgd {
+                nesterov: true,
+                dampening: 0.0,
+                ..SGD
+            },
+            true,
+        ),
+    ]
+}
+
+fn sweep<E: Dtype>()
+where
+    E::Wide: Into<f64>,
+{
+    let masters: &[bool] = if size_of::<E>() == 2 {
+        &[false, true]
+    } else {
+        &[false]
+    };
+    // Miri is slow.
+    let (lengths, offsets) = if cfg!(miri) { (40, 2) } else { (516, 16) };
+    for equation in equations() {
+        for &master in masters {
+            for len in 0..lengths {
+                check::<E>(
+                    len,
+                    len % offsets,
+                    EDITS[len % EDITS.len()],
+                    equation,
+                    master,
+                );
+            }
+            for edit in EDITS {
+                for offset in 0..offsets {
+                    check::<E>(130, offset, edit, equation, master);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn f32_steps_are_those_of_the_oracle() {
+    sweep::<f32>();
+}
+
+#[test]
+fn f64_steps_are_those_of_the_oracle() {
+    sweep::<f64>();
+}
+
+#[test]
+fn f16_steps_are_those_of_the_oracle() {
+    sweep::<f16>();
+}
+
+#[test]
+fn bf16_steps_are_those_of_the_oracle() {
+    sweep::<bf16>();
+}
+
+/// More than one block: cut in parallel, and the same bits as one element at a time.
+#[test]
+fn large_parameters_are_the_same_for_any_number_of_threads() {
+    let len = if cfg!(miri) { 100 } else { 5 * BLOCK + 123 };
+    let grads = numbers(len, 2);
+    let of = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.expect("threads")
+            .install(|| run::<f32>(len, 0, scale(0.3, false), &ADAMW, 2, false, &grads))
+    };
+    let one = of(1);
+    for threads in [2, 3, 8] {
+        let other = of(threads);
+        assert!(
+            one.params == other.params && one.moments == other.moments,
+            "{threads}"
+        );
+    }
+    // The plain equation, an operation at a time in f32.
+    let (mut theta, mut m, mut v) = (
+        wide::<f32>(&numbers(len, 1)),
+        wide::<f32>(&numbers(len, 11)),
+        numbers(len, 12),
+    );
+    for x in &mut v {
+        *x = x.abs();
+    }
+    let v: Vec<f32> = wide(&v);
+    for i in 0..len {
+        let g = grads[i] as f32 * 0.3f64 as f32;
+        m[i] = m[i] * 0.9f64 as f32 + g * (1.0 - 0.9f64) as f32;
+        let second = v[i] * 0.999f64 as f32 + g * g * (1.0 - 0.999f64) as f32;
+        let m_hat = m[i] * ADAMW.scale(0.9) as f32;
+        let v_hat = second * ADAMW.scale(0.999) as f32;
+        theta[i] = theta[i] * (1.0 - 0.01 * 0.1f64) as f32 - m_hat / (v_hat.sqrt() + 1e-8) * 0.01;
+    }
+    assert!(to_f64(&theta) == one.params, "bits");
+}
+
+#[test]
+#[should_panic(expected = "differ in length")]
+fn other_lengths_are_refused() {
+    let update_of_two = Update {
+        params: &mut [1f32, 2.0],
+        grads: &[1.0],
+        moments: Default::default(),
+        master: &mut [],
+    };
+    update(update_of_two, Edit::NOTHING, &SGD);
+}
