@@ -7,10 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
+use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{
-    Clip, ClippedOptimizer, NormType, clip_grad_norm, clip_grad_value, total_norm,
+    Clip, ClippedOptimizer, NormType, StepPath, clip_grad_norm, clip_grad_value, total_norm,
 };
-use candle_nn::Optimizer;
+use candle_nn::{Optimizer, ParamsAdamW};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use support::gradients::{random_values, store_for, store_of, tensor};
 use support::optimizers::Recorder;
@@ -141,6 +142,51 @@ fn a_step_keeps_one_buffer() -> Result<()> {
                 "{what}: {count} allocations, {allowed} allowed"
             );
         }
+    }
+    Ok(())
+}
+
+/// Clip and step: all that a step allocates, together, is an upper bound for its peak.
+#[test]
+fn a_fused_step_stays_below_its_memory() -> Result<()> {
+    const MIB: usize = 1 << 20;
+    let _alone = alone();
+    let one_mib = sets()?.into_iter().map(|set| (set, MIB));
+    for (gradients, limit) in one_mib.chain([(many_small()?, 2 * MIB)]) {
+        fused::<AdamW>(&gradients, ParamsAdamW::default(), limit)?;
+        let params = ParamsSgd {
+            momentum: 0.5,
+            ..ParamsSgd::default()
+        };
+        fused::<Sgd>(&gradients, params, limit)?;
+    }
+    Ok(())
+}
+
+/// 10,000 tensors of 64 to 4096 elements, as the benchmark's set C.
+fn many_small() -> Result<Vec<Tensor>> {
+    let lengths = (0..10_000).map(|i| 64 + (i * 7919) % 4033);
+    let gradient = |n: usize| tensor(&vec![0.5; n], n, DType::F32);
+    Ok(lengths.map(gradient).collect::<candle_core::Result<_>>()?)
+}
+
+fn fused<O: Optimizer<Config: Clone> + 'static>(
+    gradients: &[Tensor],
+    config: O::Config,
+    limit: usize,
+) -> Result<()> {
+    for clip in [Clip::norm(0.5), Clip::value(0.25), Clip::none()] {
+        let name = std::any::type_name::<O>();
+        let what = format!("{name} {clip}, {} tensors", gradients.len());
+        let (vars, _) = store_of(gradients)?;
+        let store = store_for(&vars, gradients);
+        let inner = O::new(vars.clone(), config.clone())?;
+        let mut opt = ClippedOptimizer::wrap(inner, vars, clip)?;
+        let stats = allocated(|| Ok(opt.step(&store)?))?;
+        assert_eq!(opt.last_report().unwrap().path(), StepPath::Fused);
+        assert_little(stats, gradients, &what);
+        let bytes = stats.bytes_allocated;
+        assert!(bytes < limit, "{what}: {bytes} bytes, {limit} allowed");
     }
     Ok(())
 }
