@@ -4,6 +4,7 @@ use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend::{self, Backend};
+use candle_grad_clip::optim::{self, ParamsSgd};
 use candle_grad_clip::{
     Clip, ClippedOptimizer, NormType, clip_by_global_norm, clip_grad_norm, clip_grad_value,
     total_norm,
@@ -117,12 +118,16 @@ fn the_composed_backend_has_the_same_bits() -> Result<()> {
 }
 
 /// Weights and norms of a training run through both kinds of step.
-fn train(gradients: &[Tensor], clip: &Clip) -> Result<(Vec<Vec<u64>>, Vec<u64>)> {
+fn train<O: Optimizer + 'static>(
+    gradients: &[Tensor],
+    clip: &Clip,
+    config: O::Config,
+) -> Result<(Vec<Vec<u64>>, Vec<u64>)> {
     let vars: Vec<Var> = gradients
         .iter()
         .map(var_for)
         .collect::<candle_core::Result<_>>()?;
-    let inner = AdamW::new(vars.clone(), ParamsAdamW::default())?;
+    let inner = O::new(vars.clone(), config)?;
     let mut opt = ClippedOptimizer::wrap(inner, vars.clone(), clip.clone())?;
     let mut norms = Vec::new();
     for gain in [1.0, 3.0, 0.1] {
@@ -151,7 +156,20 @@ fn train(gradients: &[Tensor], clip: &Clip) -> Result<(Vec<Vec<u64>>, Vec<u64>)>
 fn training_runs_have_the_same_bits() -> Result<()> {
     for (set, gradients) in every_set()? {
         for clip in [Clip::norm(1.0), Clip::value(0.01)] {
-            assert_same(&format!("{set}, {clip}"), || train(&gradients, &clip))?;
+            let adamw = ParamsAdamW::default;
+            let sgd = ParamsSgd {
+                momentum: 0.9,
+                ..ParamsSgd::default()
+            };
+            assert_same(&format!("candle's AdamW, {set}, {clip}"), || {
+                train::<AdamW>(&gradients, &clip, adamw())
+            })?;
+            assert_same(&format!("fused AdamW, {set}, {clip}"), || {
+                train::<optim::AdamW>(&gradients, &clip, adamw())
+            })?;
+            assert_same(&format!("fused SGD, {set}, {clip}"), || {
+                train::<optim::Sgd>(&gradients, &clip, sgd)
+            })?;
         }
     }
     Ok(())
