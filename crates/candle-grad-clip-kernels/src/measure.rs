@@ -189,14 +189,14 @@ fn measure_chunk<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Optio
 /// The sum of `|x|` or of its square, without a scale. `None` for other norms.
 fn plain_sum<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Option<f64>) -> Option<f64> {
     Some(match (norm_type, clip_value) {
-        (NormType::L1, None) => lane_sum(chunk, |sum, x| sum + x),
-        (NormType::L1, Some(c)) => lane_sum(chunk, |sum, x| sum + at_most(x, c)),
+        (NormType::L1, None) => lane_sum(chunk, |sum, x| sum + x.abs()),
+        (NormType::L1, Some(c)) => lane_sum(chunk, |sum, x| sum + at_most(x.abs(), c)),
         // The square is exact, so fusing it with the sum gives the same bits, sooner.
         (NormType::L2, None) if E::EXACT_SQUARES && has_fma() => {
             lane_sum(chunk, |sum, x| x.mul_add(x, sum))
         }
         (NormType::L2, None) => lane_sum(chunk, |sum, x| sum + x * x),
-        (NormType::L2, Some(c)) => lane_sum(chunk, |sum, x| sum + at_most(x, c).powi(2)),
+        (NormType::L2, Some(c)) => lane_sum(chunk, |sum, x| sum + at_most(x.abs(), c).powi(2)),
         (NormType::Inf | NormType::P(_), _) => return None,
     })
 }
@@ -207,7 +207,7 @@ fn at_most(x: f64, bound: f64) -> f64 {
     if x > bound { bound } else { x }
 }
 
-/// Adds every `|x|` to a sum by `add(sum, |x|)`, in [`LANES`] lanes that are folded pairwise.
+/// Adds every `x` to a sum by `add(sum, x)`, in [`LANES`] lanes that are folded pairwise.
 struct LaneSum<'a, E, F>(&'a [E], F);
 
 impl<E: Element, F: Fn(f64, f64) -> f64> NullaryFnOnce for LaneSum<'_, E, F> {
@@ -220,11 +220,11 @@ impl<E: Element, F: Fn(f64, f64) -> f64> NullaryFnOnce for LaneSum<'_, E, F> {
         let (rows, rest) = chunk.as_chunks::<LANES>();
         for row in rows {
             for i in 0..LANES {
-                lanes[i] = add(lanes[i], row[i].to_f64().abs());
+                lanes[i] = add(lanes[i], row[i].to_f64());
             }
         }
         for (lane, x) in lanes.iter_mut().zip(rest) {
-            *lane = add(*lane, x.to_f64().abs());
+            *lane = add(*lane, x.to_f64());
         }
         let mut width = LANES / 2;
         while width > 0 {
@@ -298,7 +298,7 @@ fn scaled_power<E: Element>(
         NormType::L1 | NormType::L2 => power_of_two(largest),
         NormType::Inf | NormType::P(_) => largest,
     };
-    let ratio = |x| at_most(x, clip_value) / scale;
+    let ratio = |x: f64| at_most(x.abs(), clip_value) / scale;
     let sum = match norm_type {
         NormType::Inf => 1.0,
         NormType::L1 => lane_sum(chunk, |sum, x| sum + ratio(x)),
