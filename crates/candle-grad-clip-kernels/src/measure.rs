@@ -106,6 +106,7 @@ pub struct ClampStats {
 /// assert!((norm / 5e25 - 1.0).abs() < 1e-7);
 /// ```
 #[must_use]
+#[inline]
 pub fn measure<E: Element>(values: &[E], norm_type: NormType) -> Stats {
     let of = |chunk: &[E]| measure_chunk(chunk, norm_type, None);
     by_chunk(values, Stats::ZERO, of, |a, b| a.merge(b, norm_type))
@@ -146,6 +147,7 @@ pub fn measure_clamped<E: Element>(
 }
 
 /// Calls `of` on every chunk, and folds what it returns in order.
+#[inline]
 fn by_chunk<E: Element, S: Copy + Send + Sync>(
     values: &[E],
     none: S,
@@ -163,6 +165,7 @@ fn by_chunk<E: Element, S: Copy + Send + Sync>(
     blocks.into_iter().fold(none, fold)
 }
 
+#[inline]
 fn measure_chunk<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Option<f64>) -> Stats {
     if let Some(sum) = plain_sum(chunk, norm_type, clip_value) {
         // A NaN or infinite element makes the sum so; for 32 bits and less nothing else can.

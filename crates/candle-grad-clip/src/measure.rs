@@ -184,7 +184,7 @@ pub(crate) fn walk<'g>(
             if let Some(grad) = entry.grad
                 && entry.place != Place::Elsewhere
             {
-                (entry.measured, entry.storage) = backend::measure_cpu(grad, request)?;
+                entry.storage = backend::measure_cpu(grad, request, &mut entry.measured)?;
             }
         }
         Ok(())
@@ -218,7 +218,7 @@ fn walk_block<'g>(
         let Some(grad) = entry.grad else { continue };
         match request {
             Some(request) if entry.elements <= BLOCK => {
-                (entry.measured, entry.storage) = backend::measure_cpu(grad, request)?;
+                entry.storage = backend::measure_cpu(grad, request, &mut entry.measured)?;
             }
             Some(_) => {}
             None => entry.storage = backend::storage_address(grad),

@@ -15,7 +15,8 @@ use crate::measure::{GradStats, Request};
 use crate::optim::StepRule;
 use crate::optim::state::{Kept, State};
 
-/// Calls a generic function on the elements of a contiguous CPU tensor of one of the four dtypes.
+/// Calls a generic function on the elements of a contiguous CPU tensor of one of the four dtypes,
+/// and returns from the caller for any other.
 macro_rules! with_slice {
     ($storage:expr, $layout:expr, $values:ident => $body:expr) => {
         match $storage {
@@ -23,7 +24,7 @@ macro_rules! with_slice {
             CpuStorage::F64($values) => $body,
             CpuStorage::F16($values) => $body,
             CpuStorage::BF16($values) => $body,
-            other => Err(refused(other, $layout)),
+            other => return Err(refused(other, $layout).into()),
         }
     };
 }
@@ -44,21 +45,22 @@ pub(crate) fn storage_address(tensor: &Tensor) -> usize {
     std::ptr::from_ref::<Storage>(&storage).addr()
 }
 
-/// Measures one gradient, and tells its storage's address.
-pub(crate) fn measure(grad: &Tensor, request: Request) -> Result<(GradStats, usize)> {
+/// Measures one gradient into `measured` (returned, it would be copied twice, which counts with
+/// small gradients), and tells its storage's address.
+pub(crate) fn measure(grad: &Tensor, request: Request, measured: &mut GradStats) -> Result<usize> {
     let (storage, layout) = grad.storage_and_layout();
     let address = std::ptr::from_ref::<Storage>(&storage).addr();
     let Some((start, end)) = layout.contiguous_offsets() else {
         drop(storage);
-        let (measured, _) = measure(&grad.contiguous()?, request)?;
-        return Ok((measured, address));
+        measure(&grad.contiguous()?, request, measured)?;
+        return Ok(address);
     };
     let Storage::Cpu(storage) = &*storage else {
         return Err(candle_core::Error::msg("expected a tensor on CPU").into());
     };
-    let measured: CandleResult<GradStats> =
-        with_slice!(storage, layout, values => Ok(measure_values(&values[start..end], request)));
-    Ok((measured?, address))
+    *measured =
+        with_slice!(storage, layout, values => measure_values(&values[start..end], request));
+    Ok(address)
 }
 
 fn measure_values<E: Element>(values: &[E], request: Request) -> GradStats {
@@ -105,10 +107,8 @@ impl InplaceOp1 for EditOp {
         let Some((start, end)) = layout.contiguous_offsets() else {
             return Err(refused(storage, layout));
         };
-        with_slice!(storage, layout, values => {
-            edit(&mut values[start..end], self.0);
-            Ok(())
-        })
+        with_slice!(storage, layout, values => edit(&mut values[start..end], self.0));
+        Ok(())
     }
 }
 
@@ -133,8 +133,8 @@ impl InplaceOp2 for EditOp {
         with_slice!(target, target_layout, values => {
             let source = source.as_slice()?;
             edit_slice_into(&source[source_start..source_end], &mut values[start..end], self.0);
-            Ok(())
-        })
+        });
+        Ok(())
     }
 }
 
