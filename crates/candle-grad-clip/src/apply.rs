@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, TensorId};
+use candle_core::{Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{BLOCK, Edit};
 use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
@@ -11,7 +11,7 @@ use rustc_hash::{FxBuildHasher, FxHashSet};
 use crate::Result;
 use crate::backend::{self, Place, Work};
 use crate::clip::Edits;
-use crate::measure::Entry;
+use crate::measure::{Entry, any_equal};
 use crate::vars::VarList;
 
 /// Gradients that one task edits.
@@ -33,7 +33,10 @@ pub(crate) fn edit_in_place(
     if edits.is_nothing() {
         return Ok(Vec::new()); // before looking for shared storage
     }
-    let mut shared = SharedStorage::find(vars, grads, entries);
+    // A free function has no set of its Vars' storages at hand: first see whether it takes one.
+    let mut shared = (!vars.may_repeat() || any_shared(vars.vars, grads, entries))
+        .then(|| SharedStorage::find(vars, grads, entries));
+    let mut is_taken = |storage| shared.as_mut().is_some_and(|set| set.is_taken(storage));
     let mut jobs = Vec::with_capacity(entries.len());
     let mut replacements = Vec::new();
     for (index, (entry, var)) in entries.iter().zip(vars.vars).enumerate() {
@@ -42,7 +45,7 @@ pub(crate) fn edit_in_place(
         if !needs_edit(entry, edit) {
             continue;
         }
-        if entry.place == Place::Cpu && !shared.is_taken(entry.storage) {
+        if entry.place == Place::Cpu && !is_taken(entry.storage) {
             jobs.push(Job {
                 grad,
                 target: None,
@@ -145,6 +148,20 @@ fn needs_edit(entry: &Entry<'_>, edit: Edit) -> bool {
         } => zero_non_finite && entry.measured.stats.non_finite() > 0,
         Edit::Scale { .. } | Edit::Clamp { .. } => true,
     }
+}
+
+/// Whether any two of the Vars and of the gradients in the store share storage.
+fn any_shared(vars: &[Var], grads: &GradStore, entries: &[Entry<'_>]) -> bool {
+    let mut storages = backend::storage_addresses(vars);
+    storages.reserve(grads.get_ids().size_hint().0);
+    let ours = entries.iter().filter(|entry| entry.grad.is_some());
+    if grads.get_ids().size_hint().0 == ours.clone().count() {
+        storages.extend(ours.map(|entry| entry.storage));
+    } else {
+        let all = grads.get_ids().filter_map(|id| grads.get_id(*id));
+        storages.extend(all.map(backend::storage_address));
+    }
+    any_equal(storages)
 }
 
 /// The storages that must not be written to: those of Vars and of gradients of anything else, and

@@ -88,7 +88,7 @@ impl From<Vec<(String, Var)>> for NamedVars {
             .into_iter()
             .filter(|(_, var)| seen.insert(var.id()))
             .unzip();
-        let storages = backend::storage_addresses(&vars);
+        let storages = backend::storage_addresses(&vars).into_iter().collect();
         let work = Work::of(&vars);
         Self {
             names: names.into(),
@@ -157,7 +157,11 @@ impl<'a> VarList<'a> {
     pub(crate) fn storages(&self) -> Cow<'a, FxHashSet<usize>> {
         match self.named {
             Some(named) => Cow::Borrowed(&named.storages),
-            None => Cow::Owned(backend::storage_addresses(self.vars)),
+            None => Cow::Owned(
+                backend::storage_addresses(self.vars)
+                    .into_iter()
+                    .collect(),
+            ),
         }
     }
 }

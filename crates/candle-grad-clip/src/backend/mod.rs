@@ -13,7 +13,6 @@ use std::cell::Cell;
 use candle_core::{Device, Tensor, Var};
 use candle_grad_clip_kernels::{BLOCK, Edit};
 use rayon::prelude::*;
-use rustc_hash::FxHashSet;
 
 use crate::Result;
 use crate::measure::{Entry, Request};
@@ -136,8 +135,8 @@ impl Work {
 }
 
 /// The addresses of the storages of some Vars.
-pub(crate) fn storage_addresses(vars: &[Var]) -> FxHashSet<usize> {
-    let addresses: Vec<usize> = run(Work::of(vars), |parallel| {
+pub(crate) fn storage_addresses(vars: &[Var]) -> Vec<usize> {
+    run(Work::of(vars), |parallel| {
         let address = |var: &Var| storage_address(var);
         if parallel {
             vars.par_iter()
@@ -147,8 +146,7 @@ pub(crate) fn storage_addresses(vars: &[Var]) -> FxHashSet<usize> {
         } else {
             vars.iter().map(address).collect()
         }
-    });
-    addresses.into_iter().collect()
+    })
 }
 
 /// Runs `f(parallel)`: large work inside rayon's pool, so that its parts start and end cheaply;
