@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, TensorId, Var};
+use candle_core::{Tensor, TensorId};
 use candle_grad_clip_kernels::{BLOCK, Edit};
 use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
@@ -34,7 +34,7 @@ pub(crate) fn edit_in_place(
         return Ok(Vec::new()); // before looking for shared storage
     }
     // A free function has no set of its Vars' storages at hand: first see whether it takes one.
-    let mut shared = (!vars.may_repeat() || any_shared(vars.vars, grads, entries))
+    let mut shared = (!vars.may_repeat() || any_shared(vars, grads, entries))
         .then(|| SharedStorage::find(vars, grads, entries));
     let mut is_taken = |storage| shared.as_mut().is_some_and(|set| set.is_taken(storage));
     let mut jobs = Vec::with_capacity(entries.len());
@@ -151,17 +151,17 @@ fn needs_edit(entry: &Entry<'_>, edit: Edit) -> bool {
 }
 
 /// Whether any two of the Vars and of the gradients in the store share storage.
-fn any_shared(vars: &[Var], grads: &GradStore, entries: &[Entry<'_>]) -> bool {
-    let mut storages = backend::storage_addresses(vars);
-    storages.reserve(grads.get_ids().size_hint().0);
+fn any_shared(vars: VarList<'_>, grads: &GradStore, entries: &[Entry<'_>]) -> bool {
+    let of_vars = backend::storage_addresses(vars.vars, vars.work).into_iter();
     let ours = entries.iter().filter(|entry| entry.grad.is_some());
-    if grads.get_ids().size_hint().0 == ours.clone().count() {
-        storages.extend(ours.map(|entry| entry.storage));
+    let (in_store, _) = grads.get_ids().size_hint();
+    let len = vars.vars.len() + in_store;
+    if in_store == ours.clone().count() {
+        any_equal(len, of_vars.chain(ours.map(|entry| entry.storage)))
     } else {
         let all = grads.get_ids().filter_map(|id| grads.get_id(*id));
-        storages.extend(all.map(backend::storage_address));
+        any_equal(len, of_vars.chain(all.map(backend::storage_address)))
     }
-    any_equal(storages)
 }
 
 /// The storages that must not be written to: those of Vars and of gradients of anything else, and

@@ -88,8 +88,10 @@ impl From<Vec<(String, Var)>> for NamedVars {
             .into_iter()
             .filter(|(_, var)| seen.insert(var.id()))
             .unzip();
-        let storages = backend::storage_addresses(&vars).into_iter().collect();
         let work = Work::of(&vars);
+        let storages = backend::storage_addresses(&vars, work)
+            .into_iter()
+            .collect();
         Self {
             names: names.into(),
             vars,
@@ -155,14 +157,11 @@ impl<'a> VarList<'a> {
     }
 
     pub(crate) fn storages(&self) -> Cow<'a, FxHashSet<usize>> {
-        match self.named {
-            Some(named) => Cow::Borrowed(&named.storages),
-            None => Cow::Owned(
-                backend::storage_addresses(self.vars)
-                    .into_iter()
-                    .collect(),
-            ),
+        if let Some(named) = self.named {
+            return Cow::Borrowed(&named.storages);
         }
+        let addresses = backend::storage_addresses(self.vars, self.work);
+        Cow::Owned(addresses.into_iter().collect())
     }
 }
 

@@ -68,7 +68,10 @@ pub(crate) fn measure(entry: &mut Entry<'_>, request: Request) -> Result<()> {
     let Storage::Cpu(storage) = &*storage else {
         return Err(candle_core::Error::msg("expected a tensor on CPU").into());
     };
-    let (start, end) = (layout.start_offset(), layout.start_offset() + entry.elements);
+    let (start, end) = (
+        layout.start_offset(),
+        layout.start_offset() + entry.elements,
+    );
     with_slice!(storage, layout, values => {
         measure_values(&values[start..end], request, &mut entry.measured);
     });

@@ -135,8 +135,8 @@ impl Work {
 }
 
 /// The addresses of the storages of some Vars.
-pub(crate) fn storage_addresses(vars: &[Var]) -> Vec<usize> {
-    run(Work::of(vars), |parallel| {
+pub(crate) fn storage_addresses(vars: &[Var], work: Work) -> Vec<usize> {
+    run(work, |parallel| {
         let address = |var: &Var| storage_address(var);
         if parallel {
             vars.par_iter()
