@@ -1,3 +1,6 @@
+use std::io;
+use std::path::PathBuf;
+
 use candle_core::DType;
 
 use crate::NormType;
@@ -205,6 +208,34 @@ pub enum Error {
         group: String,
         /// The inner optimizer's type.
         optimizer: &'static str,
+    },
+    /// A checkpoint that could not be written or read.
+    #[error("checkpoint {}: {source}", path.display())]
+    CheckpointIo {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the system said. Of a file that is not there it has the kind `NotFound`.
+        source: io::Error,
+    },
+    /// A file that is not a checkpoint, or a damaged one; or what is to be saved can't be, as two Vars have the same name.
+    #[error("checkpoint {}: {reason}", path.display())]
+    Checkpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong with it, and what was expected.
+        reason: String,
+    },
+    /// A checkpoint of another optimizer, or of other Vars.
+    #[error(
+        "checkpoint {} is not of this optimizer, nothing was changed: {}",
+        path.display(),
+        differences.join("; ")
+    )]
+    CheckpointMismatch {
+        /// The checkpoint.
+        path: PathBuf,
+        /// All that differs, by name.
+        differences: Vec<String>,
     },
     /// An error of candle, from `backward`, from the inner optimizer or from a device.
     ///

@@ -39,6 +39,7 @@
 
 mod apply;
 pub mod backend;
+mod checkpoint;
 mod clip;
 mod error;
 mod functions;
@@ -49,7 +50,6 @@ mod norm;
 pub mod optim;
 mod optimizer;
 mod report;
-#[cfg(feature = "serde")]
 mod serde_float;
 mod summary;
 mod vars;

@@ -1,5 +1,6 @@
 use std::any::type_name;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
@@ -9,6 +10,7 @@ use candle_nn::Optimizer;
 
 use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::clip::{Action, Clip, Decision, Edits, Limits, NonFinite};
+use crate::checkpoint::WrapperRecord;
 use crate::functions::{insert, non_finite_error};
 use crate::measure::{Measurements, measure};
 use crate::optim::{self, Clipped, ParamGroups};
@@ -554,6 +556,67 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         tracing::debug!(step, total_norm, clipped_norm, clip_coef, skipped, "step");
         self.last_report = Some(report.clone());
         report
+    }
+}
+
+/// Checkpoints, of the optimizers that have them.
+impl<O: optim::Checkpoint> ClippedOptimizer<O> {
+    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`], the step counter and the skips in a
+    /// row; not the weights (see [`optim`](crate::optim#checkpoints)).
+    ///
+    /// # Errors
+    /// As [`optim::AdamW::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let wrapper = WrapperRecord {
+            clip: self.clip.clone(),
+            step: self.step,
+            skips_in_a_row: self.skips_in_a_row,
+        };
+        self.inner
+            .save_to(path.as_ref(), Some((&self.vars, wrapper)))
+    }
+
+    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`] and the counters become those of the file, as the inner
+    /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one. There is no
+    /// [`last_report`](Self::last_report) then. The weights must be loaded as well (see
+    /// [`optim`](crate::optim#checkpoints)).
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::Sgd;
+    /// use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// use candle_nn::Optimizer;
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-wrapper-{}", std::process::id()));
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let vars = vec![("w".to_string(), w.clone())];
+    /// let make = |clip| ClippedOptimizer::wrap(Sgd::named(vars.clone(), 0.1)?, vars.clone(), clip);
+    /// let mut opt = make(Clip::norm(1.0))?;
+    /// opt.backward_step(&w.sqr()?.sum_all()?)?;
+    /// opt.save(&path)?;
+    ///
+    /// let mut resumed = make(Clip::none())?;
+    /// resumed.load(&path)?;
+    /// assert_eq!(resumed.clip(), &Clip::norm(1.0));
+    /// resumed.set_clip(Clip::norm(0.5))?; // after `load`
+    /// assert_eq!(resumed.backward_step_report(&w.sqr()?.sum_all()?)?.step(), 2);
+    /// # let _ = std::fs::remove_file(path);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`optim::AdamW::load`]. Nothing is changed then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.inner.adopt(&self.vars); // `inner_mut` may have put another in its place
+        if let Some(wrapper) = self.inner.load_from(path.as_ref())? {
+            self.clip = wrapper.clip;
+            self.step = wrapper.step;
+            self.skips_in_a_row = wrapper.skips_in_a_row;
+        }
+        self.last_report = None;
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Floats that survive JSON: it has no NaN and no infinity, so there they are strings.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serializer};
 
 /// A float as it is written: a number, or "NaN", "inf", "-inf" where the format is for people.
 #[derive(Deserialize)]
@@ -31,8 +31,11 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 }
 
 /// The same for named floats.
+#[cfg(feature = "serde")]
 pub(crate) mod named {
-    use super::{Deserialize, Deserializer, Serialize, Serializer};
+    use serde::Serialize;
+
+    use super::{Deserialize, Deserializer, Serializer};
 
     #[derive(Serialize, Deserialize)]
     struct Float(#[serde(with = "super")] f64);

@@ -4,6 +4,7 @@ mod edits;
 mod groups;
 mod non_finite;
 mod norm;
+pub(crate) mod record;
 mod value;
 
 use std::fmt;

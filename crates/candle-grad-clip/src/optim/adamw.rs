@@ -1,4 +1,5 @@
 use std::fmt;
+use std::path::Path;
 
 use candle_core::Var;
 use candle_core::backprop::GradStore;
@@ -10,6 +11,7 @@ use super::trained::Trained;
 use super::{
     Fused, ParamGroup, ParamGroups, StepRule, check_decay, check_no_limits, check_not_negative,
 };
+use crate::checkpoint::{AdamWSettings, Loaded, Settings};
 use crate::{NamedVars, Result};
 
 /// AdamW that takes the clip into its update: a drop-in for [`candle_nn::AdamW`].
@@ -74,12 +76,8 @@ impl AdamW {
     /// `beta2` in `[0, 1)`.
     pub fn named(vars: impl Into<NamedVars>, params: ParamsAdamW) -> Result<Self> {
         check(&params)?;
-        let kept = Kept {
-            moments: 2,
-            master_weights: false,
-        };
         Ok(Self {
-            trained: Trained::new(vars.into(), kept),
+            trained: Trained::new(vars.into(), Kept::adamw(false, false)),
             params,
         })
     }
@@ -104,10 +102,8 @@ impl AdamW {
     /// Reddi, Kale, Kumar (2018), "On the convergence of Adam and beyond"; `amsgrad` of `torch.optim.AdamW`.
     #[must_use]
     pub fn amsgrad(mut self, amsgrad: bool) -> Self {
-        self.trained.restart(Kept {
-            moments: if amsgrad { 3 } else { 2 },
-            ..self.trained.kept()
-        });
+        let master_weights = self.trained.kept().master_weights;
+        self.trained.restart(Kept::adamw(amsgrad, master_weights));
         self
     }
 
@@ -188,9 +184,52 @@ impl AdamW {
     pub fn steps(&self) -> u64 {
         self.trained.steps()
     }
+
+    /// Saves the optimizer's state and hyper-parameters, not the weights (see [the module](super#checkpoints)).
+    ///
+    /// # Errors
+    /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); two Vars of one name; hyper-parameters outside their range, as those
+    /// could not be loaded. A file that was there stays then, whole.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_to(path.as_ref(), None)
+    }
+
+    /// Goes on from what [`save`](Self::save) wrote, here or in a [`ClippedOptimizer`](crate::ClippedOptimizer), whose own state is
+    /// then left out. Hyper-parameters become those of the file. The weights must be loaded as well (see
+    /// [the module](super#checkpoints)).
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::AdamW;
+    /// use candle_nn::{Optimizer, ParamsAdamW};
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-adamw-{}", std::process::id()));
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let vars = vec![("w".to_string(), w.clone())];
+    /// let mut opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+    /// opt.backward_step(&w.sqr()?.sum_all()?)?;
+    /// opt.save(&path)?;
+    ///
+    /// let mut resumed = AdamW::named(vars, ParamsAdamW { lr: 0.5, ..Default::default() })?;
+    /// resumed.load(&path)?;
+    /// assert_eq!((resumed.steps(), resumed.learning_rate()), (1, 1e-3));
+    /// resumed.set_learning_rate(1e-4); // after `load`
+    /// # let _ = std::fs::remove_file(path);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint, or a damaged one;
+    /// [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with all that differs. Nothing is changed then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.load_from(path.as_ref())?;
+        Ok(())
+    }
 }
 
-fn check(params: &ParamsAdamW) -> Result<()> {
+pub(crate) fn check(params: &ParamsAdamW) -> Result<()> {
     check_not_negative("lr", params.lr)?;
     check_decay("beta1", params.beta1)?;
     check_decay("beta2", params.beta2)?;
@@ -227,6 +266,23 @@ impl Fused for AdamW {
 
     fn trained_mut(&mut self) -> &mut Trained {
         &mut self.trained
+    }
+
+    fn settings(&self) -> Settings {
+        let kept = self.trained.kept();
+        Settings::AdamW(AdamWSettings {
+            params: self.params.clone(),
+            amsgrad: kept.moments == 3,
+            master_weights: kept.master_weights,
+        })
+    }
+
+    fn restore(&mut self, loaded: Loaded) {
+        let kept = loaded.settings.kept();
+        if let Settings::AdamW(settings) = loaded.settings {
+            self.params = settings.params;
+            self.trained.restore(kept, loaded.states, loaded.steps);
+        }
     }
 }
 

@@ -18,6 +18,59 @@
 //! On CPU Vars are updated in place, so tensors that share their storage see the update, as with `Var::set`. Elsewhere
 //! candle's operations make the new values, all of them before the first is put in place.
 //!
+//! # Checkpoints
+//! [`AdamW::save`] and [`Sgd::save`], or [`ClippedOptimizer::save`](crate::ClippedOptimizer::save) with its [`Clip`](crate::Clip)
+//! and its counters, write one safetensors file; `load` goes on from there, bit for bit. The **weights are not in it**:
+//! candle's [`VarMap::save`](candle_nn::VarMap::save) has them.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_grad_clip::optim::AdamW;
+//! use candle_grad_clip::{Clip, ClippedOptimizer};
+//! use candle_nn::{Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
+//!
+//! fn model() -> anyhow::Result<(VarMap, candle_nn::Linear, ClippedOptimizer<AdamW>)> {
+//!     let varmap = VarMap::new();
+//!     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+//!     let linear = candle_nn::linear(4, 1, vb)?;
+//!     let opt = AdamW::named(&varmap, ParamsAdamW::default())?;
+//!     let opt = ClippedOptimizer::wrap(opt, &varmap, Clip::norm(1.0))?;
+//!     Ok((varmap, linear, opt))
+//! }
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! # let folder = std::env::temp_dir().join(format!("candle-grad-clip-doc-{}", std::process::id()));
+//! # std::fs::create_dir_all(&folder)?;
+//! let x = Tensor::ones((8, 4), DType::F32, &Device::Cpu)?;
+//! let (varmap, linear, mut opt) = model()?;
+//! opt.backward_step(&linear.forward(&x)?.sqr()?.mean_all()?)?;
+//! varmap.save(folder.join("model.safetensors"))?;
+//! opt.save(folder.join("optimizer.safetensors"))?;
+//! opt.backward_step(&linear.forward(&x)?.sqr()?.mean_all()?)?;
+//! let weights = linear.weight().to_vec2::<f32>()?;
+//!
+//! // In another process, some day:
+//! let (mut varmap, linear, mut opt) = model()?;
+//! varmap.load(folder.join("model.safetensors"))?;
+//! opt.load(folder.join("optimizer.safetensors"))?;
+//! opt.backward_step(&linear.forward(&x)?.sqr()?.mean_all()?)?;
+//! assert_eq!(linear.weight().to_vec2::<f32>()?, weights);
+//! # std::fs::remove_dir_all(folder)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! State is found by the Vars' **names**. Those of a `Vec<Var>` are its places (`var.0`, `var.1`, ...), and
+//! `VarMap::all_vars` has another order in each process: take `named(&varmap, ..)`, or wrap with `&varmap`.
+//!
+//! `load` restores the hyper-parameters and the `Clip` as they were saved, as PyTorch's `load_state_dict` does: what is to be
+//! another one (`set_learning_rate`, `set_params`, `set_clip`) is set after `load`. What is chosen when an optimizer is made
+//! (`amsgrad`, `master_weights`) must be as it was. A file that does not fit is refused as a whole, with all that differs in the
+//! error; nothing is changed then.
+//!
+//! `save` writes a second file in the same folder, waits for the disk, and renames: a save that fails (a full disk) or is
+//! killed leaves the old file whole. One process at a time may save to a path. A symbolic link is replaced, not followed.
+//!
 //! # Failure
 //! Everything is checked before the first write: hyper-parameters, shapes, dtypes, devices. A step that returns an
 //! error has changed nothing. (What no library can promise: a GPU fault that shows later.)
@@ -27,9 +80,10 @@ mod groups;
 mod per_group;
 mod sgd;
 pub(crate) mod state;
-mod trained;
+pub(crate) mod trained;
 
 use std::any::Any;
+use std::path::Path;
 
 use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels as kernels;
@@ -37,9 +91,12 @@ use candle_grad_clip_kernels as kernels;
 pub use adamw::AdamW;
 pub use groups::{ParamGroup, ParamGroups};
 pub use per_group::PerGroup;
+pub(crate) use adamw::check as check_adamw;
+pub(crate) use sgd::check as check_sgd;
 pub use sgd::{ParamsSgd, Sgd};
 pub(crate) use trained::Clipped;
 
+use crate::checkpoint::{self, Loaded, Settings, WrapperRecord};
 use crate::{Error, NamedVars, Result};
 use trained::Trained;
 
@@ -66,6 +123,33 @@ pub(crate) trait Fused: 'static {
     fn next_rule(&self, group: Option<&ParamGroup>) -> Result<StepRule>;
     fn trained(&self) -> &Trained;
     fn trained_mut(&mut self) -> &mut Trained;
+    /// What checkpoints hold beside the state.
+    fn settings(&self) -> Settings;
+    /// Takes on what a checkpoint holds; it was read for this optimizer, and checked.
+    fn restore(&mut self, loaded: Loaded);
+
+    /// Saves, under the Vars' own names or those of a wrapper, with its state.
+    fn save_to(&self, path: &Path, wrapper: Option<(&NamedVars, WrapperRecord)>) -> Result<()> {
+        let (trained, settings) = (self.trained(), self.settings());
+        let Some((vars, record)) = wrapper else {
+            return checkpoint::save(path, trained.vars().names(), trained, &settings, None);
+        };
+        checkpoint::save(
+            path,
+            &trained.names_as(vars),
+            trained,
+            &settings,
+            Some(record),
+        )
+    }
+
+    /// Loads, and hands back what a wrapper saved.
+    fn load_from(&mut self, path: &Path) -> Result<Option<WrapperRecord>> {
+        let mut loaded = checkpoint::load(path, self.trained(), &self.settings())?;
+        let wrapper = loaded.wrapper.take();
+        self.restore(loaded);
+        Ok(wrapper)
+    }
 
     /// Takes a step; with `clipped`, on gradients edited as that says.
     fn fused_step(&mut self, grads: &GradStore, clipped: Option<Clipped<'_>>) -> Result<()> {
@@ -82,6 +166,30 @@ pub(crate) trait Fused: 'static {
         self.trained_mut().adopt(vars);
     }
 }
+
+mod sealed {
+    /// Only optimizers of this crate know how to save what a wrapper adds.
+    #[allow(private_bounds)] // that is the seal
+    pub trait Sealed: super::Fused {}
+}
+
+/// Optimizers that a [`ClippedOptimizer`](crate::ClippedOptimizer) can save and load with its own state:
+/// [`AdamW`] and [`Sgd`], and no others (the trait is sealed).
+///
+/// ```
+/// use candle_grad_clip::ClippedOptimizer;
+/// use candle_grad_clip::optim::Checkpoint;
+///
+/// fn save_best<O: Checkpoint>(opt: &ClippedOptimizer<O>) -> candle_grad_clip::Result<()> {
+///     opt.save("best.optimizer.safetensors")
+/// }
+/// ```
+pub trait Checkpoint: candle_nn::Optimizer + sealed::Sealed {}
+
+impl sealed::Sealed for AdamW {}
+impl sealed::Sealed for Sgd {}
+impl Checkpoint for AdamW {}
+impl Checkpoint for Sgd {}
 
 /// The optimizer as one of ours, whichever constructor made it.
 pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<&mut dyn Fused> {

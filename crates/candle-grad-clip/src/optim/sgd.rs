@@ -1,4 +1,5 @@
 use std::fmt;
+use std::path::Path;
 
 use candle_core::Var;
 use candle_core::backprop::GradStore;
@@ -8,6 +9,7 @@ use candle_nn::Optimizer;
 use super::state::Kept;
 use super::trained::Trained;
 use super::{Fused, ParamGroup, ParamGroups, StepRule, check_no_limits, check_not_negative};
+use crate::checkpoint::{Loaded, Settings, SgdSettings};
 use crate::{Error, NamedVars, Result};
 
 /// Hyper-parameters of [`Sgd`], named and meant as those of `torch.optim.SGD`.
@@ -111,10 +113,7 @@ impl Sgd {
     pub fn named(vars: impl Into<NamedVars>, params: impl Into<ParamsSgd>) -> Result<Self> {
         let params = params.into();
         check(&params)?;
-        let kept = Kept {
-            moments: usize::from(params.momentum != 0.0),
-            master_weights: false,
-        };
+        let kept = Kept::sgd(params.momentum, false);
         Ok(Self {
             trained: Trained::new(vars.into(), kept),
             params,
@@ -204,9 +203,52 @@ impl Sgd {
     pub fn steps(&self) -> u64 {
         self.trained.steps()
     }
+
+    /// Saves the optimizer's state and hyper-parameters, not the weights (see [the module](super#checkpoints)).
+    ///
+    /// # Errors
+    /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); two Vars of one name; hyper-parameters outside their range, as those
+    /// could not be loaded. A file that was there stays then, whole.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_to(path.as_ref(), None)
+    }
+
+    /// Goes on from what [`save`](Self::save) wrote, here or in a [`ClippedOptimizer`](crate::ClippedOptimizer), whose own state is
+    /// then left out. Hyper-parameters become those of the file. The weights must be loaded as well (see
+    /// [the module](super#checkpoints)).
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::{ParamsSgd, Sgd};
+    /// use candle_nn::Optimizer;
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-sgd-{}", std::process::id()));
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let vars = vec![("w".to_string(), w.clone())];
+    /// let params = ParamsSgd { lr: 0.1, momentum: 0.9, ..Default::default() };
+    /// let mut opt = Sgd::named(vars.clone(), params)?;
+    /// opt.backward_step(&w.sqr()?.sum_all()?)?;
+    /// opt.save(&path)?;
+    ///
+    /// let mut resumed = Sgd::named(vars, 0.5)?;
+    /// resumed.load(&path)?;
+    /// assert_eq!((resumed.steps(), resumed.params()), (1, &params));
+    /// # let _ = std::fs::remove_file(path);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint, or a damaged one;
+    /// [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with all that differs. Nothing is changed then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.load_from(path.as_ref())?;
+        Ok(())
+    }
 }
 
-fn check(params: &ParamsSgd) -> Result<()> {
+pub(crate) fn check(params: &ParamsSgd) -> Result<()> {
     check_not_negative("lr", params.lr)?;
     check_not_negative("momentum", params.momentum)?;
     check_not_negative("weight_decay", params.weight_decay)?;
@@ -262,6 +304,21 @@ impl Fused for Sgd {
 
     fn trained_mut(&mut self) -> &mut Trained {
         &mut self.trained
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::Sgd(SgdSettings {
+            params: self.params,
+            master_weights: self.trained.kept().master_weights,
+        })
+    }
+
+    fn restore(&mut self, loaded: Loaded) {
+        let kept = loaded.settings.kept();
+        if let Settings::Sgd(settings) = loaded.settings {
+            self.params = settings.params;
+            self.trained.restore(kept, loaded.states, loaded.steps);
+        }
     }
 }
 

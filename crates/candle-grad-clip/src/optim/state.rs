@@ -26,13 +26,22 @@ pub(crate) enum State {
 }
 
 impl Kept {
-    pub(crate) fn has_master(self, dtype: DType) -> bool {
-        self.master_weights && matches!(dtype, DType::F16 | DType::BF16)
+    pub(crate) fn adamw(amsgrad: bool, master_weights: bool) -> Self {
+        Self {
+            moments: if amsgrad { 3 } else { 2 },
+            master_weights,
+        }
     }
 
-    /// Arrays for a Var of this dtype.
-    pub(crate) fn arrays(self, dtype: DType) -> usize {
-        self.moments + usize::from(self.has_master(dtype))
+    pub(crate) fn sgd(momentum: f64, master_weights: bool) -> Self {
+        Self {
+            moments: usize::from(momentum != 0.0),
+            master_weights,
+        }
+    }
+
+    pub(crate) fn has_master(self, dtype: DType) -> bool {
+        self.master_weights && matches!(dtype, DType::F16 | DType::BF16)
     }
 }
 
@@ -86,11 +95,16 @@ impl State {
         if !var.device().is_cpu() {
             return Ok(Self::Device(arrays));
         }
-        if wide_dtype(var.dtype()) == DType::F64 {
-            return Ok(Self::Host(WideVec::F64(values(&arrays)?)));
-        }
-        Ok(Self::Host(WideVec::F32(values(&arrays)?)))
+        Ok(Self::Host(host_values(&arrays)?))
     }
+}
+
+/// The numbers of arrays of one of the two dtypes, one array behind the other.
+pub(crate) fn host_values(arrays: &[Tensor]) -> Result<WideVec> {
+    if arrays.first().map(Tensor::dtype) == Some(DType::F64) {
+        return Ok(WideVec::F64(values(arrays)?));
+    }
+    Ok(WideVec::F32(values(arrays)?))
 }
 
 fn tensors<W: Wide + candle_core::WithDType>(values: &[W], var: &Var) -> Result<Vec<Tensor>> {

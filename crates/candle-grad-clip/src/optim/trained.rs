@@ -79,6 +79,27 @@ impl Trained {
         Ok(())
     }
 
+    /// One for each Var.
+    pub(crate) fn states(&self) -> &[State] {
+        &self.states
+    }
+
+    /// Takes on the state of a checkpoint: one for each Var, with the arrays that `kept` says.
+    pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64) {
+        self.kept = kept;
+        self.states = states;
+        self.steps = steps;
+    }
+
+    /// The names of our Vars, those of `vars` first: what [`Trained::adopt`] would give them.
+    pub(crate) fn names_as(&self, vars: &NamedVars) -> Vec<String> {
+        let ids = vars.vars().iter().map(|var| var.id());
+        let theirs: FxHashMap<TensorId, &String> = ids.zip(vars.names()).collect();
+        let ours = self.vars.vars().iter().zip(self.vars.names());
+        ours.map(|(var, name)| theirs.get(&var.id()).copied().unwrap_or(name).clone())
+            .collect()
+    }
+
     /// Forgets all state, and keeps other arrays from now on.
     pub(crate) fn restart(&mut self, kept: Kept) {
         self.kept = kept;

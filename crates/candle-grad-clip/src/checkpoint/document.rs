@@ -1,0 +1,210 @@
+//! What a checkpoint says of itself: JSON in the metadata of the safetensors file.
+
+use std::collections::{HashMap, HashSet};
+
+use candle_core::Var;
+use serde::{Deserialize, Serialize};
+
+use super::file::Metadata;
+use super::settings::Settings;
+use super::{Checked, Fault, listed};
+use crate::Clip;
+use crate::clip::record::ClipRecord;
+use crate::optim::state::State;
+use crate::optim::trained::Trained;
+
+/// What the files are.
+pub(super) const FORMAT: &str = "candle-grad-clip optimizer";
+/// A reader that does not know a version refuses it. Any new field is a new version.
+pub(super) const VERSION: &str = "1";
+
+/// No training takes more steps; a counter must not overflow.
+const MAX_STEPS: u64 = 1 << 53;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Document {
+    pub(super) optimizer: Settings,
+    /// Steps taken.
+    pub(super) steps: u64,
+    pub(super) vars: Vec<VarRecord>,
+    /// There if a wrapper saved the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) wrapper: Option<WrapperRecord>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VarRecord {
+    pub(super) name: String,
+    shape: Vec<usize>,
+    dtype: String,
+    /// Whether it has had a gradient: before that it has no arrays.
+    pub(super) has_stepped: bool,
+}
+
+/// The state of a [`ClippedOptimizer`](crate::ClippedOptimizer) around the optimizer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WrapperRecord {
+    #[serde(with = "ClipRecord")]
+    pub(crate) clip: Clip,
+    pub(crate) step: u64,
+    pub(crate) skips_in_a_row: u32,
+}
+
+impl Document {
+    pub(super) fn new(
+        names: &[String],
+        trained: &Trained,
+        optimizer: Settings,
+        wrapper: Option<WrapperRecord>,
+    ) -> Self {
+        let of = |((name, var), state): ((&String, &Var), &State)| VarRecord {
+            name: name.clone(),
+            shape: var.dims().to_vec(),
+            dtype: var.dtype().as_str().to_string(),
+            has_stepped: !matches!(state, State::Fresh),
+        };
+        let vars = names.iter().zip(trained.vars().vars());
+        Self {
+            optimizer,
+            steps: trained.steps(),
+            vars: vars.zip(trained.states()).map(of).collect(),
+            wrapper,
+        }
+    }
+
+    pub(super) fn to_json(&self) -> Checked<String> {
+        serde_json::to_string(self).map_err(|error| Fault::Invalid(error.to_string()))
+    }
+
+    pub(super) fn from_metadata(metadata: &Metadata) -> Checked<Self> {
+        let invalid = |reason: String| Err(Fault::Invalid(reason));
+        match metadata.format.as_deref() {
+            Some(FORMAT) => {}
+            Some(other) => {
+                return invalid(format!("its format is {other:?}, expected {FORMAT:?}"));
+            }
+            None => {
+                return invalid(format!(
+                    "a safetensors file, but not a checkpoint of an optimizer: its metadata has no \
+                     format, expected {FORMAT:?} (weights are loaded by VarMap::load)"
+                ));
+            }
+        }
+        let version = metadata.format_version.as_deref().unwrap_or("missing");
+        if version != VERSION {
+            let writer = metadata.crate_version.as_deref().unwrap_or("unknown");
+            return invalid(format!(
+                "its format version is {version}, expected {VERSION}; it was written by \
+                 candle-grad-clip {writer}: load it with that version"
+            ));
+        }
+        let Some(json) = metadata.checkpoint.as_deref() else {
+            return invalid("its metadata has no entry \"checkpoint\"".to_string());
+        };
+        serde_json::from_str(json)
+            .map_err(|error| Fault::Invalid(format!("its metadata can't be read: {error}")))
+    }
+
+    /// Checks what can be checked without an optimizer. Also before saving, so that no file is written that can't be loaded.
+    pub(super) fn check(&self) -> Checked<()> {
+        let invalid = |reason: String| Err(Fault::Invalid(reason));
+        let in_range = self.optimizer.check().and_then(|()| {
+            let clip = self.wrapper.as_ref().map(|wrapper| &wrapper.clip);
+            clip.map_or(Ok(()), Clip::check)
+        });
+        if let Err(error) = in_range {
+            return invalid(error.to_string());
+        }
+        let wrapper_step = self.wrapper.as_ref().map_or(0, |wrapper| wrapper.step);
+        for (name, steps) in [("steps", self.steps), ("step", wrapper_step)] {
+            if steps > MAX_STEPS {
+                return invalid(format!("{name} is {steps}, expected {MAX_STEPS} at most"));
+            }
+        }
+        let mut seen = HashSet::new();
+        for VarRecord {
+            name, has_stepped, ..
+        } in &self.vars
+        {
+            if !seen.insert(name) {
+                return invalid(format!(
+                    "two Vars are named {name:?}, expected a name of its own for each: make the \
+                     optimizer or the wrapper from a VarMap, or from (name, Var) pairs"
+                ));
+            }
+            if *has_stepped && self.steps == 0 {
+                return invalid(format!("{name:?} has state, but no step was taken"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The records of the optimizer's Vars, in its order, or in what the file is of another optimizer.
+    pub(super) fn fit(
+        &self,
+        trained: &Trained,
+        settings: &Settings,
+    ) -> Checked<Vec<&VarRecord>> {
+        let mut differences = self.other_settings(settings);
+        let vars = trained.vars();
+        let by_name: HashMap<&str, &VarRecord> = self
+            .vars
+            .iter()
+            .map(|record| (record.name.as_str(), record))
+            .collect();
+        let ours: HashSet<&str> = vars.names().iter().map(String::as_str).collect();
+        let (mut missing, mut shapes, mut dtypes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut records = Vec::with_capacity(vars.names().len());
+        for (name, var) in vars.names().iter().zip(vars.vars()) {
+            let Some(record) = by_name.get(name.as_str()).copied() else {
+                missing.push(format!("{name:?}"));
+                continue;
+            };
+            records.push(record);
+            let (shape, dtype) = (var.dims(), var.dtype().as_str());
+            if record.shape != shape {
+                let there = &record.shape;
+                shapes.push(format!("{name:?} is {there:?} in the file, {shape:?} here"));
+            }
+            if record.dtype != dtype {
+                let there = &record.dtype;
+                dtypes.push(format!("{name:?} is {there} in the file, {dtype} here"));
+            }
+        }
+        let unexpected = self.vars.iter().map(|record| &record.name);
+        let unexpected = unexpected.filter(|name| !ours.contains(name.as_str()));
+        let unexpected = unexpected.map(|name| format!("{name:?}")).collect();
+        for (title, names) in [
+            ("Vars that are not in the file", missing),
+            ("Vars that are only in the file", unexpected),
+            ("other shapes", shapes),
+            ("other dtypes", dtypes),
+        ] {
+            if !names.is_empty() {
+                differences.push(format!("{title}: {}", listed(&names)));
+            }
+        }
+        if ours.len() < vars.names().len() {
+            differences.push("two Vars here have the same name".to_string());
+        }
+        if differences.is_empty() {
+            return Ok(records);
+        }
+        Err(Fault::Different(differences))
+    }
+
+    fn other_settings(&self, here: &Settings) -> Vec<String> {
+        if self.optimizer.kind() != here.kind() {
+            let (there, here) = (self.optimizer.kind(), here.kind());
+            return vec![format!("the optimizer is {there} in the file, {here} here")];
+        }
+        let pairs = self.optimizer.fixed().into_iter().zip(here.fixed());
+        let differ = pairs.filter(|((_, there), (_, here))| there != here);
+        differ
+            .map(|((name, there), (_, here))| format!("{name} is {there} in the file, {here} here"))
+            .collect()
+    }
+}

@@ -1,0 +1,299 @@
+//! The safetensors format: eight bytes with the header's length, the header in JSON, the numbers (little-endian).
+//!
+//! Not by the crate `safetensors` (0.8): it takes the last of two entries with one name, adds up offsets unchecked, which a
+//! hostile file makes overflow, and wants the whole file in memory.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+
+use candle_core::{DType, Var};
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::document::{FORMAT, VERSION};
+use super::{Checked, Fault, listed};
+use crate::optim::state::wide_dtype;
+
+/// As the crate `safetensors` has it, so that others can read what we write.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// The bytes of the header's length.
+const PREFIX_BYTES: u64 = 8;
+/// Bytes of a buffer between us and the file.
+pub(super) const BUFFER_BYTES: usize = 1 << 20;
+/// The key that is no tensor.
+const METADATA: &str = "__metadata__";
+
+/// The entries of a file's metadata that we know; there may be others.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Metadata {
+    pub(super) format: Option<String>,
+    pub(super) format_version: Option<String>,
+    pub(super) crate_version: Option<String>,
+    /// The document.
+    pub(super) checkpoint: Option<String>,
+}
+
+/// A tensor in the header.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TensorInfo {
+    dtype: String,
+    shape: Vec<usize>,
+    /// Where it begins and ends, from the end of the header.
+    pub(super) data_offsets: (u64, u64),
+}
+
+impl TensorInfo {
+    /// An array of `var`, at `offset`.
+    pub(super) fn new(var: &Var, offset: u64) -> Self {
+        let bytes = var.elem_count() * wide_dtype(var.dtype()).size_in_bytes();
+        Self {
+            dtype: dtype_name(var).to_string(),
+            shape: var.dims().to_vec(),
+            data_offsets: (offset, offset.saturating_add(bytes as u64)),
+        }
+    }
+
+    /// The bytes that dtype and shape say, if it is one of our dtypes.
+    fn bytes(&self) -> Option<u64> {
+        let size = match self.dtype.as_str() {
+            "F32" => 4,
+            "F64" => 8,
+            _ => return None,
+        };
+        let dims = self.shape.iter().map(|dim| *dim as u64);
+        dims.into_iter().try_fold(size, u64::checked_mul)
+    }
+}
+
+fn dtype_name(var: &Var) -> &'static str {
+    match wide_dtype(var.dtype()) {
+        DType::F64 => "F64",
+        _ => "F32",
+    }
+}
+
+/// Everything in front of the numbers.
+pub(super) fn header_bytes(
+    document: &str,
+    tensors: &[(String, TensorInfo)],
+) -> Checked<Vec<u8>> {
+    struct Entries<'a>(Metadata, &'a [(String, TensorInfo)]);
+    impl Serialize for Entries<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let mut map = serializer.serialize_map(Some(1 + self.1.len()))?;
+            map.serialize_entry(METADATA, &self.0)?;
+            for (name, info) in self.1 {
+                map.serialize_entry(name, info)?;
+            }
+            map.end()
+        }
+    }
+    let metadata = Metadata {
+        format: Some(FORMAT.to_string()),
+        format_version: Some(VERSION.to_string()),
+        crate_version: Some(env!("CARGO_PKG_VERSION").to_string()),
+        checkpoint: Some(document.to_string()),
+    };
+    let mut bytes = vec![0; PREFIX_BYTES as usize];
+    serde_json::to_writer(&mut bytes, &Entries(metadata, tensors))
+        .map_err(|error| Fault::Invalid(error.to_string()))?;
+    // The numbers begin at a multiple of eight.
+    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    let len = bytes.len() as u64 - PREFIX_BYTES;
+    if len > MAX_HEADER_BYTES {
+        return Err(Fault::Invalid(format!(
+            "names and shapes of {} tensors take {len} bytes, more than the {MAX_HEADER_BYTES} \
+             that the format allows",
+            tensors.len()
+        )));
+    }
+    bytes[..PREFIX_BYTES as usize].copy_from_slice(&len.to_le_bytes());
+    Ok(bytes)
+}
+
+/// Writes numbers as little-endian.
+pub(super) fn write_numbers<W: bytemuck::NoUninit>(
+    out: &mut dyn Write,
+    numbers: &[W],
+) -> io::Result<()> {
+    if cfg!(target_endian = "little") {
+        return out.write_all(bytemuck::cast_slice(numbers));
+    }
+    for number in numbers {
+        let mut bytes = bytemuck::bytes_of(number).to_vec();
+        bytes.reverse();
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+/// The checked header of a file.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) metadata: Metadata,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+/// The numbers of a file.
+pub(super) struct Arrays {
+    reader: BufReader<File>,
+    /// Where the reader stands, from the end of the header.
+    position: u64,
+}
+
+impl Header {
+    /// Reads a header; the tensors then cover the rest of the file, without gaps or overlaps.
+    pub(super) fn read(path: &Path) -> Checked<(Self, Arrays)> {
+        let file_type = fs::metadata(path)?;
+        if !file_type.is_file() {
+            return Err(Fault::Invalid(
+                "not a regular file, expected one that save has written".to_string(),
+            ));
+        }
+        let file = File::open(path)?;
+        let file_bytes = file.metadata()?.len();
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, file);
+        let cut_short = || {
+            Fault::Invalid(format!(
+                "{file_bytes} bytes are no safetensors file, or not all of one"
+            ))
+        };
+        let rest_bytes = file_bytes.checked_sub(PREFIX_BYTES).ok_or_else(cut_short)?;
+        let mut prefix = [0; PREFIX_BYTES as usize];
+        reader.read_exact(&mut prefix)?;
+        let header_bytes = u64::from_le_bytes(prefix);
+        if header_bytes > MAX_HEADER_BYTES {
+            return Err(Fault::Invalid(format!(
+                "its header would have {header_bytes} bytes, expected {MAX_HEADER_BYTES} at most: \
+                 is it a safetensors file?"
+            )));
+        }
+        let data_bytes = rest_bytes.checked_sub(header_bytes).ok_or_else(cut_short)?;
+        let mut json = Vec::new();
+        reader.by_ref().take(header_bytes).read_to_end(&mut json)?;
+        let header: Self = serde_json::from_slice(&json)
+            .map_err(|error| Fault::Invalid(format!("its header can't be read: {error}")))?;
+        header.check_layout(data_bytes)?;
+        let arrays = Arrays {
+            reader,
+            position: 0,
+        };
+        Ok((header, arrays))
+    }
+
+    /// One tensor behind the other, each as long as its shape says, to the end of the file.
+    fn check_layout(&self, data_bytes: u64) -> Checked<()> {
+        let mut tensors: Vec<(&String, &TensorInfo)> = self.tensors.iter().collect();
+        tensors.sort_by_key(|(name, info)| (info.data_offsets, name.as_str()));
+        let mut end = 0;
+        for (name, info) in tensors {
+            let (from, to) = info.data_offsets;
+            let bytes = info.bytes().and_then(|bytes| from.checked_add(bytes));
+            if from != end || bytes != Some(to) {
+                return Err(Fault::Invalid(format!(
+                    "tensor {name:?}, {} {:?}, lies at {from}..{to} of the data, expected it at \
+                     {end} and as long as its shape says, in F32 or F64",
+                    info.dtype, info.shape
+                )));
+            }
+            end = to;
+        }
+        if end != data_bytes {
+            return Err(Fault::Invalid(format!(
+                "its tensors take {end} bytes, but {data_bytes} follow the header: the file was \
+                 cut or something was appended"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Where the array of `var` by this name begins.
+    pub(super) fn take(&mut self, name: &str, var: &Var) -> Checked<u64> {
+        let Some(info) = self.tensors.remove(name) else {
+            return Err(Fault::Invalid(format!("it has no tensor {name:?}")));
+        };
+        let expected = (dtype_name(var), var.dims());
+        if (info.dtype.as_str(), &*info.shape) != expected {
+            return Err(Fault::Invalid(format!(
+                "tensor {name:?} is {} {:?}, expected {} {:?}",
+                info.dtype, info.shape, expected.0, expected.1
+            )));
+        }
+        Ok(info.data_offsets.0)
+    }
+
+    /// All tensors were taken.
+    pub(super) fn expect_empty(&self) -> Checked<()> {
+        if self.tensors.is_empty() {
+            return Ok(());
+        }
+        let mut names: Vec<String> = self.tensors.keys().map(|n| format!("{n:?}")).collect();
+        names.sort();
+        Err(Fault::Invalid(format!(
+            "it has tensors that belong to no Var's state: {}",
+            listed(&names)
+        )))
+    }
+}
+
+impl Arrays {
+    /// Arrays of `len` numbers each that begin at `offsets`, one behind the other.
+    pub(super) fn read<W: bytemuck::Pod>(
+        &mut self,
+        offsets: &[u64],
+        len: usize,
+    ) -> io::Result<Vec<W>> {
+        let mut numbers = vec![W::zeroed(); offsets.len() * len];
+        for (offset, array) in offsets.iter().zip(numbers.chunks_exact_mut(len.max(1))) {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(array);
+            self.reader
+                .seek_relative(offset.wrapping_sub(self.position).cast_signed())?;
+            self.reader.read_exact(bytes)?;
+            self.position = offset + bytes.len() as u64;
+            if cfg!(target_endian = "big") {
+                let numbers = bytes.chunks_exact_mut(size_of::<W>());
+                numbers.for_each(<[u8]>::reverse);
+            }
+        }
+        Ok(numbers)
+    }
+}
+
+/// By hand, since a map would take the last of two tensors with one name.
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut metadata = None;
+                let mut tensors = HashMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    let is_new = if name == METADATA {
+                        metadata.replace(map.next_value()?).is_none()
+                    } else {
+                        tensors.insert(name.clone(), map.next_value()?).is_none()
+                    };
+                    if !is_new {
+                        return Err(serde::de::Error::custom(format!("{name:?} comes twice")));
+                    }
+                }
+                Ok(Header {
+                    metadata: metadata.unwrap_or_default(),
+                    tensors,
+                })
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
