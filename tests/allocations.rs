@@ -2,17 +2,19 @@
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::System;
+use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{
     Clip, ClippedOptimizer, NormType, StepPath, clip_grad_norm, clip_grad_value, total_norm,
 };
 use candle_nn::{Optimizer, ParamsAdamW};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
+use support::checkpoints::{Folder, split, with_header};
 use support::gradients::{random_values, store_for, store_of, tensor};
 use support::optimizers::Recorder;
 
@@ -197,5 +199,54 @@ fn the_counter_counts() -> Result<()> {
     let gradients = sets()?.swap_remove(0);
     let stats = allocated(|| copies(&gradients).map(drop))?;
     assert!(stats.bytes_allocated >= bytes(&gradients));
+    Ok(())
+}
+
+/// Saving takes a buffer, loading takes a buffer and the state, whatever a file claims.
+#[test]
+fn checkpoints_are_not_held_in_memory() -> Result<()> {
+    const BUFFER: usize = (1 << 20) + (64 << 10);
+    let _alone = alone();
+    let folder = Folder::in_memory()?;
+    let path = folder.join("o");
+    let w = Var::ones(300_000, DType::F32, &Device::Cpu)?;
+    let mut opt = AdamW::new_lr(vec![w.clone()], 0.1)?;
+    opt.backward_step(&w.sqr()?.sum_all()?)?;
+    let stats = allocated(|| Ok(opt.save(&path)?))?;
+    assert!(stats.bytes_allocated < BUFFER, "{stats:?}");
+    let stats = allocated(|| Ok(opt.load(&path)?))?;
+    assert!(
+        stats.bytes_allocated < BUFFER + 2 * 300_000 * 4,
+        "{stats:?}"
+    );
+
+    let bytes = fs::read(&path)?;
+    let claims = |header: &str| -> Result<usize> {
+        fs::write(&path, with_header(header, &[]))?;
+        let mut opt = AdamW::new_lr(vec![w.clone()], 0.1)?;
+        let stats = allocated(|| {
+            assert!(opt.load(&path).is_err());
+            Ok(())
+        })?;
+        Ok(
+            (stats.bytes_allocated + stats.bytes_reallocated.unsigned_abs()).saturating_sub(BUFFER)
+                / header.len(),
+        )
+    };
+    let (whole, _) = split(&bytes)?;
+    assert_eq!(claims(whole)?, 0); // 2.4 MB that are not there
+    let many = "0,".repeat(100_000) + "0";
+    for header in [
+        format!("{{\"a\":{{\"dtype\":\"F32\",\"shape\":[{many}],\"data_offsets\":[0,0]}}}}"),
+        format!("{{\"__metadata__\":{{\"note\":[{many}]}}}}"),
+        whole.replace("[300000]", &format!("[{many}]")),
+        format!(
+            "{{{}",
+            "\"\":{\"dtype\":\"\",\"shape\":[],\"data_offsets\":[0,0]},".repeat(10_000)
+        ),
+    ] {
+        let times = claims(&header)?;
+        assert!(times < 32, "{times} times the file's size");
+    }
     Ok(())
 }

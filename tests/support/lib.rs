@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod cases;
+pub mod checkpoints;
 pub mod gradients;
 pub mod optim_cases;
 pub mod optimizers;

@@ -1,0 +1,437 @@
+//! Whatever a file holds: no panic, no partial load.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use candle_core::{DType, Device, Var};
+use candle_grad_clip::optim::AdamW;
+use candle_grad_clip::{Clip, ClippedOptimizer, Error};
+use candle_nn::{Optimizer, ParamsAdamW};
+use proptest::prelude::*;
+use serde_json::json;
+use support::checkpoints::{Folder, edited, split, with_header};
+
+/// A small optimizer that has taken a step, and its Var.
+fn optimizer() -> Result<(Var, ClippedOptimizer<AdamW>)> {
+    let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    let vars = vec![
+        ("w".to_string(), w.clone()),
+        ("x".to_string(), Var::zeros(1, DType::F64, &Device::Cpu)?),
+    ];
+    let opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+    let mut opt = ClippedOptimizer::wrap(opt, vars, Clip::norm(1.0))?;
+    opt.backward_step(&w.sqr()?.sum_all()?)?;
+    Ok((w, opt))
+}
+
+/// A place for the files of a test, and one whole checkpoint.
+struct Bench {
+    folder: Folder,
+    w: Var,
+    opt: ClippedOptimizer<AdamW>,
+    /// What the optimizer is.
+    state: Vec<u8>,
+    /// A checkpoint of it, some steps later.
+    bytes: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let folder = Folder::in_memory()?;
+        let (w, mut later) = optimizer()?;
+        for _ in 0..3 {
+            later.backward_step(&w.sqr()?.sum_all()?)?;
+        }
+        let bytes = saved(&later, &folder)?;
+        let (w, opt) = optimizer()?;
+        let state = saved(&opt, &folder)?;
+        Ok(Self {
+            folder,
+            w,
+            opt,
+            state,
+            bytes,
+        })
+    }
+
+    /// Loads a file of these bytes. An error has changed nothing, a success nothing that a step can't take.
+    fn load(&mut self, bytes: &[u8]) -> Result<candle_grad_clip::Result<()>> {
+        let path = self.folder.join("hostile");
+        fs::write(&path, bytes)?;
+        let result = self.opt.load(&path);
+        if result.is_ok() {
+            let _ = self.opt.backward_step(&self.w.sqr()?.sum_all()?);
+            let _ = saved(&self.opt, &self.folder)?;
+            (self.w, self.opt) = optimizer()?;
+        }
+        assert_eq!(saved(&self.opt, &self.folder)?, self.state);
+        Ok(result)
+    }
+
+    /// The error of a file of these bytes.
+    fn refused(&mut self, bytes: &[u8]) -> Result<Error> {
+        let result = self.load(bytes)?;
+        result
+            .err()
+            .ok_or_else(|| anyhow::anyhow!("it was loaded: {:?}", String::from_utf8_lossy(bytes)))
+    }
+}
+
+fn saved(opt: &ClippedOptimizer<AdamW>, folder: &Path) -> Result<Vec<u8>> {
+    let path = folder.join("saved");
+    opt.save(&path)?;
+    Ok(fs::read(path)?)
+}
+
+#[test]
+fn cut_anywhere_or_with_more_behind_it() -> Result<()> {
+    let mut bench = Bench::new()?;
+    let bytes = bench.bytes.clone();
+    for len in 0..bytes.len() {
+        bench.refused(&bytes[..len])?;
+    }
+    bench.refused(&[&bytes[..], &[0]].concat())?;
+    bench.load(&bytes)??;
+    Ok(())
+}
+
+#[test]
+fn any_byte_changed() -> Result<()> {
+    let mut bench = Bench::new()?;
+    let bytes = bench.bytes.clone();
+    for i in 0..bytes.len() {
+        for mask in [1, 2, 4, 8, 16, 128, 255] {
+            let mut changed = bytes.clone();
+            changed[i] ^= mask;
+            let _ = bench.load(&changed)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn header_lengths_of_any_size() -> Result<()> {
+    let mut bench = Bench::new()?;
+    let bytes = bench.bytes.clone();
+    let header = u64::from_le_bytes(*bytes.first_chunk().unwrap());
+    let lengths = [
+        0,
+        1,
+        header - 1,
+        header + 1,
+        bytes.len() as u64,
+        100_000_000,
+        100_000_001,
+    ];
+    for len in
+        lengths
+            .into_iter()
+            .chain([1 << 31, 1 << 32, 1 << 62, 1 << 63, u64::MAX - 7, u64::MAX])
+    {
+        let mut changed = bytes.clone();
+        changed[..8].copy_from_slice(&len.to_le_bytes());
+        bench.refused(&changed)?;
+    }
+    Ok(())
+}
+
+/// What is wrong with the file is said.
+#[test]
+fn headers_that_lie() -> Result<()> {
+    type Edit = fn(&mut serde_json::Value, &mut serde_json::Value);
+    let edits: &[(&str, Edit)] = &[
+        ("its format is \"pt\"", |h, _| {
+            h["__metadata__"]["format"] = json!("pt")
+        }),
+        ("its format version is 2", |h, _| {
+            h["__metadata__"]["format_version"] = json!("2")
+        }),
+        ("not a checkpoint of an optimizer", |h, _| {
+            h.as_object_mut().unwrap().remove("__metadata__");
+        }),
+        ("no entry \"checkpoint\"", |h, _| {
+            h["__metadata__"]
+                .as_object_mut()
+                .unwrap()
+                .remove("checkpoint");
+        }),
+        ("can't be read", |_, d| *d = json!([])),
+        ("unknown field", |_, d| d["groups"] = json!([])),
+        ("unknown variant `Lion`", |_, d| {
+            d["optimizer"] = json!({"Lion": {}})
+        }),
+        ("missing field `lr`", |_, d| {
+            d["optimizer"]["AdamW"]["params"]
+                .as_object_mut()
+                .unwrap()
+                .remove("lr");
+        }),
+        ("lr is NaN", |_, d| {
+            d["optimizer"]["AdamW"]["params"]["lr"] = json!("NaN")
+        }),
+        ("lr is -1", |_, d| {
+            d["optimizer"]["AdamW"]["params"]["lr"] = json!(-1)
+        }),
+        ("eps is inf", |_, d| {
+            d["optimizer"]["AdamW"]["params"]["eps"] = json!("inf")
+        }),
+        ("beta1 is 1", |_, d| {
+            d["optimizer"]["AdamW"]["params"]["beta1"] = json!(1.0)
+        }),
+        ("beta2 is -0.5", |_, d| {
+            d["optimizer"]["AdamW"]["params"]["beta2"] = json!(-0.5)
+        }),
+        ("max_norm is 0", |_, d| {
+            d["wrapper"]["clip"]["method"]["norm"]["max_norm"] = json!(0)
+        }),
+        ("max_norm is NaN", |_, d| {
+            d["wrapper"]["clip"]["method"]["norm"]["max_norm"] = json!("NaN")
+        }),
+        ("norm_type is -2", |_, d| {
+            d["wrapper"]["clip"]["norm_type"] = json!({"p": -2})
+        }),
+        ("steps is 18446744073709551615", |_, d| {
+            d["steps"] = json!(u64::MAX)
+        }),
+        ("step is 18446744073709551615", |_, d| {
+            d["wrapper"]["step"] = json!(u64::MAX)
+        }),
+        ("can't be read", |_, d| {
+            d["wrapper"]["skips_in_a_row"] = json!(u64::MAX)
+        }),
+        ("no step was taken", |_, d| d["steps"] = json!(0)),
+        ("two Vars are named \"w\"", |_, d| {
+            d["vars"][1]["name"] = json!("w")
+        }),
+        ("\"x\" is [2] in the file, [1] here", |_, d| {
+            d["vars"][1]["shape"] = json!([2])
+        }),
+        ("can't be read", |_, d| d["vars"][0]["shape"] = json!([-1])),
+        ("\"x\" is u32 in the file, f64 here", |_, d| {
+            d["vars"][1]["dtype"] = json!("u32")
+        }),
+        ("no tensor \"x.first_moment\"", |_, d| {
+            d["vars"][1]["has_stepped"] = json!(true)
+        }),
+        (
+            "belong to no Var's state: \"w.first_moment\", \"w.second_moment\"",
+            |_, d| {
+                d["vars"][0]["has_stepped"] = json!(false);
+            },
+        ),
+        ("no tensor \"w.first_moment\"", |h, _| {
+            let info = h["w.first_moment"].take();
+            h.as_object_mut().unwrap().remove("w.first_moment");
+            h["v.first_moment"] = info;
+        }),
+        ("belong to no Var's state: \"\"", |h, _| {
+            h[""] = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]});
+        }),
+        ("in F32 or F64", |h, _| {
+            h["w.first_moment"]["dtype"] = json!("I32")
+        }), // of the same size
+        ("is F64 [1], expected F32 [2]", |h, _| {
+            h["w.first_moment"]["dtype"] = json!("F64");
+            h["w.first_moment"]["shape"] = json!([1]);
+        }),
+        ("is F32 [2, 1], expected F32 [2]", |h, _| {
+            h["w.first_moment"]["shape"] = json!([2, 1])
+        }),
+        ("lies at 0..8", |h, _| {
+            h["w.second_moment"]["data_offsets"] = json!([0, 8])
+        }), // overlap
+        ("lies at 4..12", |h, _| {
+            h["w.second_moment"]["data_offsets"] = json!([4, 12])
+        }),
+        ("lies at 16..24", |h, _| {
+            h["w.second_moment"]["data_offsets"] = json!([16, 24])
+        }), // a gap
+        ("lies at 8..0", |h, _| {
+            h["w.second_moment"]["data_offsets"] = json!([8, 0])
+        }),
+        ("expected it at 8", |h, _| {
+            h["w.second_moment"]["shape"] = json!([1u64 << 62]);
+            h["w.second_moment"]["data_offsets"] = json!([8, u64::MAX]);
+        }),
+        ("expected it at 8", |h, _| {
+            h["w.second_moment"]["shape"] = json!([1u64 << 40, 1u64 << 40]);
+        }),
+        // Sizes whose sum passes 2^64, on which other readers stumble.
+        ("expected it at", |h, _| {
+            let mut end = 16u64;
+            for i in 0..17 {
+                let next = end.wrapping_add(((1 << 58) - 1) * 4);
+                h[format!("y{i}")] = json!({"dtype": "F32", "shape": [(1u64 << 58) - 1], "data_offsets": [end, next]});
+                end = next;
+            }
+        }),
+        ("16 follow the header", |h, _| {
+            h["y"] = json!({"dtype": "F32", "shape": [1u64 << 40], "data_offsets": [16, 16 + (1u64 << 42)]});
+        }),
+    ];
+    let mut bench = Bench::new()?;
+    let bytes = bench.bytes.clone();
+    bench.load(&edited(&bytes, |_, _| {})?)??;
+    // Other entries of the metadata are nobody's business.
+    bench.load(&edited(&bytes, |h, _| {
+        h["__metadata__"]["note"] = json!("mine")
+    })?)??;
+    for (expected, edit) in edits {
+        let error = bench.refused(&edited(&bytes, edit)?)?.to_string();
+        assert!(error.contains(expected), "expected {expected}, got {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn headers_that_json_maps_would_take() -> Result<()> {
+    let mut bench = Bench::new()?;
+    let bytes = bench.bytes.clone();
+    let (header, data) = split(&bytes)?;
+    let info = r#""w.first_moment":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
+    assert!(header.contains(info), "{header}");
+    for (expected, text) in [
+        (
+            "comes twice",
+            header.replace(info, &format!("{info},{info}")),
+        ),
+        (
+            "comes twice",
+            header.replace(info, &format!("{info},\"__metadata__\":{{}}")),
+        ),
+        (
+            "duplicate field",
+            header.replace("\"shape\":[2]", "\"shape\":[2],\"shape\":[2]"),
+        ),
+        (
+            "duplicate field",
+            header.replace("{\"format\":", "{\"format\":\"x\",\"format\":"),
+        ),
+        (
+            "duplicate field",
+            header.replace("\\\"steps\\\":", "\\\"steps\\\":1,\\\"steps\\\":"),
+        ),
+        (
+            "number out of range",
+            header.replace("\\\"lr\\\":0.001", "\\\"lr\\\":1e999"),
+        ),
+        ("can't be read", format!("{}{header}", "[".repeat(100_000))),
+        ("can't be read", header.replace("[2]", &"[".repeat(100_000))),
+        ("can't be read", String::new()),
+        ("can't be read", "null".to_string()),
+        ("trailing characters", format!("{}x", header.trim_end())),
+    ] {
+        assert_ne!(text, header, "{expected}");
+        let error = bench.refused(&with_header(&text, data))?.to_string();
+        assert!(error.contains(expected), "expected {expected}, got {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_in_place_of_a_checkpoint() -> Result<()> {
+    let mut bench = Bench::new()?;
+    let path = bench.folder.join("weights");
+    let tensors = [("w".to_string(), bench.w.as_detached_tensor())];
+    candle_core::safetensors::save(&tensors.into_iter().collect(), &path)?;
+    let error = bench.refused(&fs::read(path)?)?.to_string();
+    assert!(
+        error.contains("weights are loaded by VarMap::load"),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[derive(Debug, Clone)]
+enum Mutation {
+    Set(usize, u8),
+    Remove(usize, usize),
+    Insert(usize, Vec<u8>),
+    Copy(usize, usize, usize),
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    let pieces = prop::sample::select(vec![
+        "0",
+        "-",
+        "e308",
+        "[",
+        "]",
+        "{",
+        "}",
+        "\"",
+        "\\",
+        ",",
+        "null",
+        "18446744073709551615",
+    ]);
+    prop_oneof![
+        (any::<usize>(), any::<u8>()).prop_map(|(at, byte)| Mutation::Set(at, byte)),
+        (any::<usize>(), 1..20usize).prop_map(|(at, len)| Mutation::Remove(at, len)),
+        (any::<usize>(), prop::collection::vec(any::<u8>(), 1..9))
+            .prop_map(|(at, bytes)| Mutation::Insert(at, bytes)),
+        (any::<usize>(), pieces)
+            .prop_map(|(at, text)| Mutation::Insert(at, text.as_bytes().to_vec())),
+        (any::<usize>(), any::<usize>(), 1..60usize)
+            .prop_map(|(from, to, len)| Mutation::Copy(from, to, len)),
+    ]
+}
+
+fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation) {
+    let len = bytes.len().max(1);
+    match mutation {
+        Mutation::Set(at, byte) => {
+            if let Some(target) = bytes.get_mut(at % len) {
+                *target = *byte;
+            }
+        }
+        Mutation::Remove(at, count) => {
+            let at = at % len;
+            bytes.drain(at.min(bytes.len())..(at + count).min(bytes.len()));
+        }
+        Mutation::Insert(at, new) => {
+            let at = (at % len).min(bytes.len());
+            bytes.splice(at..at, new.iter().copied());
+        }
+        Mutation::Copy(from, to, count) => {
+            let (from, to) = ((from % len).min(bytes.len()), (to % len).min(bytes.len()));
+            let piece = bytes[from..(from + count).min(bytes.len())].to_vec();
+            bytes.splice(to..to, piece);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// With the header's length as it was, or as it then is, so that the JSON is read.
+    #[test]
+    fn any_bytes_changed(mutations in prop::collection::vec(mutation(), 1..4), mend in any::<bool>()) {
+        thread_local! {
+            static BENCH: std::cell::RefCell<Option<Bench>> = const { std::cell::RefCell::new(None) };
+        }
+        BENCH.with_borrow_mut(|bench| {
+            let bench = match bench {
+                Some(bench) => bench,
+                None => bench.insert(Bench::new().unwrap()),
+            };
+            let bytes = bench.bytes.clone();
+            let changed = if mend {
+                let (header, data) = split(&bytes).unwrap();
+                let mut header = header.as_bytes().to_vec();
+                mutations.iter().for_each(|mutation| mutate(&mut header, mutation));
+                let mut changed = (header.len() as u64).to_le_bytes().to_vec();
+                changed.extend(header);
+                changed.extend(data);
+                changed
+            } else {
+                let mut changed = bytes;
+                mutations.iter().for_each(|mutation| mutate(&mut changed, mutation));
+                changed
+            };
+            let _ = bench.load(&changed).unwrap();
+        });
+    }
+}
