@@ -344,6 +344,33 @@ fn weights_in_place_of_a_checkpoint() -> Result<()> {
     Ok(())
 }
 
+/// A file of format version 1, from which the fuzzer starts: it must load for ever.
+#[test]
+fn a_file_of_version_1() -> Result<()> {
+    let seed = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../crates/candle-grad-clip/fuzz/seeds/adamw.safetensors"
+    );
+    let step = |opt: &mut ClippedOptimizer<AdamW>, w: &Var| opt.backward_step(&w.sqr()?.sum_all()?);
+    let (same_w, mut same) = optimizer()?;
+    for _ in 0..3 {
+        step(&mut same, &same_w)?;
+    }
+    let (w, mut opt) = optimizer()?;
+    opt.load(seed)?;
+    w.set(&same_w)?;
+    assert_eq!(opt.clip(), &Clip::norm(1.0));
+    for (opt, w) in [(&mut opt, &w), (&mut same, &same_w)] {
+        step(opt, w)?;
+        assert_eq!(
+            (opt.last_report().unwrap().step(), opt.inner().steps()),
+            (5, 5)
+        );
+    }
+    assert_eq!(w.to_vec1::<f32>()?, same_w.to_vec1::<f32>()?);
+    Ok(())
+}
+
 #[derive(Debug, Clone)]
 enum Mutation {
     Set(usize, u8),
