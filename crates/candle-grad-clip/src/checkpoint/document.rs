@@ -143,11 +143,7 @@ impl Document {
     }
 
     /// The records of the optimizer's Vars, in its order, or in what the file is of another optimizer.
-    pub(super) fn fit(
-        &self,
-        trained: &Trained,
-        settings: &Settings,
-    ) -> Checked<Vec<&VarRecord>> {
+    pub(super) fn fit(&self, trained: &Trained, settings: &Settings) -> Checked<Vec<&VarRecord>> {
         let mut differences = self.other_settings(settings);
         let vars = trained.vars();
         let by_name: HashMap<&str, &VarRecord> = self

@@ -1,6 +1,6 @@
 //! The safetensors format: eight bytes with the header's length, the header in JSON, the numbers (little-endian).
 //!
-//! Not by the crate `safetensors` (0.8): it takes the last of two entries with one name, adds up offsets unchecked, which a
+//! Not by the crate `safetensors` (0.8): it takes the last of two entries with one name, adds up sizes unchecked, which a
 //! hostile file makes overflow, and wants the whole file in memory.
 
 use std::collections::HashMap;
@@ -78,10 +78,7 @@ fn dtype_name(var: &Var) -> &'static str {
 }
 
 /// Everything in front of the numbers.
-pub(super) fn header_bytes(
-    document: &str,
-    tensors: &[(String, TensorInfo)],
-) -> Checked<Vec<u8>> {
+pub(super) fn header_bytes(document: &str, tensors: &[(String, TensorInfo)]) -> Checked<Vec<u8>> {
     struct Entries<'a>(Metadata, &'a [(String, TensorInfo)]);
     impl Serialize for Entries<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -205,9 +205,9 @@ fn read_state(arrays: &mut Arrays, var: &Var, offsets: &[u64]) -> Checked<State>
 /// Names for an error: ten of them, and how many more.
 fn listed(names: &[String]) -> String {
     const SHOWN: usize = 10;
-    let mut text = names[..names.len().min(SHOWN)].join(", ");
-    if names.len() > SHOWN {
-        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
-    text
 }

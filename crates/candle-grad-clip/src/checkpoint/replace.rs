@@ -5,8 +5,8 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Checked, Fault};
 use super::file::BUFFER_BYTES;
+use super::{Checked, Fault};
 
 /// Writes beside `path`, and renames over it when all is on the disk: at each moment the old file is there, or the
 /// new one, also after a power cut.
