@@ -211,3 +211,25 @@ fn listed(names: &[String]) -> String {
         more => format!("{shown} and {more} more"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As far as it goes without another device.
+    #[test]
+    fn state_on_a_device_is_written_as_state_on_the_host() -> anyhow::Result<()> {
+        for dtype in [DType::F32, DType::F64] {
+            let var = Var::zeros((2, 3), dtype, &Device::Cpu)?;
+            let arrays = [0.1, -7.0].map(|x| var.as_detached_tensor().affine(1.0, x));
+            let arrays: Vec<_> = arrays.into_iter().collect::<candle_core::Result<_>>()?;
+            let host = State::from_tensors(&var, arrays.clone())?;
+            let (mut expected, mut written) = (Vec::new(), Vec::new());
+            let writes = write_state(&mut expected, &host).is_ok()
+                && write_state(&mut written, &State::Device(arrays)).is_ok();
+            assert!(writes && expected == written);
+            assert_eq!(written.len(), 12 * dtype.size_in_bytes());
+        }
+        Ok(())
+    }
+}
