@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Error, Result, bail};
 use candle_grad_clip::{Clip, NonFinite};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// The limit of the story's arm that clips the norm.
 pub const MAX_NORM: f64 = 1.0;
@@ -75,5 +75,12 @@ impl FromStr for Arm {
 impl Serialize for Arm {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Arm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
     }
 }

@@ -12,7 +12,7 @@ use crate::commands::{compare, find_max_norm, story, sweep};
 use crate::data::Weather;
 use crate::experiment::Experiment;
 use crate::out_dir::OutDir;
-use crate::train::{DeviceKind, OptimizerKind, Settings};
+use crate::settings::{DeviceKind, OptimizerKind, Settings};
 
 /// My weighted power loss oscillates: does gradient clipping help, how, and with which limit?
 ///
@@ -75,9 +75,13 @@ enum Command {
 /// What all commands take.
 #[derive(Debug, Args)]
 struct Common {
-    /// Which of candle's optimizers.
+    /// Which of the library's fused optimizers.
     #[arg(long, value_enum, default_value_t = OptimizerKind::Sgd)]
     optimizer: OptimizerKind,
+    /// How much SGD keeps of its earlier steps, from 0 (nothing) to below 1; not for `AdamW`, which has
+    /// its own.
+    #[arg(long, value_name = "M", value_parser = share, default_value_t = 0.0)]
+    momentum: f64,
     /// Exponent of the loss, mean(w |e|^power).
     #[arg(long, value_parser = at_least_one, default_value_t = 4.0)]
     power: f64,
@@ -156,6 +160,20 @@ const DEFAULT_STEPS: usize = 500;
 impl Common {
     /// Reads the data and proves that results can be written: all that can go wrong before training.
     fn experiment<'a>(&self, name: &str, interrupt: &'a AtomicBool) -> Result<Experiment<'a>> {
+        let base = Settings {
+            arm: Arm::None,
+            non_finite: self.non_finite.into(),
+            optimizer: self.optimizer,
+            momentum: self.momentum,
+            lr: story::SHOWN_LR,
+            power: self.power,
+            alpha: self.alpha,
+            batch: self.batch as usize,
+            steps: self.steps.map_or(DEFAULT_STEPS, |steps| steps as usize),
+            eval_every: self.eval_every as usize,
+            seed: self.seed,
+        };
+        base.check()?;
         let device = self.device.open()?;
         let weather = match (&self.data, &self.target) {
             (Some(data), Some(target)) => Weather::from_csv(data, target)?,
@@ -165,18 +183,6 @@ impl Common {
             .out
             .clone()
             .unwrap_or_else(|| PathBuf::from("runs").join(name));
-        let base = Settings {
-            arm: Arm::None,
-            non_finite: self.non_finite.into(),
-            optimizer: self.optimizer,
-            lr: story::SHOWN_LR,
-            power: self.power,
-            alpha: self.alpha,
-            batch: self.batch as usize,
-            steps: self.steps.map_or(DEFAULT_STEPS, |steps| steps as usize),
-            eval_every: self.eval_every as usize,
-            seed: self.seed,
-        };
         Experiment::new(
             weather.to_device(&device)?,
             base,
@@ -254,6 +260,12 @@ fn positive(text: &str) -> Result<f64, String> {
 
 fn not_negative(text: &str) -> Result<f64, String> {
     number(text, "a number, 0 or above", |value| value >= 0.0)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 to below 1", |value| {
+        (0.0..1.0).contains(&value)
+    })
 }
 
 fn at_least_one(text: &str) -> Result<f64, String> {

@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
+use crate::run::Step;
 use crate::tensorboard::EventWriter;
-use crate::train::Step;
 
 /// The event file of one run, written while it goes.
 #[derive(Debug)]

@@ -11,8 +11,9 @@ use crate::data::Weather;
 use crate::metrics;
 use crate::out_dir::OutDir;
 use crate::parallel::{Watch, train_all};
+use crate::run::Run;
+use crate::settings::Settings;
 use crate::summary::Summary;
-use crate::train::{Run, Settings};
 
 /// One call of the program.
 #[derive(Debug)]

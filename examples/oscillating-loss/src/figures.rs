@@ -3,9 +3,10 @@
 use crate::arm::Arm;
 use crate::baseline::Baselines;
 use crate::plot::{Chart, Panel, Series};
+use crate::run::{Run, Step};
 use crate::score::median;
+use crate::settings::Settings;
 use crate::summary::Standing;
-use crate::train::{Run, Settings, Step};
 
 /// `loss`: test loss above, loss of each batch below, by step; a line an arm.
 #[must_use]
@@ -90,15 +91,11 @@ pub fn sweep(standings: &[Standing], baselines: &Baselines) -> Chart {
         ("persistence".into(), baselines.persistence),
     ];
     let title = standings.first().map_or_else(String::new, |standing| {
-        let Settings {
-            optimizer,
-            power,
-            steps,
-            ..
-        } = standing.runs[0].settings;
+        let settings = standing.runs[0].settings;
+        let Settings { power, steps, .. } = settings;
         format!(
             "Weighted power loss by learning rate, {}, power {power}, {steps} steps",
-            optimizer.name()
+            settings.optimizer_name()
         )
     });
     Chart {
@@ -160,12 +157,8 @@ fn diverged_at(run: &Run) -> Option<f64> {
 
 fn setting(runs: &[Run]) -> String {
     runs.first().map_or_else(String::new, |run| {
-        let Settings {
-            optimizer,
-            power,
-            lr,
-            ..
-        } = run.settings;
-        format!("{}, power {power}, learning rate {lr:e}", optimizer.name())
+        let Settings { power, lr, .. } = run.settings;
+        let optimizer = run.settings.optimizer_name();
+        format!("{optimizer}, power {power}, learning rate {lr:e}")
     })
 }

@@ -5,12 +5,13 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::train::Run;
+use crate::run::Run;
+use crate::settings::OptimizerKind;
 
 #[derive(Serialize)]
 struct Row {
     arm: String,
-    optimizer: crate::train::OptimizerKind,
+    optimizer: OptimizerKind,
     power: f64,
     lr: f64,
     seed: u64,

@@ -8,7 +8,9 @@ use anyhow::{Result, anyhow};
 use candle_core::Device;
 
 use crate::data::Weather;
-use crate::train::{Run, Settings, Step, train};
+use crate::run::{Run, Step};
+use crate::settings::Settings;
+use crate::train::train;
 
 /// Looks on while several runs go; `at` is the run's place in the list. Called from many threads.
 pub trait Watch: Sync {
@@ -44,7 +46,7 @@ pub fn train_all(
             let Some(settings) = settings.get(at) else {
                 break;
             };
-            let run = train(settings, weather, interrupt, |step| watch.step(at, step))
+            let run = train(settings, weather, interrupt, |step, _| watch.step(at, step))
                 .inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
             watch.end(at, &run);
             runs.push((at, run));

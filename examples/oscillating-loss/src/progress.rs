@@ -7,8 +7,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::events::Events;
 use crate::parallel::Watch;
+use crate::run::{Run, Step};
+use crate::settings::Settings;
 use crate::table::number;
-use crate::train::{Run, Settings, Step};
 
 /// A bar a run, with loss and norm; and the run's `TensorBoard` events.
 #[derive(Debug)]

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use crate::arm::Arm;
 use crate::baseline::Baselines;
+use crate::run::Run;
 use crate::score::{decades, median, usable_range};
-use crate::train::{OptimizerKind, Run};
+use crate::settings::OptimizerKind;
 
 /// The contents of `summary.json`. Numbers that are not finite are `null` there.
 #[derive(Debug, Serialize)]
@@ -32,6 +33,7 @@ pub struct Summary {
 pub struct RunSummary {
     pub arm: Arm,
     pub optimizer: OptimizerKind,
+    pub momentum: f64,
     pub power: f64,
     pub lr: f64,
     pub seed: u64,
@@ -49,6 +51,7 @@ impl From<&Run> for RunSummary {
         Self {
             arm: run.settings.arm,
             optimizer: run.settings.optimizer,
+            momentum: run.settings.momentum,
             power: run.settings.power,
             lr: run.settings.lr,
             seed: run.settings.seed,

@@ -3,9 +3,9 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::baseline::Baselines;
+use crate::run::Run;
 use crate::score::decades;
 use crate::summary::Standing;
-use crate::train::Run;
 
 /// Four significant digits; what is not finite says so.
 #[must_use]

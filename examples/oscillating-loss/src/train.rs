@@ -1,176 +1,26 @@
 //! One training run: batches, loss, steps, evaluation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::{DType, Device, IndexOp, Module, Tensor};
+use candle_core::{DType, IndexOp, Module, Tensor};
 use candle_grad_clip::loss::weighted_power;
-use candle_grad_clip::{ClippedOptimizer, Error, NonFinite, StepReport, Summary};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW, SGD, VarMap};
+use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
+use candle_grad_clip::{ClippedOptimizer, Error, StepReport};
+use candle_nn::{Optimizer, ParamsAdamW, VarMap};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
-use serde::Serialize;
 
 use crate::arm::Arm;
 use crate::data::{Weather, Windows};
+use crate::init;
 use crate::model::Forecaster;
-use crate::{init, score};
+use crate::run::{Run, Step};
+use crate::settings::{OptimizerKind, Settings};
 
 /// Windows in one forward pass of an evaluation.
 const TEST_BATCH: usize = 32;
-
-/// candle's optimizers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    /// Plain gradient descent: the step is as long as the gradient says.
-    Sgd,
-    /// Adam with decoupled weight decay (candle's default, 0.01): rescales every gradient anyway.
-    #[value(name = "adamw")]
-    AdamW,
-}
-
-impl OptimizerKind {
-    /// As people write it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sgd => "SGD",
-            Self::AdamW => "AdamW",
-        }
-    }
-}
-
-/// Everything that decides how a run goes.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Settings {
-    /// What is done to the gradients.
-    pub arm: Arm,
-    /// What an arm that clips does with NaN and infinite gradients.
-    pub non_finite: NonFinite,
-    /// Which of candle's optimizers.
-    pub optimizer: OptimizerKind,
-    /// Learning rate.
-    pub lr: f64,
-    /// Exponent of the loss.
-    pub power: f64,
-    /// How much more extreme targets weigh: w = 1 + alpha |y|.
-    pub alpha: f64,
-    /// Windows a step.
-    pub batch: usize,
-    /// Steps to take.
-    pub steps: usize,
-    /// Steps between evaluations on all test windows.
-    pub eval_every: usize,
-    /// Decides initial weights and batches.
-    pub seed: u64,
-}
-
-/// What one step did.
-#[derive(Debug, Clone, Copy)]
-pub struct Step {
-    /// 1 for the first.
-    pub step: usize,
-    /// Loss of the batch, before the step.
-    pub train_loss: f64,
-    /// Loss on all test windows after the step, where it was evaluated.
-    pub test_loss: Option<f64>,
-    /// Norm of all gradients before clipping.
-    pub total_norm: f64,
-    /// The same after clipping.
-    pub clipped_norm: f64,
-    /// What norm clipping multiplied by; 1 where it did nothing.
-    pub clip_coef: f64,
-    /// Whether clipping changed the gradients.
-    pub was_clipped: bool,
-    /// Whether the step was not taken, for NaN or infinite gradients.
-    pub skipped: bool,
-}
-
-/// A run that has ended.
-#[derive(Debug)]
-pub struct Run {
-    /// How it was to go.
-    pub settings: Settings,
-    /// What happened, step by step.
-    pub steps: Vec<Step>,
-    /// Why it ended early, if it diverged.
-    pub diverged: Option<String>,
-    /// Whether it was stopped by Ctrl-C.
-    pub interrupted: bool,
-    /// Time in training steps, without the evaluations.
-    pub training_time: Duration,
-    /// Names of the Vars that the first step's gradients lacked.
-    pub missing: Vec<String>,
-    /// All norms, and how often clipping acted.
-    pub clipping: Summary,
-    /// The weights at the end.
-    pub weights: Weights,
-}
-
-/// The Vars of a model, by name.
-pub struct Weights(pub VarMap);
-
-impl std::fmt::Debug for Weights {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Weights({} Vars)", self.0.all_vars().len())
-    }
-}
-
-impl Run {
-    /// All test losses, in the order of the steps.
-    #[must_use]
-    pub fn test_losses(&self) -> Vec<f64> {
-        self.steps
-            .iter()
-            .filter_map(|step| step.test_loss)
-            .collect()
-    }
-
-    /// The lowest test loss; infinite for a run that diverged, whatever it had reached before.
-    #[must_use]
-    pub fn best_test_loss(&self) -> f64 {
-        if self.diverged.is_some() {
-            return f64::INFINITY;
-        }
-        self.test_losses().into_iter().fold(f64::INFINITY, f64::min)
-    }
-
-    /// The test loss at the end; NaN for a run that diverged.
-    #[must_use]
-    pub fn final_test_loss(&self) -> f64 {
-        if self.diverged.is_some() {
-            return f64::NAN;
-        }
-        self.test_losses().last().copied().unwrap_or(f64::NAN)
-    }
-
-    /// See [`score::roughness`].
-    #[must_use]
-    pub fn roughness(&self) -> Option<f64> {
-        score::roughness(&self.test_losses()).filter(|_| self.diverged.is_none())
-    }
-
-    /// The largest finite norm before clipping.
-    #[must_use]
-    pub fn max_total_norm(&self) -> f64 {
-        let norms = self.steps.iter().map(|step| step.total_norm);
-        norms.filter(|norm| norm.is_finite()).fold(0.0, f64::max)
-    }
-
-    /// The share of steps whose gradients clipping changed.
-    #[must_use]
-    pub fn clipped_fraction(&self) -> f64 {
-        self.clipping.clipped_fraction()
-    }
-
-    /// Mean time of a training step.
-    #[must_use]
-    pub fn ms_per_step(&self) -> f64 {
-        self.training_time.as_secs_f64() * 1e3 / self.steps.len().max(1) as f64
-    }
-}
 
 /// An endless stream of batches: window numbers drawn from a seed, with replacement.
 #[derive(Debug)]
@@ -268,7 +118,7 @@ pub fn train(
     settings: &Settings,
     weather: &Weather,
     interrupt: &AtomicBool,
-    on_step: impl FnMut(&Step) -> Result<()>,
+    on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
 ) -> Result<Run> {
     let device = weather.train.x.device();
     let varmap = VarMap::new();
@@ -281,15 +131,22 @@ pub fn train(
         model,
         varmap,
     };
-    let vars = trainer.varmap.all_vars();
+    let (lr, momentum) = (settings.lr, settings.momentum);
     match settings.optimizer {
-        OptimizerKind::Sgd => trainer.run(SGD::new(vars, settings.lr)?, on_step),
+        OptimizerKind::Sgd => {
+            let params = ParamsSgd {
+                lr,
+                momentum,
+                ..ParamsSgd::default()
+            };
+            trainer.run(Sgd::named(&trainer.varmap, params)?, on_step)
+        }
         OptimizerKind::AdamW => {
             let params = ParamsAdamW {
-                lr: settings.lr,
+                lr,
                 ..ParamsAdamW::default()
             };
-            trainer.run(AdamW::new(vars, params)?, on_step)
+            trainer.run(AdamW::named(&trainer.varmap, params)?, on_step)
         }
     }
 }
@@ -304,9 +161,9 @@ struct Trainer<'a> {
 
 impl Trainer<'_> {
     fn run<O: Optimizer + 'static>(
-        self,
+        &self,
         optimizer: O,
-        mut on_step: impl FnMut(&Step) -> Result<()>,
+        mut on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
     ) -> Result<Run> {
         let Settings {
             arm,
@@ -316,16 +173,7 @@ impl Trainer<'_> {
             ..
         } = *self.settings;
         let mut optimizer = ClippedOptimizer::wrap(optimizer, &self.varmap, arm.clip(non_finite))?;
-        let mut run = Run {
-            settings: *self.settings,
-            steps: Vec::with_capacity(self.settings.steps),
-            diverged: None,
-            interrupted: false,
-            training_time: Duration::ZERO,
-            missing: Vec::new(),
-            clipping: Summary::default(),
-            weights: Weights(self.varmap.clone()),
-        };
+        let mut run = Run::new(*self.settings, self.varmap.clone());
         let batches = Batches::new(seed, self.weather.train.len(), batch);
         for (step, indices) in (1..=self.settings.steps).zip(batches) {
             let start = Instant::now();
@@ -338,14 +186,13 @@ impl Trainer<'_> {
                 }
             };
             run.training_time += start.elapsed();
-            run.clipping.add(&report)?;
             if step == 1 {
                 run.missing = report.missing().to_vec();
             }
             let test_loss = self.evaluate(step)?;
             let step = read(step, train_loss, test_loss, &report)?;
             run.steps.push(step);
-            on_step(&step)?;
+            on_step(&step, &report)?;
             if let Some(loss) = test_loss.filter(|loss| !loss.is_finite()) {
                 run.diverged = Some(format!("step {}: the test loss is {loss}", step.step));
                 break;
@@ -382,14 +229,8 @@ impl Trainer<'_> {
     }
 
     fn evaluate(&self, step: usize) -> Result<Option<f64>> {
-        let Settings {
-            power,
-            alpha,
-            steps,
-            eval_every,
-            ..
-        } = *self.settings;
-        if !step.is_multiple_of(eval_every) && step != steps {
+        let Settings { power, alpha, .. } = *self.settings;
+        if !self.settings.evaluates(step) {
             return Ok(None);
         }
         full_loss(&self.model, &self.weather.test, power, alpha).map(Some)
@@ -407,33 +248,4 @@ fn read(step: usize, train_loss: f64, test_loss: Option<f64>, report: &StepRepor
         was_clipped: report.was_clipped()?,
         skipped: report.skipped()?,
     })
-}
-
-/// The CPU, or the first GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceKind {
-    /// Always there.
-    Cpu,
-    /// Needs `--features cuda`.
-    Cuda,
-    /// Needs `--features metal`.
-    Metal,
-}
-
-impl DeviceKind {
-    /// Opens the device.
-    ///
-    /// # Errors
-    /// If this build has no support for it, or the machine has none.
-    pub fn open(self) -> Result<Device> {
-        use anyhow::Context;
-        match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda => Device::new_cuda(0)
-                .context("no CUDA device: build with `--features cuda`, on a machine with one"),
-            Self::Metal => Device::new_metal(0)
-                .context("no Metal device: build with `--features metal`, on a machine with one"),
-        }
-    }
 }

@@ -97,6 +97,7 @@ fn compare_writes_every_file_and_the_schema_holds() {
         "final_test_loss",
         "lr",
         "max_total_norm",
+        "momentum",
         "ms_per_step",
         "optimizer",
         "power",
@@ -145,6 +146,30 @@ fn a_run_that_diverges_is_null_in_the_summary() {
         assert_eq!(arm[field], Value::Null, "{field}");
     }
     assert_eq!(summary["usable_lr_decades"]["none"], 0.0);
+}
+
+#[test]
+fn momentum_is_for_sgd() {
+    let out = tempfile::tempdir().unwrap();
+    for command in ["train", "compare", "sweep", "find-max-norm"] {
+        let args = with(&[command, "--momentum=0.9", "--optimizer=adamw"]);
+        let error = call(&args, &out.path().join(command), false).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("--momentum 0.9 only goes with --optimizer sgd"),
+            "{error}"
+        );
+    }
+    assert_eq!(files(out.path()), [""; 0]);
+    call(&with(&["train", "--momentum=0.9"]), out.path(), false).unwrap();
+    for (file, run) in [("config.json", "runs"), ("summary.json", "arms")] {
+        assert_eq!(
+            json(&out.path().join(file))[run][0]["momentum"],
+            0.9,
+            "{file}"
+        );
+    }
 }
 
 #[test]
@@ -224,6 +249,9 @@ fn wrong_arguments_are_refused() {
         "train --lr=inf",
         "train --power=0.5",
         "train --alpha=-1",
+        "train --momentum=1",
+        "train --momentum=-0.1",
+        "sweep --momentum=NaN",
         "train --batch=0",
         "train --steps=0",
         "train --data=a.csv",

@@ -12,8 +12,9 @@ use std::sync::Once;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
+use candle_grad_clip::optim::{AdamW, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW, SGD, VarBuilder, VarMap};
+use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use oscillating_loss::data::{Weather, Windows};
 use oscillating_loss::model::Forecaster;
 use oscillating_loss::train::batch_loss;
@@ -201,7 +202,7 @@ fn windows_are_the_ones_of_pytorch() -> Result<()> {
 #[test]
 fn sgd_follows_pytorch() -> Result<()> {
     let reference = Reference::load()?;
-    let run = train(&reference, |vars| SGD::new(vars, SGD_LR))?;
+    let run = train(&reference, |vars| Sgd::new_lr(vars, SGD_LR))?;
     assert_run_matches(&reference, "sgd", &run)
 }
 

@@ -10,13 +10,16 @@ use oscillating_loss::arm::Arm;
 use oscillating_loss::data::{CONTEXT, Weather};
 use oscillating_loss::init;
 use oscillating_loss::model::Forecaster;
-use oscillating_loss::train::{Batches, OptimizerKind, Run, Settings, train};
+use oscillating_loss::run::Run;
+use oscillating_loss::settings::{OptimizerKind, Settings};
+use oscillating_loss::train::{Batches, train};
 
 fn settings(arm: Arm, lr: f64) -> Settings {
     Settings {
         arm,
         non_finite: NonFinite::SkipStep,
         optimizer: OptimizerKind::Sgd,
+        momentum: 0.0,
         lr,
         power: 4.0,
         alpha: 4.0,
@@ -29,7 +32,7 @@ fn settings(arm: Arm, lr: f64) -> Settings {
 
 fn run(settings: &Settings) -> Run {
     let weather = Weather::embedded().unwrap();
-    train(settings, &weather, &AtomicBool::new(false), |_| Ok(())).unwrap()
+    train(settings, &weather, &AtomicBool::new(false), |_, _| Ok(())).unwrap()
 }
 
 #[test]
@@ -152,14 +155,55 @@ fn adamw_trains_too() {
     assert!(losses[3] < 0.7 * losses[0], "{losses:?}");
 }
 
+/// Two steps by hand: with momentum the second one goes on by 0.9 of the first.
+#[test]
+fn momentum_carries_the_first_step_into_the_second() {
+    let weights = |momentum, steps| {
+        let run = run(&Settings {
+            momentum,
+            steps,
+            ..settings(Arm::None, 1e-4)
+        });
+        let vars = run.weights.0.data().lock().unwrap();
+        vars["head.weight"].flatten_all().unwrap()
+    };
+    let initial = VarMap::new();
+    Forecaster::new(init::seeded(&initial, 0, &Device::Cpu)).unwrap();
+    let initial = initial.data().lock().unwrap()["head.weight"]
+        .flatten_all()
+        .unwrap();
+    let first = (weights(0.0, 1) - &initial).unwrap();
+    assert_eq!(
+        weights(0.9, 1).to_vec1::<f32>().unwrap(),
+        weights(0.0, 1).to_vec1::<f32>().unwrap()
+    );
+    let carried = (weights(0.9, 2) - weights(0.0, 2)).unwrap();
+    let error = (carried - (&first * 0.9).unwrap()).unwrap();
+    let norm = |t: &Tensor| {
+        t.sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap()
+            .sqrt()
+    };
+    assert!(norm(&error) <= 1e-3 * norm(&first), "{error} {first}");
+}
+
 #[test]
 fn an_interrupted_run_keeps_what_it_did() {
     let weather = Weather::embedded().unwrap();
     let interrupt = AtomicBool::new(false);
-    let run = train(&settings(Arm::None, 1e-4), &weather, &interrupt, |step| {
-        interrupt.store(step.step == 2, Ordering::Relaxed);
-        Ok(())
-    })
+    let run = train(
+        &settings(Arm::None, 1e-4),
+        &weather,
+        &interrupt,
+        |step, _| {
+            interrupt.store(step.step == 2, Ordering::Relaxed);
+            Ok(())
+        },
+    )
     .unwrap();
     assert!(run.interrupted);
     assert_eq!(run.steps.len(), 2);

@@ -6,7 +6,8 @@ use crate::arm::Arm;
 use crate::events::Events;
 use crate::experiment::Experiment;
 use crate::progress::Bars;
-use crate::train::{Run, Settings};
+use crate::run::Run;
+use crate::settings::Settings;
 use crate::{figures, plot, table};
 
 /// The runs of a comparison: one an arm.

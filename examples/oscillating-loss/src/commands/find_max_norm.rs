@@ -1,11 +1,14 @@
 //! Which `max_norm` to take: the norms that training has when nobody clips.
 
 use anyhow::{Result, anyhow};
+use candle_grad_clip::Summary;
 
 use crate::arm::Arm;
 use crate::experiment::Experiment;
+use crate::run::Run;
+use crate::settings::Settings;
 use crate::table::number;
-use crate::train::{Run, Settings, train};
+use crate::train::train;
 
 /// Steps that are looked at.
 pub const STEPS: usize = 100;
@@ -30,15 +33,16 @@ pub fn plan(experiment: &Experiment, lr: f64, steps: usize) -> Settings {
 /// # Errors
 /// If the device fails, or not one norm was finite.
 pub fn run(experiment: &Experiment, settings: &Settings) -> Result<Run> {
-    let run = train(settings, &experiment.weather, experiment.interrupt, |_| {
-        Ok(())
+    let mut norms = Summary::default();
+    let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
+    let run = train(settings, weather, interrupt, |_, report| {
+        Ok(norms.add(report)?)
     })?;
-    print(&run)?;
+    print(&run, &norms)?;
     Ok(run)
 }
 
-fn print(run: &Run) -> Result<()> {
-    let norms = &run.clipping;
+fn print(run: &Run, norms: &Summary) -> Result<()> {
     let percentile = |percentile| {
         let norm = norms.percentile_norm(percentile);
         norm.map(number)

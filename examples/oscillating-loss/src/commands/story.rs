@@ -5,7 +5,8 @@ use anyhow::Result;
 use super::{compare, find_max_norm, sweep};
 use crate::arm::{Arm, MAX_NORM};
 use crate::experiment::Experiment;
-use crate::train::{Run, Settings};
+use crate::run::Run;
+use crate::settings::Settings;
 
 /// The learning rate of the one setting that is shown in full.
 pub const SHOWN_LR: f64 = 3e-3;
@@ -16,7 +17,6 @@ pub const SHOWN_LR: f64 = 3e-3;
 /// If a run fails or a file can't be written.
 pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
     let Settings {
-        optimizer,
         power,
         alpha,
         steps,
@@ -34,7 +34,7 @@ pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
     println!(
         "The loss: mean(w |e|^{power}), w = 1 + {alpha} |y|, {} steps a run, {}.",
         steps,
-        optimizer.name()
+        experiment.base.optimizer_name()
     );
     println!("\n1. Which limit?");
     let unclipped = find_max_norm::run(experiment, &limit)?;

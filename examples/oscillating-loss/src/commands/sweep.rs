@@ -5,8 +5,9 @@ use anyhow::Result;
 use crate::arm::Arm;
 use crate::experiment::Experiment;
 use crate::progress::Total;
+use crate::run::Run;
+use crate::settings::Settings;
 use crate::summary::Standing;
-use crate::train::{Run, Settings};
 use crate::{conclusion, figures, plot, table};
 
 /// The learning rates of the story, three decades.
