@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
@@ -8,11 +8,13 @@ use candle_grad_clip::NonFinite;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::arm::Arm;
-use crate::commands::{compare, find_max_norm, story, sweep};
-use crate::data::Weather;
+use crate::checkpoint::{self, Checkpoint, Checkpoints, State};
+use crate::commands::{compare, find_max_norm, story, sweep, train};
 use crate::experiment::Experiment;
+use crate::given::Given;
 use crate::out_dir::OutDir;
 use crate::settings::{DeviceKind, OptimizerKind, Settings};
+use crate::source::Source;
 
 /// My weighted power loss oscillates: does gradient clipping help, how, and with which limit?
 ///
@@ -31,15 +33,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// One run, with one way of clipping.
-    Train {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        rate: Rate,
-        /// What to do to the gradients: `none`, `norm:MAX_NORM` or `value:CLIP_VALUE`.
-        #[arg(long, default_value = "norm:1.0")]
-        clip: Arm,
-    },
+    Train(Given<TrainArgs>),
     /// Some ways of clipping side by side: same initial weights, same batches.
     Compare {
         #[command(flatten)]
@@ -126,6 +120,26 @@ struct Rate {
 }
 
 #[derive(Debug, Args)]
+struct TrainArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    rate: Rate,
+    /// What to do to the gradients: `none`, `norm:MAX_NORM` or `value:CLIP_VALUE`.
+    #[arg(long, default_value = "norm:1.0")]
+    clip: Arm,
+    /// Saves a checkpoint in the results' folder every N steps, at the end and on Ctrl-C; --resume goes on
+    /// from the last one. Checkpoints of an earlier run in this folder are removed.
+    #[arg(long, value_name = "N", value_parser = count())]
+    save_every: Option<u64>,
+    /// Goes on with the run whose results are in DIR, even if it was killed: all files become those of a run
+    /// without a break, but for times. Its options need not be repeated, and none may contradict it; a larger
+    /// --steps makes it longer.
+    #[arg(long, value_name = "DIR", conflicts_with = "out")]
+    resume: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 struct Arms {
     /// What to do to the gradients, separated by commas: `none`, `norm:MAX_NORM` or `value:CLIP_VALUE`.
     #[arg(long = "clip", value_delimiter = ',', default_values_t = Arm::STORY)]
@@ -160,36 +174,45 @@ const DEFAULT_STEPS: usize = 500;
 impl Common {
     /// Reads the data and proves that results can be written: all that can go wrong before training.
     fn experiment<'a>(&self, name: &str, interrupt: &'a AtomicBool) -> Result<Experiment<'a>> {
-        let base = Settings {
-            arm: Arm::None,
+        let base = self.settings(Arm::None, story::SHOWN_LR);
+        let out = self
+            .out
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("runs").join(name));
+        experiment(&self.source()?, base, &out, interrupt)
+    }
+
+    fn settings(&self, arm: Arm, lr: f64) -> Settings {
+        Settings {
+            arm,
             non_finite: self.non_finite.into(),
             optimizer: self.optimizer,
             momentum: self.momentum,
-            lr: story::SHOWN_LR,
+            lr,
             power: self.power,
             alpha: self.alpha,
             batch: self.batch as usize,
             steps: self.steps.map_or(DEFAULT_STEPS, |steps| steps as usize),
             eval_every: self.eval_every as usize,
             seed: self.seed,
-        };
-        base.check()?;
-        let device = self.device.open()?;
-        let weather = match (&self.data, &self.target) {
-            (Some(data), Some(target)) => Weather::from_csv(data, target)?,
-            _ => Weather::embedded()?,
-        };
-        let out = self
-            .out
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("runs").join(name));
-        Experiment::new(
-            weather.to_device(&device)?,
-            base,
-            OutDir::create(&out)?,
-            interrupt,
-        )
+        }
     }
+
+    fn source(&self) -> Result<Source> {
+        let data = self.data.as_deref().zip(self.target.as_deref());
+        Source::new(self.device, data)
+    }
+}
+
+fn experiment<'a>(
+    source: &Source,
+    base: Settings,
+    out: &Path,
+    interrupt: &'a AtomicBool,
+) -> Result<Experiment<'a>> {
+    base.check()?;
+    let weather = source.open()?;
+    Experiment::new(weather, base, OutDir::create(out)?, interrupt)
 }
 
 /// Does what the command line says.
@@ -203,14 +226,16 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
             story::run(&experiment)?;
             experiment
         }
-        Some(Command::Train { common, rate, clip }) => {
-            let experiment = common.experiment("train", interrupt)?;
-            side_by_side(&experiment, "train", &[*clip], rate.lr)?;
-            experiment
-        }
+        Some(Command::Train(given)) => match &given.args.resume {
+            None => begin(&given.args, interrupt)?,
+            Some(folder) => resume(given, folder, interrupt)?,
+        },
         Some(Command::Compare { common, rate, arms }) => {
             let experiment = common.experiment("compare", interrupt)?;
-            side_by_side(&experiment, "compare", &arms.arms, rate.lr)?;
+            let plan = compare::plan(&experiment, &arms.arms, rate.lr);
+            experiment.write_config("compare", &plan)?;
+            let runs = compare::run(&experiment, &plan)?;
+            experiment.write_results(&runs)?;
             experiment
         }
         Some(Command::Sweep {
@@ -243,11 +268,58 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-fn side_by_side(experiment: &Experiment, command: &str, arms: &[Arm], lr: f64) -> Result<()> {
-    let plan = compare::plan(experiment, arms, lr);
-    experiment.write_config(command, &plan)?;
-    let runs = compare::run(experiment, &plan)?;
-    experiment.write_results(&runs)
+/// A new run.
+fn begin<'a>(args: &TrainArgs, interrupt: &'a AtomicBool) -> Result<Experiment<'a>> {
+    let experiment = args.common.experiment("train", interrupt)?;
+    let settings = args.common.settings(args.clip, args.rate.lr);
+    let out = experiment.out.path().to_owned();
+    checkpoint::clear(&out)?;
+    let checkpoints = match args.save_every {
+        None => None,
+        Some(save_every) => Some(Checkpoints {
+            out,
+            save_every: save_every as usize,
+            source: args.common.source()?,
+            resumed: None,
+        }),
+    };
+    train::run(&experiment, settings, checkpoints.as_ref())?;
+    Ok(experiment)
+}
+
+/// The rest of a run.
+fn resume<'a>(
+    given: &Given<TrainArgs>,
+    out: &Path,
+    interrupt: &'a AtomicBool,
+) -> Result<Experiment<'a>> {
+    let checkpoint = Checkpoint::latest(out)?;
+    let State {
+        settings: saved,
+        source,
+        save_every,
+        ..
+    } = checkpoint.state.clone();
+    let TrainArgs {
+        common, rate, clip, ..
+    } = &given.args;
+    let asked = common.settings(*clip, rate.lr);
+    given.check((&asked, &common.source()?), (&saved, &source))?;
+    source.check_unchanged()?;
+    let steps = common.steps.map_or(saved.steps, |steps| steps as usize);
+    let settings = Settings { steps, ..saved };
+    let experiment = experiment(&source, settings, out, interrupt)?;
+    let checkpoints = Checkpoints {
+        out: out.to_owned(),
+        save_every: given
+            .args
+            .save_every
+            .map_or(save_every, |every| every as usize),
+        source,
+        resumed: Some(checkpoint),
+    };
+    train::run(&experiment, settings, Some(&checkpoints))?;
+    Ok(experiment)
 }
 
 fn count() -> clap::builder::RangedU64ValueParser {

@@ -7,6 +7,7 @@
 
 pub mod arm;
 pub mod baseline;
+pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod conclusion;
@@ -14,6 +15,7 @@ pub mod data;
 pub mod events;
 pub mod experiment;
 pub mod figures;
+pub mod given;
 pub mod init;
 pub mod interrupt;
 pub mod metrics;
@@ -25,6 +27,7 @@ pub mod progress;
 pub mod run;
 pub mod score;
 pub mod settings;
+pub mod source;
 pub mod summary;
 pub mod table;
 pub mod tensorboard;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use candle_nn::VarMap;
+use serde::{Deserialize, Serialize};
 
 use crate::score;
 use crate::settings::Settings;
 
 /// What one step did.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Step {
     /// 1 for the first.
     pub step: usize,

@@ -6,13 +6,14 @@ use std::time::Instant;
 use anyhow::Result;
 use candle_core::{DType, IndexOp, Module, Tensor};
 use candle_grad_clip::loss::weighted_power;
-use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
+use candle_grad_clip::optim::{self, AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{ClippedOptimizer, Error, StepReport};
-use candle_nn::{Optimizer, ParamsAdamW, VarMap};
+use candle_nn::{ParamsAdamW, VarMap};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use crate::arm::Arm;
+use crate::checkpoint::Checkpoints;
 use crate::data::{Weather, Windows};
 use crate::init;
 use crate::model::Forecaster;
@@ -120,6 +121,21 @@ pub fn train(
     interrupt: &AtomicBool,
     on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
 ) -> Result<Run> {
+    train_saved(settings, weather, interrupt, None, on_step)
+}
+
+/// As [`train`], with checkpoints. One is left before the first step, or gone on from, and `on_step` then
+/// sees only the steps after it; what the run says of all steps is what it would have been without a break.
+///
+/// # Errors
+/// As [`train`], and if a checkpoint can't be saved or doesn't fit.
+pub fn train_saved(
+    settings: &Settings,
+    weather: &Weather,
+    interrupt: &AtomicBool,
+    checkpoints: Option<&Checkpoints>,
+    on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
+) -> Result<Run> {
     let device = weather.train.x.device();
     let varmap = VarMap::new();
     let vb = init::seeded(&varmap, settings.seed, device);
@@ -128,6 +144,7 @@ pub fn train(
         settings,
         weather,
         interrupt,
+        checkpoints,
         model,
         varmap,
     };
@@ -155,12 +172,13 @@ struct Trainer<'a> {
     settings: &'a Settings,
     weather: &'a Weather,
     interrupt: &'a AtomicBool,
+    checkpoints: Option<&'a Checkpoints>,
     model: Forecaster,
     varmap: VarMap,
 }
 
 impl Trainer<'_> {
-    fn run<O: Optimizer + 'static>(
+    fn run<O: optim::Checkpoint>(
         &self,
         optimizer: O,
         mut on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
@@ -174,8 +192,12 @@ impl Trainer<'_> {
         } = *self.settings;
         let mut optimizer = ClippedOptimizer::wrap(optimizer, &self.varmap, arm.clip(non_finite))?;
         let mut run = Run::new(*self.settings, self.varmap.clone());
+        if let Some(checkpoints) = self.checkpoints {
+            checkpoints.begin(&mut run, &mut optimizer)?;
+        }
         let batches = Batches::new(seed, self.weather.train.len(), batch);
-        for (step, indices) in (1..=self.settings.steps).zip(batches) {
+        let done = run.steps.len();
+        for (step, indices) in (1..=self.settings.steps).zip(batches).skip(done) {
             let start = Instant::now();
             let (train_loss, report) = self.step(&mut optimizer, &indices)?;
             let report = match report {
@@ -197,8 +219,12 @@ impl Trainer<'_> {
                 run.diverged = Some(format!("step {}: the test loss is {loss}", step.step));
                 break;
             }
-            if self.interrupt.load(Ordering::Relaxed) {
-                run.interrupted = step.step < self.settings.steps;
+            let is_last = step.step == self.settings.steps;
+            run.interrupted = self.interrupt.load(Ordering::Relaxed) && !is_last;
+            if let Some(checkpoints) = self.checkpoints.filter(|these| these.is_due(&run)) {
+                checkpoints.save(&run, &optimizer)?;
+            }
+            if run.interrupted {
                 break;
             }
         }
@@ -206,7 +232,7 @@ impl Trainer<'_> {
     }
 
     /// One step: the batch's loss, and the report or why training can't go on.
-    fn step<O: Optimizer + 'static>(
+    fn step<O: optim::Checkpoint>(
         &self,
         optimizer: &mut ClippedOptimizer<O>,
         indices: &[u32],

@@ -24,24 +24,41 @@ pub fn plan(experiment: &Experiment, arms: &[Arm], lr: f64) -> Vec<Settings> {
 /// # Errors
 /// If a run fails or a file can't be written.
 pub fn run(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<Run>> {
-    let out = &experiment.out;
-    let events = settings
-        .iter()
-        .map(|settings| Events::create(out.folder(&settings.arm.folder())?.path()))
-        .collect::<Result<Vec<_>>>()?;
-    let bars = Bars::new(settings, events)?;
+    let bars = bars(experiment, settings)?;
     let runs = experiment.train_all(settings, &bars)?;
     bars.flush()?;
-    for run in &runs {
+    show(experiment, &runs)?;
+    Ok(runs)
+}
+
+/// Bars for these runs, and an event file in each one's folder.
+///
+/// # Errors
+/// If a folder or a file can't be made.
+pub fn bars(experiment: &Experiment, settings: &[Settings]) -> Result<Bars> {
+    let events = settings
+        .iter()
+        .map(|settings| Events::create(experiment.out.folder(&settings.arm.folder())?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    Bars::new(settings, events)
+}
+
+/// Writes pictures and weights, and prints the curves.
+///
+/// # Errors
+/// If a file can't be written.
+pub fn show(experiment: &Experiment, runs: &[Run]) -> Result<()> {
+    let out = &experiment.out;
+    for run in runs {
         let folder = out.folder(&run.settings.arm.folder())?;
         folder.write("weights.safetensors", |path| {
             Ok(run.weights.0.save(path)?)
         })?;
     }
-    plot::line_chart(&figures::loss(&runs), &out.path().join("loss"))?;
-    plot::line_chart(&figures::grad_norm(&runs), &out.path().join("grad_norm"))?;
-    print(&runs);
-    Ok(runs)
+    plot::line_chart(&figures::loss(runs), &out.path().join("loss"))?;
+    plot::line_chart(&figures::grad_norm(runs), &out.path().join("grad_norm"))?;
+    print(runs);
+    Ok(())
 }
 
 fn print(runs: &[Run]) {

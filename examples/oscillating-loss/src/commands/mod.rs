@@ -4,3 +4,4 @@ pub mod compare;
 pub mod find_max_norm;
 pub mod story;
 pub mod sweep;
+pub mod train;

@@ -1,0 +1,54 @@
+//! One run, which may leave checkpoints, or go on from one.
+
+use anyhow::Result;
+
+use crate::checkpoint::Checkpoints;
+use crate::commands::compare;
+use crate::experiment::Experiment;
+use crate::parallel::Watch;
+use crate::run::Run;
+use crate::settings::Settings;
+use crate::train::train_saved;
+
+/// Trains and writes all files; what earlier parts of a resumed run did is in them as well.
+///
+/// # Errors
+/// If the run fails or a file can't be written.
+pub fn run(
+    experiment: &Experiment,
+    settings: Settings,
+    checkpoints: Option<&Checkpoints>,
+) -> Result<Vec<Run>> {
+    experiment.write_config("train", &[settings])?;
+    let bars = compare::bars(experiment, &[settings])?;
+    if let Some(checkpoint) = checkpoints.and_then(|these| these.resumed.as_ref()) {
+        announce(checkpoint.step(), settings.steps);
+        for step in checkpoint.steps(&settings) {
+            bars.step(0, &step)?;
+        }
+    }
+    let mut runs = Vec::new();
+    if !experiment.interrupted() {
+        let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
+        let run = train_saved(&settings, weather, interrupt, checkpoints, |step, _| {
+            bars.step(0, step)
+        })?;
+        bars.end(0, &run);
+        runs.push(run);
+    }
+    bars.flush()?;
+    compare::show(experiment, &runs)?;
+    experiment.write_results(&runs)?;
+    Ok(runs)
+}
+
+fn announce(step: usize, steps: usize) {
+    if step == steps {
+        println!(
+            "This run is finished: all {steps} steps are done. Its files are written again; a larger \
+             --steps goes on.\n"
+        );
+    } else {
+        println!("Going on from step {step} of {steps}.\n");
+    }
+}
