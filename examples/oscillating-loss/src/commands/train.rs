@@ -37,8 +37,8 @@ pub fn run(
         runs.push(run);
     }
     bars.flush()?;
-    compare::show(experiment, &runs)?;
     experiment.write_results(&runs)?;
+    compare::show(experiment, &runs)?;
     Ok(runs)
 }
 
