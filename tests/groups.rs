@@ -7,6 +7,7 @@ use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups, PerGroup, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite, NormType};
 use candle_nn::{Optimizer, ParamsAdamW, SGD};
+use support::checkpoints::Folder;
 use support::gradients::{all_values, bits_of_vars, random_values, store_for, tensor, values};
 use support::oracle;
 
@@ -261,5 +262,38 @@ fn a_frozen_group_does_not_move() -> Result<()> {
     assert_eq!(before[1..3], after[1..3]);
     assert_ne!(before[0], after[0]);
     assert_ne!(before[3], after[3]);
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_is_of_its_groups() -> Result<()> {
+    let folder = Folder::new()?;
+    let path = folder.join("optimizer.safetensors");
+    let make = |groups| -> Result<(Vec<Var>, ClippedOptimizer<AdamW>)> {
+        let named = named(DType::F32)?;
+        let opt = AdamW::named(named.clone(), params())?;
+        let opt = ClippedOptimizer::wrap(opt, named.clone(), Clip::norm(1.0))?.groups(groups)?;
+        Ok((vars(&named), opt))
+    };
+    let (a, mut opt) = make(groups()?)?;
+    for step in 0..3 {
+        opt.step(&store_for(&a, &gradients(step, DType::F32)?))?;
+    }
+    opt.save(&path)?;
+    let (b, mut resumed) = make(groups()?)?;
+    for (a, b) in a.iter().zip(&b) {
+        b.set(a)?;
+    }
+    resumed.load(&path)?;
+    for step in 3..6 {
+        let gradients = gradients(step, DType::F32)?;
+        opt.step(&store_for(&a, &gradients))?;
+        resumed.step(&store_for(&b, &gradients))?;
+        assert_eq!(bits_of_vars(&a)?, bits_of_vars(&b)?);
+    }
+    let (_, mut other) = make(limited()?)?;
+    let error = other.load(&path).unwrap_err();
+    assert!(matches!(error, Error::CheckpointMismatch { .. }), "{error}");
+    assert!(error.to_string().contains("no_decay"), "{error}");
     Ok(())
 }

@@ -155,7 +155,7 @@ fn set(value: &mut Value, pointer: &str, new: Option<Value>) {
 /// What is said, and what was changed for that in the document.
 fn documents() -> Vec<(&'static str, &'static str, Option<Value>)> {
     vec![
-        ("unknown field", "/groups", Some(json!([]))),
+        ("unknown field", "/no_such_field", Some(json!([]))),
         (
             "unknown variant `Lion`",
             "/optimizer",

@@ -262,7 +262,8 @@ impl<E: Element> Case<E> {
                 let first = E::from_f64(PARAMS_SCALE * uniform(start + i as u64)).to_f64();
                 let (expected, got) = (expected(first, fresh[i].to_f64()), after[i].to_f64());
                 ensure!(
-                    (got - expected).abs() <= step_tolerance::<E>(rival, first.abs().max(expected.abs())),
+                    (got - expected).abs()
+                        <= step_tolerance::<E>(rival, first.abs().max(expected.abs())),
                     "{} of {}: element {i} of tensor {tensor} is {got}, not {expected}",
                     op.name(),
                     rival.name()

@@ -9,8 +9,8 @@ use candle_grad_clip_kernels::Edit;
 use candle_nn::Optimizer;
 
 use crate::apply::{Scratch, edit_copies, edit_in_place};
-use crate::clip::{Action, Clip, Decision, Edits, Limits, NonFinite};
 use crate::checkpoint::WrapperRecord;
+use crate::clip::{Action, Clip, Decision, Edits, Limits, NonFinite};
 use crate::functions::{insert, non_finite_error};
 use crate::measure::{Measurements, measure};
 use crate::optim::{self, Clipped, ParamGroups};

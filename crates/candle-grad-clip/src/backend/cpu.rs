@@ -14,7 +14,7 @@ use crate::Result;
 use crate::backend::Place;
 use crate::measure::{Entry, GradStats, Request};
 use crate::optim::StepRule;
-use crate::optim::state::{Kept, State};
+use crate::optim::state::{Kept, State, arrays_mut};
 
 /// Calls a generic function on the elements of a contiguous CPU tensor of one of the four dtypes,
 /// and returns from the caller for any other.
@@ -218,12 +218,12 @@ fn step_values<E: Element>(
     state: &mut WideVec,
     op: &StepOp<'_>,
 ) -> CandleResult<()> {
-    let Some(arrays) = E::Wide::of(state) else {
+    let Some(values) = E::Wide::of(state) else {
         return Err(candle_core::Error::msg(
             "an optimizer state of another dtype",
         ));
     };
-    let mut arrays = arrays.chunks_exact_mut(params.len());
+    let mut arrays = arrays_mut(values, params.len());
     let mut moments = <[&mut [E::Wide]; MOMENTS]>::default();
     for (moment, array) in moments[..op.kept.moments].iter_mut().zip(&mut arrays) {
         *moment = array;

@@ -10,6 +10,7 @@ use super::settings::Settings;
 use super::{Checked, Fault, listed};
 use crate::Clip;
 use crate::clip::record::ClipRecord;
+use crate::optim::ParamGroups;
 use crate::optim::state::State;
 use crate::optim::trained::Trained;
 
@@ -28,6 +29,8 @@ pub(super) struct Document {
     /// Steps taken.
     pub(super) steps: u64,
     pub(super) vars: Vec<VarRecord>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<String>,
     /// There if a wrapper saved the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) wrapper: Option<WrapperRecord>,
@@ -71,6 +74,7 @@ impl Document {
             optimizer,
             steps: trained.steps(),
             vars: vars.zip(trained.states()).map(of).collect(),
+            groups: written(trained.groups()),
             wrapper,
         }
     }
@@ -145,6 +149,12 @@ impl Document {
     /// The records of the optimizer's Vars, in its order, or in what the file is of another optimizer.
     pub(super) fn fit(&self, trained: &Trained, settings: &Settings) -> Checked<Vec<&VarRecord>> {
         let mut differences = self.other_settings(settings);
+        let (there, here) = (&self.groups, written(trained.groups()));
+        if *there != here {
+            let there = there.join("; ");
+            let here = here.join("; ");
+            differences.push(format!("groups are [{there}] in the file, [{here}] here"));
+        }
         let vars = trained.vars();
         let by_name: HashMap<&str, &VarRecord> = self
             .vars
@@ -203,4 +213,9 @@ impl Document {
             .map(|((name, there), (_, here))| format!("{name} is {there} in the file, {here} here"))
             .collect()
     }
+}
+
+/// Groups as they are compared.
+fn written(groups: &ParamGroups) -> Vec<String> {
+    groups.iter().map(ToString::to_string).collect()
 }

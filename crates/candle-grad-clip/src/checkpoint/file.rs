@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::document::{FORMAT, VERSION};
 use super::{Checked, Fault, listed};
-use crate::optim::state::wide_dtype;
+use crate::optim::state::{arrays_mut, stride, wide_dtype};
 
 /// As the crate `safetensors` has it, so that others can read what we write.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -239,14 +239,14 @@ impl Header {
 }
 
 impl Arrays {
-    /// Arrays of `len` numbers each that begin at `offsets`, one behind the other.
+    /// Arrays of `len` numbers each that begin at `offsets`, as [`State::Host`](crate::optim::state::State) holds them.
     pub(super) fn read<W: bytemuck::Pod>(
         &mut self,
         offsets: &[u64],
         len: usize,
     ) -> io::Result<Vec<W>> {
-        let mut numbers = vec![W::zeroed(); offsets.len() * len];
-        for (offset, array) in offsets.iter().zip(numbers.chunks_exact_mut(len.max(1))) {
+        let mut numbers = vec![W::zeroed(); offsets.len() * stride(len)];
+        for (offset, array) in offsets.iter().zip(arrays_mut(&mut numbers, len)) {
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(array);
             self.reader
                 .seek_relative(offset.wrapping_sub(self.position).cast_signed())?;

@@ -109,7 +109,7 @@ fn save_as(path: &Path, document: &Document, trained: &Trained) -> Checked<()> {
     replace::replace(path, |out| {
         io::Write::write_all(out, &header)?;
         for &index in &order {
-            write_state(out, &trained.states()[index])?;
+            write_state(out, &trained.states()[index], vars[index].elem_count())?;
         }
         Ok(())
     })
@@ -127,24 +127,28 @@ fn keys(record: &VarRecord, var: &Var, settings: &Settings) -> Vec<String> {
         .collect()
 }
 
-fn write_state(out: &mut dyn io::Write, state: &State) -> Checked<()> {
+fn write_state(out: &mut dyn io::Write, state: &State, len: usize) -> Checked<()> {
     match state {
         State::Fresh => Ok(()),
-        State::Host(values) => Ok(write_values(out, values)?),
+        State::Host(values) => Ok(write_values(out, values, len)?),
         State::Device(arrays) => {
             for array in arrays {
                 let array = array.to_device(&Device::Cpu).map_err(Error::from)?;
-                write_values(out, &state::host_values(&[array])?)?;
+                write_values(out, &state::host_values(&[array])?, len)?;
             }
             Ok(())
         }
     }
 }
 
-fn write_values(out: &mut dyn io::Write, values: &WideVec) -> io::Result<()> {
+fn write_values(out: &mut dyn io::Write, values: &WideVec, len: usize) -> io::Result<()> {
     match values {
-        WideVec::F32(values) => file::write_numbers(out, values),
-        WideVec::F64(values) => file::write_numbers(out, values),
+        WideVec::F32(values) => {
+            state::arrays(values, len).try_for_each(|array| file::write_numbers(out, array))
+        }
+        WideVec::F64(values) => {
+            state::arrays(values, len).try_for_each(|array| file::write_numbers(out, array))
+        }
     }
 }
 
@@ -225,8 +229,8 @@ mod tests {
             let arrays: Vec<_> = arrays.into_iter().collect::<candle_core::Result<_>>()?;
             let host = State::from_tensors(&var, arrays.clone())?;
             let (mut expected, mut written) = (Vec::new(), Vec::new());
-            let writes = write_state(&mut expected, &host).is_ok()
-                && write_state(&mut written, &State::Device(arrays)).is_ok();
+            let writes = write_state(&mut expected, &host, 6).is_ok()
+                && write_state(&mut written, &State::Device(arrays), 6).is_ok();
             assert!(writes && expected == written);
             assert_eq!(written.len(), 12 * dtype.size_in_bytes());
         }

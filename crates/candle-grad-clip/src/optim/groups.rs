@@ -1,5 +1,6 @@
 //! Parameter groups: settings by name pattern.
 
+use std::fmt;
 use std::sync::Arc;
 
 use wildmatch::WildMatch;
@@ -17,7 +18,7 @@ use crate::{Error, Result};
 /// use candle_grad_clip::optim::ParamGroup;
 ///
 /// let group = ParamGroup::new("no_decay", &["*.bias", "ln_*"]).weight_decay(0.0);
-/// assert_eq!(group.name(), "no_decay");
+/// assert_eq!(group.to_string(), "no_decay (*.bias, ln_*) weight_decay 0");
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamGroup {
@@ -94,6 +95,23 @@ impl ParamGroup {
         self.patterns
             .iter()
             .any(|pattern| WildMatch::new(pattern).matches(name))
+    }
+}
+
+/// All there is to a group: `no_decay (*.bias, ln_*) weight_decay 0`.
+impl fmt::Display for ParamGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.patterns.join(", "))?;
+        for (name, value) in [
+            ("lr_scale", self.lr_scale),
+            ("weight_decay", self.weight_decay),
+            ("max_norm", self.max_norm),
+        ] {
+            if let Some(value) = value {
+                write!(f, " {name} {value}")?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -89,9 +89,9 @@ use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels as kernels;
 
 pub use adamw::AdamW;
+pub(crate) use adamw::check as check_adamw;
 pub use groups::{ParamGroup, ParamGroups};
 pub use per_group::PerGroup;
-pub(crate) use adamw::check as check_adamw;
 pub(crate) use sgd::check as check_sgd;
 pub use sgd::{ParamsSgd, Sgd};
 pub(crate) use trained::Clipped;
