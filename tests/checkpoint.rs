@@ -731,23 +731,39 @@ fn a_save_without_room() -> Result<()> {
     Ok(())
 }
 
+/// A small disk, gone when dropped.
+#[cfg(unix)]
+struct Disk<'a>(&'a Path);
+
+#[cfg(unix)]
+impl<'a> Disk<'a> {
+    /// None where this user can't mount one.
+    fn mounted(folder: &'a Path) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]);
+        let output = mount.arg(folder).output().ok()?;
+        output.status.success().then_some(Self(folder))
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).output();
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_the_old_file_whole() -> Result<()> {
     let folder = Folder::new()?;
-    let disk = folder.join("disk");
-    fs::create_dir(&disk)?;
-    let mount = |program: &str, args: &[&str]| Command::new(program).args(args).arg(&disk).output();
-    let mounted = mount("mount", &["-t", "tmpfs", "-o", "size=64k", "tmpfs"]);
-    if !mounted.is_ok_and(|output| output.status.success()) {
-        println!(
-            "skipped: this user can't mount a small disk (files of limited size are tested all the same)"
-        );
+    let path = folder.join("disk");
+    fs::create_dir(&path)?;
+    let Some(disk) = Disk::mounted(&path) else {
+        println!("skipped: no small disk here (files of limited size are tested all the same)");
         return Ok(());
-    }
-    let result = leaves_the_old_file_whole(&disk, None);
-    mount("umount", &[])?;
-    result
+    };
+    leaves_the_old_file_whole(disk.0, None)
 }
 
 /// As on a full disk, without one.
