@@ -396,17 +396,14 @@ fn norm_tolerance(rival: Impl) -> f64 {
     }
 }
 
-/// Relative error that a scaled element may have: a rounding, and for pasted code its norm's.
+/// Relative error that a scaled element may have: a rounding, and its norm's.
 fn tolerance<E: Element>(rival: Impl) -> f64 {
     let rounding = match size_of::<E>() {
         2 => 2f64.powi(-8),
         4 => 2f64.powi(-22),
         _ => 2f64.powi(-51),
     };
-    match rival {
-        Impl::PasteIn => rounding + norm_tolerance(rival),
-        Impl::CandleGradClip | Impl::Floor => rounding,
-    }
+    rounding + norm_tolerance(rival)
 }
 
 #[cfg(test)]
