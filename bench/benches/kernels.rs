@@ -1,7 +1,9 @@
 //! The kernels on slices: bytes a second for every dtype, from the first cache to main memory.
 #![allow(missing_docs)] // criterion's macros make public items without any.
 
-use candle_grad_clip_kernels::{Edit, Element, NormType, edit, measure};
+use candle_grad_clip_kernels::{
+    AdamW, Edit, Element, NormType, Update, Wide, edit, measure, update,
+};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use std::hint::black_box;
@@ -19,6 +21,15 @@ const CLAMP: Edit = Edit::Clamp {
     zero_non_finite: false,
 };
 
+const ADAMW: AdamW = AdamW {
+    lr: 1e-9,
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.0,
+    step: 1,
+};
+
 fn dtype<E: Element>(c: &mut Criterion, name: &str, from_f32: impl Fn(f32) -> E) {
     let mut group = c.benchmark_group(name);
     for len in LENS {
@@ -33,6 +44,20 @@ fn dtype<E: Element>(c: &mut Criterion, name: &str, from_f32: impl Fn(f32) -> E)
         });
         group.bench_function(BenchmarkId::new("clamp", len), |b| {
             b.iter(|| edit(black_box(&mut values), CLAMP));
+        });
+        let (mut params, zero) = (values.clone(), E::Wide::from_f64(0.0));
+        let mut moments = [vec![zero; len], vec![zero; len]];
+        group.bench_function(BenchmarkId::new("adamw", len), |b| {
+            b.iter(|| {
+                let [first, second] = &mut moments;
+                let whole = Update {
+                    params: &mut params,
+                    grads: black_box(&values),
+                    moments: [first, second, &mut []],
+                    master: &mut [],
+                };
+                update(whole, SCALE, &ADAMW);
+            });
         });
     }
     group.finish();
