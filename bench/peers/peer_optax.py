@@ -19,7 +19,7 @@ class Optax:
 
     def load(self, grads, params, dtype):
         self.dtype = {"f32": jnp.float32, "bf16": jnp.bfloat16}[dtype]
-        self.fresh = [jnp.array(grad, self.dtype) for grad in grads]
+        self.fresh = [jax.device_put(grad.astype(self.dtype)) for grad in grads]
         self.start = params
         self.scaled = jax.jit(lambda grads, scale: [grad * scale for grad in grads])
         self.now = self.vars = self.state = None
@@ -54,7 +54,7 @@ class Optax:
             updates, state = chain.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        self.vars = [jnp.array(p, self.dtype) for p in self.start]
+        self.vars = [jax.device_put(p.astype(self.dtype)) for p in self.start]
         self.state = jax.jit(chain.init)(self.vars)
         self.apply = jax.jit(apply, donate_argnums=(0, 1))
         self.run = self.step
