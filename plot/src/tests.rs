@@ -27,6 +27,7 @@ fn chart(series: Vec<Series>, x_log: bool, y_log: bool) -> Chart {
     let panel = Panel {
         x_label: "step".into(),
         y_label: "loss".into(),
+        x_names: Vec::new(),
         x_log,
         y_log,
         series,
