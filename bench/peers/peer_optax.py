@@ -16,11 +16,13 @@ class Optax:
     version = f"optax {optax.__version__}, jax {jax.__version__}"
     ops = ["total_norm", "clip_grad_norm", "clip_grad_norm_noop", "clip_grad_value", "clip_adamw", "clip_sgd"]
     dtypes = ["f32", "bf16"]
+    # XLA compiles a kernel or more for every tensor: 500 take minutes.
+    max_tensors = 300
 
     def load(self, grads, params, dtype):
         self.dtype = {"f32": jnp.float32, "bf16": jnp.bfloat16}[dtype]
         self.fresh = [jax.device_put(grad.astype(self.dtype)) for grad in grads]
-        self.start = params
+        self.params_at_start = params
         self.scaled = jax.jit(lambda grads, scale: [grad * scale for grad in grads])
         self.now = self.vars = self.state = None
 
@@ -54,7 +56,7 @@ class Optax:
             updates, state = chain.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        self.vars = [jax.device_put(p.astype(self.dtype)) for p in self.start]
+        self.vars = [jax.device_put(p.astype(self.dtype)) for p in self.params_at_start()]
         self.state = jax.jit(chain.init)(self.vars)
         self.apply = jax.jit(apply, donate_argnums=(0, 1))
         self.run = self.step

@@ -19,14 +19,14 @@ class PyTorch:
     def load(self, grads, params, dtype):
         self.dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
         self.fresh = [torch.from_numpy(grad).to(self.dtype, copy=True) for grad in grads]
-        self.start = params
-        self.vars = [torch.nn.Parameter(torch.empty(p.shape, dtype=self.dtype)) for p in params]
+        self.params_at_start = params
+        self.vars = [torch.nn.Parameter(torch.empty_like(grad)) for grad in self.fresh]
         for var in self.vars:
             var.grad = torch.empty_like(var)
 
     def prepare(self, op, settings):
         with torch.no_grad():
-            for var, start in zip(self.vars, self.start):
+            for var, start in zip(self.vars, self.params_at_start()):
                 var.copy_(torch.from_numpy(start))
         self.run = getattr(self, op)
         self.max_norm, self.clip_value = settings["max_norm"], settings["clip_value"]

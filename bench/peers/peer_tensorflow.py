@@ -24,18 +24,20 @@ class TensorFlow:
     version = f"tensorflow {tf.__version__}"
     ops = ["total_norm", "clip_grad_norm", "clip_grad_norm_noop", "clip_grad_value", "clip_adamw", "clip_sgd"]
     dtypes = ["f32", "bf16"]
+    # Tracing and optimising the graph of 2,000 takes minutes, and grows faster than their number.
+    max_tensors = 1000
 
     def load(self, grads, params, dtype):
         self.dtype = {"f32": tf.float32, "bf16": tf.bfloat16}[dtype]
         self.fresh = [tf.cast(grad, self.dtype) for grad in grads]
-        self.start = params
+        self.params_at_start = params
         self.now = [tf.Variable(grad) for grad in self.fresh]
         self.vars = []
 
     def prepare(self, op, settings):
         self.vars, self.optimizer = [], None
         if op in protocol.STEPS:
-            self.vars = [tf.Variable(tf.cast(p, self.dtype)) for p in self.start]
+            self.vars = [tf.Variable(tf.cast(p, self.dtype)) for p in self.params_at_start()]
             self.optimizer = optimizer(op, settings)
             self.optimizer.build(self.vars)
         body = getattr(self, op)

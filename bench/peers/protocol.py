@@ -59,8 +59,8 @@ def threads_from_args():
 class Bench:
     """Serves one framework, an object with
 
-    - `name`, `version`, `ops`, `dtypes`;
-    - `load(grads, params, dtype)`: arrays in f32 to keep;
+    - `name`, `version`, `ops`, `dtypes`, and `max_tensors` if more are not worth the wait for its compiler;
+    - `load(grads, params, dtype)`: gradients to keep as arrays in f32, and a function that makes the parameters;
     - `prepare(op, settings)`: parameters and optimizer as at the start;
     - `set_grads(scale)`: gradients as a backward pass leaves them, times `scale`;
     - `run()`: what is timed; returns the norm, or None where its users don't get it;
@@ -75,7 +75,10 @@ class Bench:
         shapes = request["shapes"]
         count = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
         grads = split(uniform(0, count), shapes)
-        params = split(uniform(PARAMS_START, count) * np.float32(PARAMS_SCALE), shapes)
+
+        def params():
+            return split(uniform(PARAMS_START, count) * np.float32(PARAMS_SCALE), shapes)
+
         self.framework.load(grads, params, request["dtype"])
         self.other = np.ones(request["cold_bytes"] // 8, np.uint64)
         return {}
@@ -109,7 +112,7 @@ class Bench:
         answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         framework = self.framework
-        hello = {key: getattr(framework, key) for key in ("version", "ops", "dtypes")}
+        hello = {key: getattr(framework, key, None) for key in ("version", "ops", "dtypes", "max_tensors")}
         print(json.dumps({"peer": framework.name} | hello), file=answers, flush=True)
         for line in sys.stdin:
             request = json.loads(line)
