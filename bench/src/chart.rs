@@ -5,16 +5,18 @@ use plot::{Chart, Panel, Series};
 use crate::case::{Impl, Op};
 use crate::compare::Measured;
 use crate::growth::Point;
+use crate::kept;
 use crate::results::{groups, median_of, of};
 
 /// Everyone who may be in a picture, in the order of colours: ours first.
-const RIVALS: [&str; 6] = [
+const RIVALS: [&str; 7] = [
     "candle-grad-clip",
     "paste-in",
     "pytorch",
     "tensorflow",
     "optax",
     "burn",
+    kept::NAME,
 ];
 
 /// How many times the floor each rival takes: a panel an operation, a place a set.
@@ -55,7 +57,7 @@ fn compared_in(op: &str, measured: &[Measured]) -> Panel {
             .iter()
             .map(|(set, dtype)| format!("{set}, {dtype}"))
             .collect(),
-        y_label: format!("{op}: time / floor"),
+        y_label: format!("{op}: time / floor (ratio)"),
         y_log: true,
         series: series
             .filter(|series| series.points.iter().any(|(_, ratio)| ratio.is_finite()))

@@ -12,12 +12,14 @@ use crate::element::Element;
 use crate::peer::{Known, Peer};
 use crate::sets::Set;
 use crate::timing::{Threads, median};
-use crate::{chart, results};
+use crate::{chart, kept, results};
 
 /// A rival this many times slower than the fastest ...
 const SLOW: f64 = 10.0;
 /// ... takes part in one of so many rounds.
 const ROUNDS_PER_SLOW: usize = 5;
+/// Who has taken this long for an operation is done with it.
+const PATIENCE_MS: f64 = 15_000.0;
 
 /// Times other frameworks too, those that are installed, and writes RESULTS.md with a chart.
 #[derive(Debug, clap::Args)]
@@ -71,6 +73,15 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
+    /// Puts what was timed later beside the rest of its set.
+    fn add_beside(&mut self, later: Vec<Measured>) {
+        for row in later {
+            let beside = |other: &Measured| other.set == row.set && other.dtype == row.dtype;
+            let end = self.measured.iter().rposition(beside).map_or(0, |i| i + 1);
+            self.measured.insert(end, row);
+        }
+    }
+
     fn note(&mut self, note: String) {
         eprintln!("{note}");
         if !self.notes.contains(&note) {
@@ -101,6 +112,13 @@ impl Compare {
             }
         }
         drop(peers);
+        for set in [Set::A, Set::B] {
+            if kept::is_possible() && self.sets.contains(&set) {
+                eprintln!("{} {}", set.name(), kept::NAME);
+                let kept = kept::time(set, threads.count())?;
+                found.add_beside(kept);
+            }
+        }
         write(&self.out, &found, threads.count())
     }
 
@@ -227,7 +245,8 @@ fn time<E: Element>(
             let len = rivals.len();
             let rival = &mut rivals[(turn + i) % len];
             let is_slow = turn > 0 && rival.fastest() > SLOW * fastest;
-            if is_slow && !turn.is_multiple_of(ROUNDS_PER_SLOW) {
+            let is_done = rival.times.iter().sum::<f64>() > PATIENCE_MS;
+            if is_done || is_slow && !turn.is_multiple_of(ROUNDS_PER_SLOW) {
                 continue;
             }
             match &mut rival.who {

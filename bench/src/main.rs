@@ -11,6 +11,7 @@ mod compare;
 mod element;
 mod floor;
 mod growth;
+mod kept;
 mod memory;
 mod oracle;
 mod paste_in;
@@ -27,6 +28,7 @@ use half::bf16;
 
 use crate::compare::Compare;
 use crate::growth::Growth;
+use crate::kept::Kept;
 use crate::record::Output;
 use crate::sets::Set;
 use crate::timing::{Threads, time_set};
@@ -55,6 +57,8 @@ struct Cli {
 enum Command {
     Compare(Compare),
     Growth(Growth),
+    #[command(hide = true)]
+    Kept(Kept),
 }
 
 fn main() -> Result<()> {
@@ -62,6 +66,7 @@ fn main() -> Result<()> {
     match cli.command {
         Some(Command::Compare(compare)) => return compare.run(),
         Some(Command::Growth(growth)) => return growth.run(),
+        Some(Command::Kept(kept)) => return kept.run(),
         None => {}
     }
     let threads = Threads::start(cli.threads)?;

@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::case::{Impl, Op};
 use crate::compare::{Findings, Measured};
+use crate::kept;
 
 /// What `found` says, for people.
 pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
@@ -23,6 +24,13 @@ pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
     )?;
     writeln!(text, "- Machine: {}, {threads} threads", machine())?;
     writeln!(text, "- Versions: {}", versions(found).join("; "))?;
+    if found.measured.iter().any(|row| row.rival == kept::NAME) {
+        writeln!(
+            text,
+            "- {}: afterwards, in a process of its own with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=1000000000000",
+            kept::NAME
+        )?;
+    }
     for note in &found.notes {
         writeln!(text, "- {note}")?;
     }
