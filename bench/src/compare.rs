@@ -155,6 +155,12 @@ impl Compare {
                 case.check(rival, *op)?;
             }
             case.prepare(*op)?;
+            if op.is_step() {
+                // The first makes the moments; peers have taken theirs in the check.
+                for rival in Impl::ALL {
+                    case.time(rival, *op)?;
+                }
+            }
             let mut rivals: Vec<Rival> = Impl::ALL.into_iter().map(Rival::ours).collect();
             for peer in &mut active {
                 if !peer.has::<E>(*op) {

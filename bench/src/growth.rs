@@ -96,6 +96,9 @@ fn time(
             case.check(rival, op)?;
         }
         case.prepare(op)?;
+        for rival in Impl::ALL {
+            case.time(rival, op)?; // the first step makes the moments
+        }
         let mut times = Impl::ALL.map(|_| Vec::new());
         let mut rounds = *ROUNDS.end();
         while times[0].len() < rounds {
