@@ -180,7 +180,7 @@ mod tests {
             let question = Question::new::<f32>(&[vec![10], vec![7, 9]], op, false);
             assert!(question.check::<f32>(&right(&question)).is_ok(), "{op:?}");
             let mut wrong = right(&question);
-            wrong.samples[20] *= 1.01;
+            wrong.samples[20] *= 1.05;
             assert!(question.check::<f32>(&wrong).is_err(), "{op:?}");
             let mut wrong = right(&question);
             wrong.sum += 0.5;
