@@ -16,14 +16,14 @@ use crate::steps::{self, Step};
 use crate::{floor, oracle, paste_in};
 
 /// Elements outside of `[-CLIP_VALUE, CLIP_VALUE]` are one in eight.
-const CLIP_VALUE: f64 = 0.875;
+pub(crate) const CLIP_VALUE: f64 = 0.875;
 /// What a norm clip scales by.
-const CLIP_COEF: f64 = 0.9;
+pub(crate) const CLIP_COEF: f64 = 0.9;
 /// Read before a call on a set that starts cold: four times a large cache.
-const OTHER_BYTES: usize = 128 << 20;
+pub(crate) const OTHER_BYTES: usize = 128 << 20;
 /// Parameters come from indices that no gradient has, and are small, as in a model.
-const PARAMS_START: u64 = 1 << 40;
-const PARAMS_SCALE: f64 = 0.0625;
+pub(crate) const PARAMS_START: u64 = 1 << 40;
+pub(crate) const PARAMS_SCALE: f64 = 0.0625;
 /// Elements of each tensor that are checked.
 const SAMPLE: usize = 64;
 
@@ -105,10 +105,15 @@ pub(crate) struct Case<E> {
 
 impl<E: Element> Case<E> {
     pub(crate) fn new(set: Set) -> Result<Self> {
+        Self::with_shapes(&set.shapes(), set.is_cold())
+    }
+
+    /// Gradients of any shapes; whether they start out of the cache.
+    pub(crate) fn with_shapes(shapes: &[Vec<usize>], is_cold: bool) -> Result<Self> {
         let mut start = 0;
         let (mut grads, mut pasted) = (GradStore::default(), GradStore::default());
         let (mut vars, mut fresh) = (Vec::new(), Vec::new());
-        for shape in set.shapes() {
+        for shape in shapes {
             let var = Var::zeros(shape.as_slice(), E::DTYPE, &Device::Cpu)?;
             let indices = start..start + var.elem_count() as u64;
             start = indices.end;
@@ -121,7 +126,7 @@ impl<E: Element> Case<E> {
             fresh.push(values);
         }
         let total_norm = oracle::l2_norm(fresh.iter().flatten().map(|x| x.to_f64()));
-        let other = if set.is_cold() {
+        let other = if is_cold {
             vec![1; OTHER_BYTES / size_of::<u64>()]
         } else {
             Vec::new()
@@ -369,7 +374,7 @@ fn samples(len: usize) -> impl Iterator<Item = usize> {
 }
 
 /// A number in [-1, 1) for an index: the top 24 bits of splitmix64, exact in f32, easy to have in any language.
-fn uniform(index: u64) -> f64 {
+pub(crate) fn uniform(index: u64) -> f64 {
     let mut z = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

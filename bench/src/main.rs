@@ -4,28 +4,41 @@
 //! interleaved. `README.md` says what is timed and how to read the ratios.
 #![deny(unsafe_code)]
 
+mod answer;
 mod case;
+mod chart;
+mod compare;
 mod element;
 mod floor;
+mod growth;
+mod kept;
 mod memory;
 mod oracle;
 mod paste_in;
+mod peer;
 mod record;
+mod results;
 mod sets;
 mod steps;
 mod timing;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use half::bf16;
 
+use crate::compare::Compare;
+use crate::growth::Growth;
+use crate::kept::Kept;
 use crate::record::Output;
 use crate::sets::Set;
 use crate::timing::{Threads, time_set};
 
 /// Times gradient clipping beside pasted code and the floor: a plain loop over the same memory.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Print only JSON, one object a line.
     #[arg(long)]
     json: bool,
@@ -40,8 +53,22 @@ struct Cli {
     rounds: Option<usize>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    Compare(Compare),
+    Growth(Growth),
+    #[command(hide = true)]
+    Kept(Kept),
+}
+
 fn main() -> Result<()> {
     let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Compare(compare)) => return compare.run(),
+        Some(Command::Growth(growth)) => return growth.run(),
+        Some(Command::Kept(kept)) => return kept.run(),
+        None => {}
+    }
     let threads = Threads::start(cli.threads)?;
     let mut output = Output::new(cli.json);
     for set in cli.sets {

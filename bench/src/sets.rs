@@ -31,8 +31,8 @@ impl Set {
         match self {
             Self::A => vec![vec![64 << 20]],
             Self::B => gpt2_small(),
-            Self::C => uniform(10_000, 64..=4096),
-            Self::D => uniform(30, 768..=1280),
+            Self::C => uniform_lengths(10_000, 64..=4096),
+            Self::D => uniform_lengths(30, 768..=1280),
         }
     }
 
@@ -42,6 +42,15 @@ impl Set {
             Self::A | Self::B => 25,
             Self::C => 50,
             Self::D => 2000,
+        }
+    }
+
+    /// Beside other frameworks: how often each has its turn, and how many calls a turn has.
+    pub(crate) fn turns(self) -> (usize, usize) {
+        match self {
+            Self::A | Self::B => (11, 1),
+            Self::C => (21, 1),
+            Self::D => (25, 20),
         }
     }
 
@@ -60,7 +69,10 @@ impl Set {
 }
 
 /// Vectors of seeded lengths.
-fn uniform(tensors: usize, elements: std::ops::RangeInclusive<usize>) -> Vec<Vec<usize>> {
+pub(crate) fn uniform_lengths(
+    tensors: usize,
+    elements: std::ops::RangeInclusive<usize>,
+) -> Vec<Vec<usize>> {
     let mut rng = fastrand::Rng::with_seed(0);
     (0..tensors)
         .map(|_| vec![rng.usize(elements.clone())])

@@ -20,6 +20,10 @@ impl Threads {
             .build_global()?;
         Ok(Self(rayon::current_num_threads()))
     }
+
+    pub(crate) fn count(self) -> usize {
+        self.0
+    }
 }
 
 /// Checks, then times every operation on a set.
@@ -72,7 +76,7 @@ pub(crate) fn time_set<E: Element>(
 }
 
 /// Of sorted times, at least one.
-fn median(sorted: &[f64]) -> f64 {
+pub(crate) fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 {
         sorted[middle]

@@ -2,11 +2,11 @@
 
 use crate::arm::Arm;
 use crate::baseline::Baselines;
-use crate::plot::{Chart, Panel, Series};
 use crate::run::{Run, Step};
 use crate::score::median;
 use crate::settings::Settings;
 use crate::summary::Standing;
+use plot::{Chart, Panel, Series};
 
 /// `loss`: test loss above, loss of each batch below, by step; a line an arm.
 #[must_use]

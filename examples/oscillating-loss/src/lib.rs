@@ -22,7 +22,6 @@ pub mod metrics;
 pub mod model;
 pub mod out_dir;
 pub mod parallel;
-pub mod plot;
 pub mod progress;
 pub mod run;
 pub mod score;

@@ -8,7 +8,7 @@ use crate::experiment::Experiment;
 use crate::progress::Bars;
 use crate::run::Run;
 use crate::settings::Settings;
-use crate::{figures, plot, table};
+use crate::{figures, table};
 
 /// The runs of a comparison: one an arm.
 #[must_use]

@@ -8,7 +8,7 @@ use crate::progress::Total;
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::summary::Standing;
-use crate::{conclusion, figures, plot, table};
+use crate::{conclusion, figures, table};
 
 /// The learning rates of the story, three decades.
 pub const RATES: [f64; 6] = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1];

@@ -4,6 +4,8 @@
 //! and a font is compiled in. Logarithmic axes, ticks and gaps are ours (`axis`, `range`, `data`),
 //! since a run that diverges needs them to behave with 1e30, with NaN and with nothing at all.
 
+#![deny(unsafe_code)]
+
 mod axis;
 mod data;
 mod draw;
@@ -33,6 +35,8 @@ pub struct Panel {
     pub x_label: String,
     /// What the y axis shows, with its unit.
     pub y_label: String,
+    /// What stands at x = 0, 1, 2, ... in place of numbers; empty for numbers.
+    pub x_names: Vec<String>,
     /// Whether x is logarithmic: points with x <= 0 are left out.
     pub x_log: bool,
     /// Whether y is logarithmic: points with y <= 0 are left out.

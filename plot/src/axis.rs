@@ -16,6 +16,8 @@ pub(super) struct Axis {
     minor: Vec<f64>,
     scientific: bool,
     decimals: usize,
+    /// What the ticks say, if they are not numbers.
+    names: Vec<String>,
 }
 
 impl Axis {
@@ -25,6 +27,20 @@ impl Axis {
             Self::logarithmic(range, max_ticks)
         } else {
             Self::linear(range, max_ticks)
+        }
+    }
+
+    /// An axis with these names at 0, 1, 2, ..., each in the middle of a place of its own.
+    pub(super) fn named(names: &[String]) -> Self {
+        let places = names.len() as f64;
+        Self {
+            log: false,
+            shown: -0.5..places - 0.5,
+            ticks: (0..names.len()).map(|place| place as f64).collect(),
+            minor: Vec::new(),
+            scientific: false,
+            decimals: 0,
+            names: names.to_vec(),
         }
     }
 
@@ -44,6 +60,7 @@ impl Axis {
             minor: Vec::new(),
             scientific,
             decimals,
+            names: Vec::new(),
         }
     }
 
@@ -67,11 +84,15 @@ impl Axis {
             minor,
             scientific,
             decimals: 0,
+            names: Vec::new(),
         }
     }
 
     /// The label of a tick at a position.
     pub(super) fn label(&self, position: f64) -> String {
+        if let Some(name) = self.names.get(position as usize) {
+            return name.clone();
+        }
         if self.log {
             let exponent = (position + 1e-9).floor();
             let digit = 10f64.powf(position - exponent).round();

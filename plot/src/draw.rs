@@ -88,10 +88,12 @@ fn axes_of(panel: &Panel) -> (Axis, Axis) {
         .count();
     let headroom = f64::from(CROSS_HEIGHT) * diverging.min(6) as f64 / f64::from(PANEL_HEIGHT);
     let y = without_outliers(points().map(|p| p.1).chain(levels), panel.y_log, headroom);
-    (
-        Axis::new(x, panel.x_log, TICKS),
-        Axis::new(y, panel.y_log, TICKS),
-    )
+    let x = if panel.x_names.is_empty() {
+        Axis::new(x, panel.x_log, TICKS)
+    } else {
+        Axis::named(&panel.x_names)
+    };
+    (x, Axis::new(y, panel.y_log, TICKS))
 }
 
 fn draw_panel(

@@ -27,6 +27,7 @@ fn chart(series: Vec<Series>, x_log: bool, y_log: bool) -> Chart {
     let panel = Panel {
         x_label: "step".into(),
         y_label: "loss".into(),
+        x_names: Vec::new(),
         x_log,
         y_log,
         series,
@@ -184,4 +185,14 @@ fn a_directory_that_does_not_exist_is_an_error_that_names_the_file() {
         .unwrap_err()
         .to_string();
     assert!(message.contains("loss.svg"), "{message}");
+}
+
+#[test]
+fn named_places_stand_where_numbers_would() {
+    let points = [(0.0, 1.0), (f64::NAN, f64::NAN), (1.0, 10.0)];
+    let mut named = chart(vec![line("rival", 0, &points)], false, true);
+    named.panels[0].x_names = vec!["one tensor".into(), "many tensors".into()];
+    let (svg, _) = drawn(&named);
+    assert!(svg.contains("one tensor") && svg.contains("many tensors"));
+    assert!(!svg.contains(">0.5<"), "no numbers on the x axis");
 }

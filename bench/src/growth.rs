@@ -1,0 +1,145 @@
+//! How cost grows with the number of elements and of tensors.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::case::{Case, Impl, Op};
+use crate::chart;
+use crate::sets::uniform_lengths;
+use crate::timing::{Threads, median};
+
+/// Time that a point may take, for all rivals together: large ones get fewer rounds.
+const SECONDS: f64 = 6.0;
+const ROUNDS: std::ops::RangeInclusive<usize> = 3..=41;
+
+/// Times clipping from 1,000 to 100 million elements and from 1 to 100,000 tensors, and draws it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Growth {
+    /// The largest number of elements of one tensor.
+    #[arg(long, default_value_t = 100_000_000)]
+    max_elements: usize,
+    /// The largest number of tensors.
+    #[arg(long, default_value_t = 100_000)]
+    max_tensors: usize,
+    /// Threads of every rival [default: all cores].
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Where growth.csv and the pictures go.
+    #[arg(long, default_value = env!("CARGO_MANIFEST_DIR"))]
+    out: PathBuf,
+}
+
+/// One rival's time for one size.
+#[derive(Debug)]
+pub(crate) struct Point {
+    pub(crate) op: &'static str,
+    /// What grows.
+    pub(crate) of: &'static str,
+    pub(crate) count: usize,
+    pub(crate) rival: &'static str,
+    pub(crate) median_ms: f64,
+    pub(crate) calls: usize,
+}
+
+impl Growth {
+    pub(crate) fn run(&self) -> Result<()> {
+        Threads::start(self.threads)?;
+        let mut points = Vec::new();
+        for elements in sizes(1000, self.max_elements) {
+            time("elements", elements, &[vec![elements]], &mut points)?;
+        }
+        for tensors in sizes(1, self.max_tensors) {
+            let shapes = uniform_lengths(tensors, 100..=1000);
+            time("tensors", tensors, &shapes, &mut points)?;
+        }
+        let lines = points.iter().map(|point| {
+            let Point {
+                op,
+                of,
+                count,
+                rival,
+                median_ms,
+                calls,
+            } = point;
+            format!("{op},{of},{count},{rival},{median_ms:.6},{calls}\n")
+        });
+        let csv = format!(
+            "op,of,count,rival,median_ms,calls\n{}",
+            lines.collect::<String>()
+        );
+        std::fs::write(self.out.join("growth.csv"), csv)?;
+        for op in OPS {
+            let name = op.name();
+            plot::line_chart(
+                &chart::growth(name, &points),
+                &self.out.join(format!("growth-{name}")),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+const OPS: [Op; 2] = [Op::ClipGradNorm, Op::ClipAdamW];
+
+fn time(
+    of: &'static str,
+    count: usize,
+    shapes: &[Vec<usize>],
+    points: &mut Vec<Point>,
+) -> Result<()> {
+    let mut case = Case::<f32>::with_shapes(shapes, true)?;
+    for op in OPS {
+        eprintln!("{} of {count} {of}", op.name());
+        let start = std::time::Instant::now();
+        for rival in Impl::ALL {
+            case.check(rival, op)?;
+        }
+        case.prepare(op)?;
+        for rival in Impl::ALL {
+            case.time(rival, op)?; // the first step makes the moments
+        }
+        let mut times = Impl::ALL.map(|_| Vec::new());
+        let mut rounds = *ROUNDS.end();
+        while times[0].len() < rounds {
+            let turn = times[0].len();
+            for i in 0..Impl::ALL.len() {
+                let i = (turn + i) % Impl::ALL.len();
+                times[i].push(case.time(Impl::ALL[i], op)?.as_secs_f64() * 1e3);
+            }
+            if start.elapsed().as_secs_f64() > SECONDS {
+                rounds = (turn + 1).max(*ROUNDS.start());
+            }
+        }
+        for (rival, mut times) in Impl::ALL.into_iter().zip(times) {
+            times.sort_by(f64::total_cmp);
+            points.push(Point {
+                op: op.name(),
+                of,
+                count,
+                rival: rival.name(),
+                median_ms: median(&times),
+                calls: times.len(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// From `first` to `last`, each about the square root of 10 times the one before.
+fn sizes(first: usize, last: usize) -> Vec<usize> {
+    let half_decades =
+        |half: i32| (first as f64 * 10f64.powf(f64::from(half) / 2.0)).round() as usize;
+    (0..40)
+        .map(half_decades)
+        .take_while(|size| *size <= last)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_are_two_a_decade() {
+        assert_eq!(super::sizes(1, 1000), [1, 3, 10, 32, 100, 316, 1000]);
+    }
+}

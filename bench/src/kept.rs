@@ -1,0 +1,112 @@
+//! Pasted code where the allocator keeps the memory it has.
+//!
+//! Most of what candle's operations take on large tensors is the system's: each temporary is mapped, its pages are
+//! filled with zeros as they are touched, and it is given back. glibc can be told not to, by its environment
+//! when a process starts, so this is a process of its own.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::case::{Case, Impl, Op};
+use crate::compare::Measured;
+use crate::sets::Set;
+use crate::timing::{Threads, median};
+
+/// The rival's name in tables.
+pub(crate) const NAME: &str = "paste-in, memory kept";
+/// What is timed.
+const OPS: [Op; 3] = [Op::ClipGradNorm, Op::ClipAdamW, Op::ClipSgd];
+/// After the check, which has made room already.
+const CALLS: usize = 3;
+
+/// Times pasted code in this process.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Kept {
+    #[arg(long)]
+    set: Set,
+    #[arg(long)]
+    threads: usize,
+}
+
+impl Kept {
+    /// Prints an operation and its times in milliseconds on each line.
+    pub(crate) fn run(&self) -> Result<()> {
+        Threads::start(Some(self.threads))?;
+        let mut case = Case::<f32>::new(self.set)?;
+        for op in OPS {
+            case.check(Impl::PasteIn, op)?;
+            case.prepare(op)?;
+            case.time(Impl::PasteIn, op)?; // the optimizer's first step is another
+            print!("{}", op.name());
+            for _ in 0..CALLS {
+                print!(" {}", case.time(Impl::PasteIn, op)?.as_secs_f64() * 1e3);
+            }
+            println!();
+        }
+        Ok(())
+    }
+}
+
+/// Whether the C library takes these settings.
+pub(crate) fn is_possible() -> bool {
+    cfg!(all(target_os = "linux", target_env = "gnu"))
+}
+
+/// Runs [`Kept`] in a process that maps nothing and gives nothing back.
+pub(crate) fn time(set: Set, threads: usize) -> Result<Vec<Measured>> {
+    let output = Command::new(std::env::current_exe()?)
+        .args([
+            "kept",
+            "--set",
+            set.name(),
+            "--threads",
+            &threads.to_string(),
+        ])
+        .env("MALLOC_MMAP_MAX_", "0")
+        .env("MALLOC_TRIM_THRESHOLD_", "1000000000000")
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{NAME} ends with {}",
+        output.status
+    );
+    let text = String::from_utf8(output.stdout)?;
+    text.lines().map(|line| measured(set, line)).collect()
+}
+
+fn measured(set: Set, line: &str) -> Result<Measured> {
+    let mut words = line.split(' ');
+    let name = words.next().context("an empty line")?;
+    let op = OPS.into_iter().find(|op| op.name() == name);
+    let op = op.with_context(|| format!("no operation is called {name}"))?;
+    let mut times = words.map(str::parse).collect::<Result<Vec<f64>, _>>()?;
+    ensure!(!times.is_empty(), "no times of {name}");
+    times.sort_by(f64::total_cmp);
+    Ok(Measured {
+        set: set.name(),
+        dtype: "f32",
+        op: op.name(),
+        rival: NAME.to_owned(),
+        calls: times.len(),
+        median_ms: median(&times),
+        min_ms: times[0],
+        norm_error: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_an_operation_and_its_times() -> Result<()> {
+        let measured = measured(Set::B, "clip_sgd 3.5 1.25 2")?;
+        assert_eq!((measured.op, measured.calls), ("clip_sgd", 3));
+        assert_eq!((measured.median_ms, measured.min_ms), (2.0, 1.25));
+        assert!(super::measured(Set::B, "clip_sgd").is_err());
+        assert!(super::measured(Set::B, "clip_everything 1").is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,227 @@
+//! RESULTS.md: what was run where, and tables of times and ratios.
+
+use std::fmt::Write;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::case::{Impl, Op};
+use crate::compare::{Findings, Measured};
+use crate::kept;
+
+/// What `found` says, for people.
+pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
+    let mut text = String::new();
+    writeln!(text, "# Results\n")?;
+    writeln!(
+        text,
+        "Written by `cargo run --release -p bench -- compare`; README.md says what is timed and how.\n"
+    )?;
+    writeln!(
+        text,
+        "- Date: {}",
+        jiff::Timestamp::now().strftime("%Y-%m-%d")
+    )?;
+    writeln!(text, "- Machine: {}, {threads} threads", machine())?;
+    writeln!(text, "- Versions: {}", versions(found).join("; "))?;
+    if found.measured.iter().any(|row| row.rival == kept::NAME) {
+        writeln!(
+            text,
+            "- {}: afterwards, in a process of its own with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=1000000000000",
+            kept::NAME
+        )?;
+    }
+    for note in &found.notes {
+        writeln!(text, "- {note}")?;
+    }
+    writeln!(text, "\n![Times over the floor](results.svg)\n")?;
+    for (set, dtype) in groups(&found.measured) {
+        let rows: Vec<&Measured> = of(&found.measured, set, dtype).collect();
+        writeln!(text, "## {set}, {dtype}: {}\n", about(set))?;
+        writeln!(
+            text,
+            "Median milliseconds, and how many times the floor's:\n"
+        )?;
+        table(&mut text, &rows, |row| {
+            let floor = median_of(&rows, row.op, Impl::Floor.name());
+            format!("{} ({:.2})", digits(row.median_ms), row.median_ms / floor)
+        })?;
+        writeln!(
+            text,
+            "\nHow many times {}'s:\n",
+            Impl::CandleGradClip.name()
+        )?;
+        table(&mut text, &rows, |row| {
+            let ours = median_of(&rows, row.op, Impl::CandleGradClip.name());
+            format!("{:.2}", row.median_ms / ours)
+        })?;
+        let norms: Vec<String> = rows
+            .iter()
+            .filter(|row| row.op == Op::TotalNorm.name())
+            .filter_map(|row| Some(format!("{} {:.0e}", row.rival, row.norm_error?)))
+            .collect();
+        if !norms.is_empty() {
+            writeln!(text, "\nRelative error of the norm: {}.", norms.join(", "))?;
+        }
+        writeln!(text)?;
+    }
+    Ok(text)
+}
+
+/// The sets in their dtypes, in the order they were timed.
+pub(crate) fn groups(measured: &[Measured]) -> Vec<(&'static str, &'static str)> {
+    let mut groups: Vec<_> = measured.iter().map(|row| (row.set, row.dtype)).collect();
+    groups.dedup();
+    groups
+}
+
+pub(crate) fn of<'a>(
+    measured: &'a [Measured],
+    set: &str,
+    dtype: &str,
+) -> impl Iterator<Item = &'a Measured> {
+    measured
+        .iter()
+        .filter(move |row| row.set == set && row.dtype == dtype)
+}
+
+/// NaN where it was not timed.
+pub(crate) fn median_of(rows: &[&Measured], op: &str, rival: &str) -> f64 {
+    let row = rows.iter().find(|row| row.op == op && row.rival == rival);
+    row.map_or(f64::NAN, |row| row.median_ms)
+}
+
+/// A line a rival, a column an operation.
+fn table(text: &mut String, rows: &[&Measured], cell: impl Fn(&Measured) -> String) -> Result<()> {
+    let ops: Vec<&str> = Op::ALL.iter().map(|op| op.name()).collect();
+    let ops: Vec<&str> = ops
+        .into_iter()
+        .filter(|op| rows.iter().any(|row| row.op == *op))
+        .collect();
+    let mut rivals: Vec<&str> = Vec::new();
+    for row in rows {
+        if !rivals.contains(&row.rival.as_str()) {
+            rivals.push(&row.rival);
+        }
+    }
+    writeln!(text, "| | {} |", ops.join(" | "))?;
+    writeln!(text, "|---|{}", "---:|".repeat(ops.len()))?;
+    for rival in rivals {
+        let cells: Vec<String> = ops
+            .iter()
+            .map(|op| {
+                let row = rows.iter().find(|row| row.op == *op && row.rival == rival);
+                row.map_or(String::new(), |row| cell(row))
+            })
+            .collect();
+        writeln!(text, "| {rival} | {} |", cells.join(" | "))?;
+    }
+    Ok(())
+}
+
+fn about(set: &str) -> &'static str {
+    match set {
+        "A" => "one tensor of 64 Mi",
+        "B" => "GPT-2 small, 148 tensors",
+        "C" => "10,000 tensors of 64 to 4096",
+        _ => "30 tensors of about 1 k",
+    }
+}
+
+/// Three significant digits.
+fn digits(ms: f64) -> String {
+    let before_point = ms.log10().floor() as i32 + 1;
+    format!("{ms:.*}", (3 - before_point).clamp(0, 5) as usize)
+}
+
+fn versions(found: &Findings) -> Vec<String> {
+    let first_line = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        text.lines().next().map(str::to_owned)
+    };
+    let mut ours = format!("candle-grad-clip {}", env!("CARGO_PKG_VERSION"));
+    if let Some(commit) = first_line("git", &["describe", "--always", "--dirty"]) {
+        write!(ours, " at {commit}").ok();
+    }
+    let mut versions = vec![ours];
+    versions.extend(first_line("rustc", &["--version"]));
+    versions.extend(found.versions.iter().cloned());
+    versions
+}
+
+/// Processor, cores, memory and system, as far as the system says.
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let cpu = field(&read("/proc/cpuinfo"), "model name");
+    let mut parts = vec![format!(
+        "{} with {cores} cores",
+        cpu.as_deref().unwrap_or("a processor")
+    )];
+    let memory = field(&read("/proc/meminfo"), "MemTotal");
+    let kib = memory.and_then(|m| m.split_whitespace().next()?.parse::<f64>().ok());
+    parts.extend(kib.map(|kib| format!("{:.0} GiB", kib / 1024.0 / 1024.0)));
+    parts.push(format!(
+        "{} {}",
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    ));
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(op: &'static str, rival: &str, median_ms: f64, norm_error: Option<f64>) -> Measured {
+        Measured {
+            set: "D",
+            dtype: "f32",
+            op,
+            rival: rival.to_owned(),
+            calls: 1,
+            median_ms,
+            min_ms: median_ms,
+            norm_error,
+        }
+    }
+
+    #[test]
+    fn tables_have_times_and_both_ratios() -> Result<()> {
+        let found = Findings {
+            measured: vec![
+                row("clip_adamw", "candle-grad-clip", 0.03, None),
+                row("clip_adamw", "floor", 0.02, None),
+                row("clip_adamw", "pytorch", 0.3, None),
+                row("total_norm", "pytorch", 0.3, Some(-2.4e-7)),
+                row("clip_sgd", "floor", 0.01, None),
+            ],
+            versions: vec!["torch 1".into()],
+            notes: vec!["burn is not installed".into()],
+        };
+        let text = markdown(&found, 2)?;
+        for part in [
+            "## D, f32",
+            "| | total_norm | clip_adamw | clip_sgd |",
+            "| pytorch | 0.300 (NaN) | 0.300 (15.00) |  |",
+            "| pytorch | NaN | 10.00 |  |",
+            "Relative error of the norm: pytorch -2e-7.",
+            "- burn is not installed",
+            "torch 1",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn three_digits_are_shown() {
+        let shown = [0.01234, 0.1234, 1.234, 123.4, 1234.0].map(digits);
+        assert_eq!(shown, ["0.0123", "0.123", "1.23", "123", "1234"]);
+    }
+}
