@@ -85,6 +85,7 @@ pub fn sweep(standings: &[Standing], baselines: &Baselines) -> Chart {
             .map(|arm| by_rate(arm, value))
             .collect(),
         horizontal,
+        ..Panel::default()
     };
     let lines = vec![
         ("constant".into(), baselines.constant),
