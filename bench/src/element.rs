@@ -2,6 +2,7 @@
 //!
 //! The compiler spreads both over several vector registers. What goes into `dispatch` is inlined by
 //! force, or it would be compiled for the baseline CPU.
+#![allow(clippy::inline_always)]
 
 use candle_core::{CpuStorage, WithDType};
 use half::bf16;
