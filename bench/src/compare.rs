@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use half::bf16;
 use serde::Serialize;
 
@@ -10,16 +10,10 @@ use crate::answer::Question;
 use crate::case::{Case, Impl, Op};
 use crate::element::Element;
 use crate::peer::{Known, Peer};
+use crate::rival::{Rival, take_turns};
 use crate::sets::Set;
 use crate::timing::{Threads, median};
 use crate::{chart, kept, results};
-
-/// A rival this many times slower than the fastest ...
-const SLOW: f64 = 10.0;
-/// ... takes part in one of so many rounds.
-const ROUNDS_PER_SLOW: usize = 5;
-/// Who has taken this long for an operation is done with it.
-const PATIENCE_MS: f64 = 15_000.0;
 
 /// Times other frameworks too, those that are installed, and writes RESULTS.md with a chart.
 #[derive(Debug, clap::Args)]
@@ -122,153 +116,166 @@ impl Compare {
         write(&self.out, &found, threads.count())
     }
 
+    /// Measures a set, with as many frameworks at a time as memory holds.
     fn set<E: Element>(
         &self,
         set: Set,
         ops: &[Op],
-        peers: &mut Vec<Peer>,
+        peers: &mut [Peer],
         found: &mut Findings,
     ) -> Result<()> {
         let mut case = Case::<E>::new(set)?;
-        let tensors = set.shapes().len();
         let mut active: Vec<&mut Peer> = Vec::new();
         for peer in peers {
-            let name = peer.hello.peer.clone();
-            if peer.hello.max_tensors.is_some_and(|max| max < tensors) {
-                found.note(format!(
-                    "{name}: not on {}, as it compiles {tensors} tensors for too long",
+            match reason_against::<E>(peer, set, ops) {
+                Some(reason) => found.note(format!("{}: {reason}", peer.hello.peer)),
+                None => active.push(peer),
+            }
+        }
+        let at_once = set.peers_at_once();
+        let are_many = active.len() > at_once;
+        if are_many {
+            empty(&mut active, found);
+        }
+        let mut groups: Vec<&mut [&mut Peer]> = active.chunks_mut(at_once).collect();
+        if groups.is_empty() {
+            groups.push(&mut []); // ours alone
+        }
+        let mut ours = Impl::ALL.to_vec();
+        let mut rows: Vec<Row> = Vec::new();
+        for group in groups {
+            for peer in group.iter_mut() {
+                if let Err(error) = peer.load::<E>(set) {
+                    found.note(format!("{}: no {}: {error:#}", peer.hello.peer, set.name()));
+                }
+            }
+            for op in ops {
+                eprintln!("{} {} {}", set.name(), E::DTYPE.as_str(), op.name());
+                for rival in self.time(&mut case, set, *op, &ours, group, found)? {
+                    Row::add(&mut rows, *op, rival);
+                }
+            }
+            // Once is enough for who takes so long.
+            ours.retain(|of| *of != Impl::PasteIn);
+            if are_many {
+                empty(group, found);
+            }
+        }
+        let dtype = E::DTYPE.as_str();
+        let measured = rows.into_iter().map(|row| row.measured(set, dtype));
+        found.measured.extend(measured);
+        Ok(())
+    }
+
+    /// Checks and times an operation.
+    fn time<'a, E: Element>(
+        &self,
+        case: &mut Case<E>,
+        set: Set,
+        op: Op,
+        ours: &[Impl],
+        peers: &'a mut [&mut Peer],
+        found: &mut Findings,
+    ) -> Result<Vec<Rival<'a>>> {
+        for of in ours {
+            case.check(*of, op)?;
+        }
+        case.prepare(op)?;
+        if op.is_step() {
+            // The first makes the moments; peers take theirs in the check.
+            for of in ours {
+                case.time(*of, op)?;
+            }
+        }
+        let mut rivals: Vec<Rival> = ours.iter().copied().map(Rival::ours).collect();
+        for peer in peers.iter_mut().filter(|peer| peer.has::<E>(op)) {
+            let question = Question::new::<E>(&set.shapes(), op, peer.hello.clips_each_tensor);
+            let answer = peer.check(op, question.max_norm);
+            match answer.and_then(|answer| question.check::<E>(&answer)) {
+                Ok(norm_error) => rivals.push(Rival::peer(peer, norm_error)),
+                Err(error) => found.note(format!(
+                    "{}: {} on {} is not right: {error:#}",
+                    peer.hello.peer,
+                    op.name(),
                     set.name()
-                ));
-            } else if !ops.iter().any(|op| peer.has::<E>(*op)) {
-                found.note(format!("{name}: not in {}", E::DTYPE.as_str()));
-            } else if let Err(error) = peer.load::<E>(set) {
-                found.note(format!("{name}: not on {}: {error:#}", set.name()));
-            } else {
-                active.push(peer);
+                )),
             }
         }
         let (turns, calls) = set.turns();
-        let turns = self.rounds.unwrap_or(turns).max(1);
-        for op in ops {
-            eprintln!("{} {} {}", set.name(), E::DTYPE.as_str(), op.name());
-            for rival in Impl::ALL {
-                case.check(rival, *op)?;
-            }
-            case.prepare(*op)?;
-            if op.is_step() {
-                // The first makes the moments; peers have taken theirs in the check.
-                for rival in Impl::ALL {
-                    case.time(rival, *op)?;
-                }
-            }
-            let mut rivals: Vec<Rival> = Impl::ALL.into_iter().map(Rival::ours).collect();
-            for peer in &mut active {
-                if !peer.has::<E>(*op) {
-                    continue;
-                }
-                let name = peer.hello.peer.clone();
-                let question = Question::new::<E>(&set.shapes(), *op, peer.hello.clips_each_tensor);
-                let answer = peer.check(*op, question.max_norm);
-                match answer.and_then(|answer| question.check::<E>(&answer)) {
-                    Ok(norm_error) => rivals.push(Rival::peer(name, peer, norm_error)),
-                    Err(error) => found.note(format!(
-                        "{name}: {} on {} is not right: {error:#}",
-                        op.name(),
-                        set.name()
-                    )),
-                }
-            }
-            time(&mut case, *op, &mut rivals, turns, calls)?;
-            for mut rival in rivals {
-                rival.times.sort_by(f64::total_cmp);
-                found.measured.push(Measured {
-                    set: set.name(),
-                    dtype: E::DTYPE.as_str(),
-                    op: op.name(),
-                    calls: rival.times.len(),
-                    median_ms: median(&rival.times),
-                    min_ms: rival.times[0],
-                    norm_error: rival.norm_error,
-                    rival: rival.name,
-                });
+        take_turns(
+            case,
+            op,
+            &mut rivals,
+            self.rounds.unwrap_or(turns).max(1),
+            calls,
+        )?;
+        for rival in &rivals {
+            if let Some(failure) = &rival.failure {
+                found.note(format!("{} on {}: {failure}", rival.name, set.name()));
             }
         }
-        Ok(())
+        Ok(rivals)
     }
 }
 
-/// Who is timed, and its times.
-struct Rival<'a> {
-    name: String,
-    who: Who<'a>,
+/// Starts frameworks anew: what a process gives back of its memory is less than it has.
+fn empty(peers: &mut [&mut Peer], found: &mut Findings) {
+    for peer in peers {
+        if let Err(error) = peer.restart() {
+            found.note(format!("{}: {error:#}", peer.hello.peer));
+        }
+    }
+}
+
+/// Why a framework is not even asked.
+fn reason_against<E: Element>(peer: &Peer, set: Set, ops: &[Op]) -> Option<String> {
+    let tensors = set.shapes().len();
+    if peer.hello.max_tensors.is_some_and(|max| max < tensors) {
+        let set = set.name();
+        return Some(format!(
+            "not on {set}, as it compiles {tensors} tensors for too long"
+        ));
+    }
+    let has_some = ops.iter().any(|op| peer.has::<E>(*op));
+    (!has_some).then(|| format!("not in {}", E::DTYPE.as_str()))
+}
+
+/// A rival's times for an operation, from all groups it was in.
+struct Row {
+    op: Op,
+    rival: String,
     norm_error: Option<f64>,
     times: Vec<f64>,
 }
 
-enum Who<'a> {
-    Ours(Impl),
-    Peer(&'a mut Peer),
-}
-
-impl<'a> Rival<'a> {
-    fn ours(of: Impl) -> Self {
-        Self {
-            name: of.name().to_owned(),
-            who: Who::Ours(of),
-            norm_error: None,
-            times: Vec::new(),
+impl Row {
+    fn add(rows: &mut Vec<Self>, op: Op, rival: Rival) {
+        let mut same = rows.iter_mut().filter(|row| row.op == op);
+        if let Some(row) = same.find(|row| row.rival == rival.name) {
+            row.times.extend(rival.times);
+        } else if !rival.times.is_empty() {
+            rows.push(Self {
+                op,
+                rival: rival.name,
+                norm_error: rival.norm_error,
+                times: rival.times,
+            });
         }
     }
 
-    fn peer(name: String, peer: &'a mut Peer, norm_error: Option<f64>) -> Self {
-        Self {
-            name,
-            who: Who::Peer(peer),
-            norm_error,
-            times: Vec::new(),
+    fn measured(mut self, set: Set, dtype: &'static str) -> Measured {
+        self.times.sort_by(f64::total_cmp);
+        Measured {
+            set: set.name(),
+            dtype,
+            op: self.op.name(),
+            rival: self.rival,
+            calls: self.times.len(),
+            median_ms: median(&self.times),
+            min_ms: self.times[0],
+            norm_error: self.norm_error,
         }
     }
-
-    fn fastest(&self) -> f64 {
-        self.times.iter().copied().fold(f64::INFINITY, f64::min)
-    }
-}
-
-/// Rivals take turns of `calls` calls each, and the first of each round changes.
-fn time<E: Element>(
-    case: &mut Case<E>,
-    op: Op,
-    rivals: &mut [Rival],
-    turns: usize,
-    calls: usize,
-) -> Result<()> {
-    for turn in 0..turns {
-        let fastest = rivals
-            .iter()
-            .map(Rival::fastest)
-            .fold(f64::INFINITY, f64::min);
-        for i in 0..rivals.len() {
-            let len = rivals.len();
-            let rival = &mut rivals[(turn + i) % len];
-            let is_slow = turn > 0 && rival.fastest() > SLOW * fastest;
-            let is_done = rival.times.iter().sum::<f64>() > PATIENCE_MS;
-            if is_done || is_slow && !turn.is_multiple_of(ROUNDS_PER_SLOW) {
-                continue;
-            }
-            match &mut rival.who {
-                Who::Ours(of) => {
-                    for _ in 0..calls {
-                        rival.times.push(case.time(*of, op)?.as_secs_f64() * 1e3);
-                    }
-                }
-                Who::Peer(peer) => rival.times.extend(
-                    peer.time(calls)
-                        .with_context(|| format!("{} cannot do it again", rival.name))?,
-                ),
-            }
-        }
-    }
-    Ok(())
 }
 
 fn write(out: &Path, found: &Findings, threads: usize) -> Result<()> {

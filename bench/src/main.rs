@@ -18,6 +18,7 @@ mod paste_in;
 mod peer;
 mod record;
 mod results;
+mod rival;
 mod sets;
 mod steps;
 mod timing;

@@ -78,6 +78,7 @@ pub(crate) struct Hello {
 /// A running framework.
 pub(crate) struct Peer {
     pub(crate) hello: Hello,
+    command: Command,
     child: Child,
     requests: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
@@ -85,21 +86,40 @@ pub(crate) struct Peer {
 
 impl Peer {
     fn start(mut command: Command, threads: usize) -> Result<Self> {
-        let mut child = command
+        command
             .args(["--threads", &threads.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
+            .stderr(Stdio::null());
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Result<Self> {
+        let mut child = command.spawn()?;
         let requests = child.stdin.take();
         let mut answers = BufReader::new(child.stdout.take().context("no standard output")?);
         let hello = receive(&mut answers)?;
         Ok(Self {
             hello,
+            command,
             child,
             requests,
             answers,
         })
+    }
+
+    /// Ends the process and starts it anew.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        let command = std::mem::replace(&mut self.command, Command::new(""));
+        self.end();
+        *self = Self::spawn(command)?;
+        Ok(())
+    }
+
+    /// The end of its input ends it; how it ends does not matter.
+    fn end(&mut self) {
+        self.requests = None;
+        let _ = self.child.wait();
     }
 
     pub(crate) fn has<E: Element>(&self, op: Op) -> bool {
@@ -155,9 +175,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // The end of its input ends it; how it ends no longer matters.
-        self.requests = None;
-        let _ = self.child.wait();
+        self.end();
     }
 }
 

@@ -54,6 +54,11 @@ impl Set {
         }
     }
 
+    /// How many other frameworks have it at a time: each has a B of its own, of 3 to 6 GB.
+    pub(crate) fn peers_at_once(self) -> usize {
+        if self == Self::B { 2 } else { usize::MAX }
+    }
+
     /// Of how many rounds the pasted code takes part in one: it takes longer than all else.
     pub(crate) fn rounds_per_paste_in(self) -> usize {
         match self {
