@@ -5,7 +5,7 @@ use crate::simd::{dispatch, dispatch_256};
 use crate::{BLOCK, Edit, Element, Wide};
 
 /// Elements that are widened and edited at once, into a buffer on the stack that stays in the cache.
-const CHUNK: usize = 512;
+const CHUNK: usize = 1024;
 
 /// Arrays of numbers beside each parameter that a [`Rule`] may keep.
 pub const MOMENTS: usize = 3;
@@ -108,34 +108,25 @@ fn run<E: Element>(update: Update<'_, E>, edit: Edit, rule: &impl Rule) {
 }
 
 fn block<E: Element>(mut rest: Update<'_, E>, edit: Edit, rule: &impl Rule) {
-    let mut buffer = [E::Wide::default(); CHUNK];
+    let (mut grads, mut wide) = ([E::Wide::default(); CHUNK], [E::Wide::default(); CHUNK]);
     while !rest.params.is_empty() {
         let len = CHUNK.min(rest.params.len());
         let (chunk, others) = rest.split_at(len);
         rest = others;
-        let grads = &mut buffer[..len];
+        let grads = &mut grads[..len];
         specialise!(edit, op => dispatch(Widen(chunk.grads, &mut *grads, op)));
-        if chunk.master.is_empty() {
-            in_place_or_widened(chunk.params, |params| {
-                dispatch_256(Apply(rule, params, grads, chunk.moments));
-            });
-        } else {
+        if !chunk.master.is_empty() {
             dispatch_256(Apply(rule, &mut *chunk.master, grads, chunk.moments));
             dispatch(Narrow(&*chunk.master, chunk.params));
+        } else if let Some(params) = E::as_wide(chunk.params) {
+            dispatch_256(Apply(rule, params, grads, chunk.moments));
+        } else {
+            let wide = &mut wide[..len];
+            dispatch(Widen(&*chunk.params, &mut *wide, Scale::new(1.0)));
+            dispatch_256(Apply(rule, &mut *wide, grads, chunk.moments));
+            dispatch(Narrow(&*wide, chunk.params));
         }
     }
-}
-
-/// Calls `f` on the parameters themselves, or on a wide copy of them that is rounded back.
-fn in_place_or_widened<E: Element>(params: &mut [E], f: impl FnOnce(&mut [E::Wide])) {
-    if let Some(params) = E::as_wide(params) {
-        return f(params);
-    }
-    let mut buffer = [E::Wide::default(); CHUNK];
-    let wide = &mut buffer[..params.len()];
-    dispatch(Widen(&*params, &mut *wide, Scale::new(1.0)));
-    f(wide);
-    dispatch(Narrow(&*wide, params));
 }
 
 struct Widen<'a, E: Element, F>(&'a [E], &'a mut [E::Wide], F);
