@@ -10,7 +10,8 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{
-    Clip, ClippedOptimizer, NormType, StepPath, clip_grad_norm, clip_grad_value, total_norm,
+    Clip, ClippedOptimizer, GradAccumulator, NonFinite, NormType, StepPath, clip_grad_norm,
+    clip_grad_value, total_norm,
 };
 use candle_nn::{Optimizer, ParamsAdamW};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
@@ -189,6 +190,34 @@ fn fused<O: Optimizer<Config: Clone> + 'static>(
         assert_little(stats, gradients, &what);
         let bytes = stats.bytes_allocated;
         assert!(bytes < limit, "{what}: {bytes} bytes, {limit} allowed");
+    }
+    Ok(())
+}
+
+/// After the first micro-batch, also with the next round.
+#[test]
+fn accumulating_keeps_its_buffers() -> Result<()> {
+    let _alone = alone();
+    for gradients in sets()? {
+        for dtype in [DType::F32, DType::BF16] {
+            for policy in [NonFinite::Propagate, NonFinite::SkipStep] {
+                let gradients = gradients.iter().map(|gradient| gradient.to_dtype(dtype));
+                let gradients: Vec<Tensor> = gradients.collect::<candle_core::Result<_>>()?;
+                let (vars, store) = store_of(&gradients)?;
+                let mut accumulator = GradAccumulator::mean(vars).non_finite(policy);
+                accumulator.add(&store)?;
+                let what = format!("{dtype:?} {policy:?}, {} tensors", gradients.len());
+                let region = Region::new(ALLOCATOR);
+                accumulator.add(&store)?;
+                assert_little(region.change(), &gradients, &format!("{what}: second"));
+                let region = Region::new(ALLOCATOR);
+                accumulator.finish()?.unwrap();
+                assert_little(region.change(), &gradients, &format!("{what}: finish"));
+                let region = Region::new(ALLOCATOR);
+                accumulator.add(&store)?;
+                assert_little(region.change(), &gradients, &format!("{what}: next round"));
+            }
+        }
     }
     Ok(())
 }

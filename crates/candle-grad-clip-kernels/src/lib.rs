@@ -5,6 +5,7 @@
 //! - [`edit`](fn@edit) scales, clamps or cleans a slice in place; [`edit_into`] writes the result
 //!   elsewhere.
 //! - [`update`](fn@update) takes an optimizer's step, [`AdamW`] or [`Sgd`], with the gradient edited on the way.
+//! - [`accumulate`](fn@accumulate) adds a slice to a sum in full precision, [`round_into`] rounds that sum.
 //!
 //! Every function gives the same bits for any number of threads and any width of vector unit:
 //! slices are cut into fixed blocks, each block is summed in a fixed number of lanes, and blocks
@@ -14,6 +15,7 @@
 // What runs inside `simd::dispatch` must be inlined there, or it is compiled for the baseline CPU.
 #![allow(clippy::inline_always)]
 
+mod accumulate;
 mod adamw;
 mod edit;
 mod element;
@@ -25,6 +27,7 @@ mod simd;
 mod update;
 mod wide;
 
+pub use accumulate::{accumulate, round_into};
 pub use adamw::AdamW;
 pub use edit::{Edit, edit, edit_into};
 pub use element::Element;

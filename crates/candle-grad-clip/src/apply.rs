@@ -202,24 +202,36 @@ struct Job<'g> {
     elements: usize,
 }
 
-/// Does all jobs: small ones in parallel, a task for many; each large one by itself, as it is
-/// parallel inside. From the last to the first: measuring has left the last ones in the cache.
+/// Does all jobs.
 fn run(jobs: &[Job<'_>], work: Work) -> Result<()> {
     let run = |job: &Job<'_>| match &job.target {
         Some(target) => backend::edit_cpu_into(job.grad, target, job.edit),
         None => backend::edit_cpu(job.grad, job.edit),
     };
+    let elements = |job: &Job<'_>| job.elements;
+    run_all(jobs, work, elements, |job| job.grad, run)
+}
+
+/// Does all jobs: small ones in parallel, a task for many; each large one by itself, as it is
+/// parallel inside. From the last to the first: measuring has left the last ones in the cache.
+pub(crate) fn run_all<J: Sync>(
+    jobs: &[J],
+    work: Work,
+    elements: impl Fn(&J) -> usize + Sync,
+    grad: impl Fn(&J) -> &Tensor + Sync,
+    run: impl Fn(&J) -> Result<()> + Sync,
+) -> Result<()> {
     backend::run(work, |parallel| {
         if !parallel {
-            return jobs.iter().rev().try_for_each(run);
+            return jobs.iter().rev().try_for_each(&run);
         }
         jobs.par_rchunks(JOBS_PER_TASK).try_for_each(|task| {
-            let small = || task.iter().rev().filter(|job| job.elements <= BLOCK);
+            let small = || task.iter().rev().filter(|job| elements(job) <= BLOCK);
             // The headers first, all of them: their cache misses overlap here.
-            backend::touch_headers(small().map(|job| job.grad));
-            small().try_for_each(run)
+            backend::touch_headers(small().map(&grad));
+            small().try_for_each(&run)
         })?;
-        let large = jobs.iter().rev().filter(|job| job.elements > BLOCK);
-        large.into_iter().try_for_each(run)
+        let large = jobs.iter().rev().filter(|job| elements(job) > BLOCK);
+        large.into_iter().try_for_each(&run)
     })
 }

@@ -37,6 +37,7 @@
 //! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.
 #![deny(unsafe_code)]
 
+mod accumulate;
 mod apply;
 pub mod backend;
 mod checkpoint;
@@ -54,6 +55,7 @@ mod serde_float;
 mod summary;
 mod vars;
 
+pub use accumulate::GradAccumulator;
 pub use clip::{Clip, GroupRecord, NonFinite};
 pub use error::{Error, Result};
 pub use functions::{

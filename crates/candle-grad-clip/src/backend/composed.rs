@@ -192,6 +192,20 @@ pub(super) fn edit(grad: &Tensor, edit: Edit) -> Result<Tensor> {
     Ok(edit_wide(grad, edit)?.to_dtype(grad.dtype())?.detach())
 }
 
+/// `sum` and the edited gradient, in f32, or in f64 for f64: a tensor of its own.
+pub(crate) fn accumulate(sum: Option<&Tensor>, grad: &Tensor, edit: Edit) -> Result<Tensor> {
+    let grad = edit_wide(grad, edit)?;
+    Ok(match sum {
+        Some(sum) => (sum + grad)?,
+        None => grad.copy()?,
+    })
+}
+
+/// `sum * coef` in a dtype.
+pub(crate) fn round(sum: &Tensor, coef: f64, dtype: DType) -> Result<Tensor> {
+    Ok((sum * coef)?.to_dtype(dtype)?)
+}
+
 /// The edited gradient in f32, or in f64 for f64, not rounded back.
 pub(super) fn edit_wide(grad: &Tensor, edit: Edit) -> Result<Tensor> {
     let x = wide(grad)?;

@@ -6,8 +6,8 @@ use candle_core::{
     CpuStorage, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor, Var,
 };
 use candle_grad_clip_kernels::{
-    Edit, Element, MOMENTS, Update, Wide, WideVec, edit, edit_into as edit_slice_into,
-    measure as measure_slice, measure_clamped, update,
+    Edit, Element, MOMENTS, Update, Wide, WideVec, accumulate as accumulate_slice, edit,
+    edit_into as edit_slice_into, measure as measure_slice, measure_clamped, round_into, update,
 };
 
 use crate::Result;
@@ -150,6 +150,94 @@ impl InplaceOp2 for EditOp {
             let source = source.as_slice()?;
             edit_slice_into(&source[source_start..source_end], &mut values[start..end], self.0);
         });
+        Ok(())
+    }
+}
+
+/// Adds the edited `grad` to `sum`, or with `is_first` writes it there. Both are contiguous, and share no storage; `sum` is
+/// F64 for F64, else F32.
+pub(crate) fn accumulate(sum: &Tensor, grad: &Tensor, edit: Edit, is_first: bool) -> Result<()> {
+    Ok(sum.inplace_op2(grad, &AddOp { edit, is_first })?)
+}
+
+/// Writes `sum * coef` into `target`, which is contiguous and of a half-precision dtype.
+pub(crate) fn round(target: &Tensor, sum: &Tensor, coef: f64) -> Result<()> {
+    Ok(target.inplace_op2(sum, &RoundOp { coef })?)
+}
+
+struct AddOp {
+    edit: Edit,
+    is_first: bool,
+}
+
+impl InplaceOp2 for AddOp {
+    fn name(&self) -> &'static str {
+        "accumulate"
+    }
+
+    fn cpu_fwd(
+        &self,
+        sum: &mut CpuStorage,
+        sum_layout: &Layout,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+    ) -> CandleResult<()> {
+        let (Some((start, end)), Some((grad_start, grad_end))) = (
+            sum_layout.contiguous_offsets(),
+            grad_layout.contiguous_offsets(),
+        ) else {
+            return Err(refused(grad, grad_layout));
+        };
+        macro_rules! add {
+            ($grads:expr, $sums:expr) => {
+                accumulate_slice(
+                    &$grads[grad_start..grad_end],
+                    &mut $sums[start..end],
+                    self.edit,
+                    self.is_first,
+                )
+            };
+        }
+        match (grad, sum) {
+            (CpuStorage::F32(grads), CpuStorage::F32(sums)) => add!(grads, sums),
+            (CpuStorage::F16(grads), CpuStorage::F32(sums)) => add!(grads, sums),
+            (CpuStorage::BF16(grads), CpuStorage::F32(sums)) => add!(grads, sums),
+            (CpuStorage::F64(grads), CpuStorage::F64(sums)) => add!(grads, sums),
+            (grad, _) => return Err(refused(grad, grad_layout)),
+        }
+        Ok(())
+    }
+}
+
+struct RoundOp {
+    coef: f64,
+}
+
+impl InplaceOp2 for RoundOp {
+    fn name(&self) -> &'static str {
+        "round"
+    }
+
+    fn cpu_fwd(
+        &self,
+        target: &mut CpuStorage,
+        target_layout: &Layout,
+        sum: &CpuStorage,
+        sum_layout: &Layout,
+    ) -> CandleResult<()> {
+        let (CpuStorage::F32(sums), Some((start, end)), Some((sum_start, sum_end))) = (
+            sum,
+            target_layout.contiguous_offsets(),
+            sum_layout.contiguous_offsets(),
+        ) else {
+            return Err(refused(sum, sum_layout));
+        };
+        let sums = &sums[sum_start..sum_end];
+        match target {
+            CpuStorage::F16(values) => round_into(sums, &mut values[start..end], self.coef),
+            CpuStorage::BF16(values) => round_into(sums, &mut values[start..end], self.coef),
+            other => return Err(refused(other, target_layout)),
+        }
         Ok(())
     }
 }

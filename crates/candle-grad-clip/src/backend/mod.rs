@@ -17,10 +17,11 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::measure::{Entry, Request};
 
+pub(crate) use composed::{accumulate as accumulate_composed, round as round_composed};
 pub(crate) use composed_step::{Stepped, step as step_composed};
 pub(crate) use cpu::{
-    edit_in_place as edit_cpu, edit_into as edit_cpu_into, measure as measure_cpu,
-    step as step_cpu, storage_address,
+    accumulate as accumulate_cpu, edit_in_place as edit_cpu, edit_into as edit_cpu_into,
+    measure as measure_cpu, round as round_cpu, step as step_cpu, storage_address,
 };
 
 /// Which code handles a gradient.

@@ -1,0 +1,397 @@
+//! accumulate: the gradients of several micro-batches, added up for one clip and one step.
+
+use std::fmt;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
+use candle_grad_clip_kernels::{Edit, NormType};
+use rustc_hash::FxHashSet;
+
+use crate::apply::run_all;
+use crate::backend::{self, Backends, Place};
+use crate::functions::non_finite_error;
+use crate::measure::{Entry, Request, measure, walk};
+use crate::optim::state::wide_dtype;
+use crate::vars::NamedVars;
+use crate::{NonFinite, Result};
+
+/// Adds up the gradients of micro-batches, for one clip and one step with all of them.
+///
+/// ```text
+/// g = (1 / k) sum of g_i    (mean)        g = sum of g_i    (sum)        i = 1 ... k
+/// ```
+///
+/// With the mean, `k` micro-batches of one size, each with a mean loss, give the gradient of the one big batch, to
+/// rounding. Clip that, once: clipping each micro-batch is another thing ((2, 0) and (0, 2) at 1 become (1, 1) then, but their
+/// sum becomes (0.71, 0.71)).
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_grad_clip::{Clip, ClippedOptimizer, GradAccumulator};
+/// use candle_nn::{AdamW, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let model = candle_nn::linear(4, 1, vb)?;
+/// let opt = AdamW::new(varmap.all_vars(), ParamsAdamW::default())?;
+/// let mut opt = ClippedOptimizer::wrap(opt, &varmap, Clip::norm(1.0))?;
+/// let mut accumulator = GradAccumulator::mean(&varmap);
+///
+/// let batch = Tensor::randn(0f32, 1.0, (8, 4), &Device::Cpu)?;
+/// for micro_batch in batch.chunk(4, 0)? {
+///     let loss = model.forward(&micro_batch)?.sqr()?.mean_all()?;
+///     accumulator.add(&loss.backward()?)?;
+/// }
+/// if let Some(grads) = accumulator.finish()? {
+///     let report = opt.step_report(grads)?; // one clip, one step
+///     assert!(report.missing().is_empty());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Precision and memory
+/// Sums are f64 for f64 Vars and f32 for all others, in buffers of the accumulator's own, made by the first micro-batch; on CPU
+/// nothing of a gradient's size is allocated after that (but for gradients that are not contiguous), in later rounds neither. f16
+/// and bf16 gradients are added in f32 and rounded once, at the end: each Var's gradient has the Var's dtype everywhere in candle,
+/// whose optimizers compute with it. A *sum* of f16 gradients beyond 65504 is infinite then.
+///
+/// The bits depend on the micro-batches and their order only, not on the number of threads.
+///
+/// # Missing gradients
+/// A Var without a gradient in a micro-batch has the gradient 0 there, as in the sum of the losses: the mean divides by the number
+/// of micro-batches, for each Var. A Var without one in all of them has none in [`finish`](Self::finish)'s store, so the report of
+/// the step names it.
+///
+/// # References
+/// Gradient accumulation of PyTorch (`loss / k`, `backward` k times, one `step`); PyTorch issue 986 on where to clip.
+pub struct GradAccumulator {
+    vars: NamedVars,
+    is_mean: bool,
+    non_finite: NonFinite,
+    /// One for each Var.
+    sums: Vec<Sum>,
+    /// Where the buffers of `sums` on CPU are.
+    storages: FxHashSet<usize>,
+    /// What `finish` lends.
+    store: GradStore,
+    micro_batches: u64,
+    dropped: u64,
+}
+
+/// The sum of one Var's gradients.
+#[derive(Default)]
+struct Sum {
+    /// In full precision; what it holds counts only with `has_grad`.
+    wide: Option<Tensor>,
+    /// Room for the result, for half-precision Vars on CPU.
+    rounded: Option<Tensor>,
+    has_grad: bool,
+}
+
+impl GradAccumulator {
+    /// The mean over the micro-batches. `vars` are those of the optimizer, with their names (see [`NamedVars`]).
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::GradAccumulator;
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let mut accumulator = GradAccumulator::mean(vec![w.clone()]);
+    /// accumulator.add(&(w.as_tensor() * 2.0)?.sum_all()?.backward()?)?; // the gradient is (2, 2)
+    /// accumulator.add(&(w.as_tensor() * 4.0)?.sum_all()?.backward()?)?;
+    /// let grads = accumulator.finish()?.unwrap();
+    /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0, 3.0]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    pub fn mean(vars: impl Into<NamedVars>) -> Self {
+        Self::new(vars.into(), true)
+    }
+
+    /// The sum over the micro-batches: for losses that are divided already, or summed over their samples.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::GradAccumulator;
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let mut accumulator = GradAccumulator::sum(vec![w.clone()]);
+    /// for _ in 0..3 {
+    ///     accumulator.add(&w.sum_all()?.backward()?)?; // the gradient is (1, 1)
+    /// }
+    /// let grads = accumulator.finish()?.unwrap();
+    /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0, 3.0]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    pub fn sum(vars: impl Into<NamedVars>) -> Self {
+        Self::new(vars.into(), false)
+    }
+
+    fn new(vars: NamedVars, is_mean: bool) -> Self {
+        Self {
+            sums: vars.vars().iter().map(|_| Sum::default()).collect(),
+            vars,
+            is_mean,
+            non_finite: NonFinite::Propagate,
+            storages: FxHashSet::default(),
+            store: GradStore::default(),
+            micro_batches: 0,
+            dropped: 0,
+        }
+    }
+
+    /// What to do with a micro-batch whose gradients are not finite. Default: [`NonFinite::Propagate`].
+    ///
+    /// | | |
+    /// |---|---|
+    /// | [`NonFinite::Propagate`] | it is added, so the sum is not finite, and the optimizer's own policy has its say, with a report |
+    /// | [`NonFinite::SkipStep`] | it is left out, whole, and [counted](Self::dropped); the mean is that of the others |
+    /// | [`NonFinite::Zero`] | its elements that are not finite count as 0 |
+    /// | [`NonFinite::Error`] | an error that names the Var; the sum is as it was, without it |
+    ///
+    /// Propagate, since a big batch with one bad sample is a bad batch, and since a loss scaler must hear of
+    /// an overflow. `SkipStep` and `Error` read each gradient once more.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{GradAccumulator, NonFinite};
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let mut accumulator = GradAccumulator::mean(vec![w.clone()]).non_finite(NonFinite::SkipStep);
+    /// for factor in [2.0, f64::NAN, 4.0] {
+    ///     accumulator.add(&(w.as_tensor() * factor)?.sum_all()?.backward()?)?;
+    /// }
+    /// assert_eq!((accumulator.micro_batches(), accumulator.dropped()), (2, 1));
+    /// let grads = accumulator.finish()?.unwrap();
+    /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0, 3.0]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn non_finite(mut self, non_finite: NonFinite) -> Self {
+        self.non_finite = non_finite;
+        self
+    }
+
+    /// Adds the gradients of one micro-batch; they are not changed. Gradients of anything but the accumulator's Vars are left out.
+    ///
+    /// # Errors
+    /// A gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; gradients that are not finite under
+    /// [`NonFinite::Error`]. The sum is as it was then.
+    pub fn add(&mut self, grads: &GradStore) -> Result<()> {
+        let Some(entries) = self.collect(grads)? else {
+            self.dropped += 1;
+            return Ok(());
+        };
+        let edit = Edit::Scale {
+            clip_coef: 1.0,
+            zero_non_finite: self.non_finite == NonFinite::Zero,
+        };
+        let elsewhere = self.add_elsewhere(&entries, edit)?;
+        let owned = self.owned_gradients(&entries)?;
+        self.make_buffers(&entries)?;
+        // From here on nothing is expected to fail.
+        self.add_on_cpu(&entries, &owned, edit)?;
+        for (index, wide) in elsewhere {
+            self.sums[index].wide = Some(wide);
+        }
+        for (sum, entry) in self.sums.iter_mut().zip(&entries) {
+            sum.has_grad |= entry.grad.is_some();
+        }
+        self.micro_batches += 1;
+        Ok(())
+    }
+
+    /// The mean or the sum, to clip and to step with; `None` if there was no micro-batch, or none that was not dropped: then there
+    /// is no step to take. The next [`add`](Self::add) starts anew.
+    ///
+    /// The store is lent, so it can be edited in place ([`clip_grad_norm`](crate::clip_grad_norm)). Its tensors are the
+    /// accumulator's buffers: a clone of one is written over by the next round.
+    ///
+    /// # Errors
+    /// A device.
+    pub fn finish(&mut self) -> Result<Option<&mut GradStore>> {
+        if self.micro_batches == 0 {
+            return Ok(None);
+        }
+        let coef = if self.is_mean {
+            1.0 / self.micro_batches as f64
+        } else {
+            1.0
+        };
+        let store = self.rounded(coef)?;
+        self.store = store;
+        self.clear();
+        Ok(Some(&mut self.store))
+    }
+
+    /// Forgets the micro-batches since the last [`finish`](Self::finish).
+    pub fn clear(&mut self) {
+        self.micro_batches = 0;
+        for sum in &mut self.sums {
+            sum.has_grad = false;
+        }
+    }
+
+    /// Micro-batches in the sum, without those that were dropped.
+    #[must_use]
+    pub fn micro_batches(&self) -> u64 {
+        self.micro_batches
+    }
+
+    /// Micro-batches that were left out under [`NonFinite::SkipStep`], since the accumulator was made.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// The gradients of a micro-batch, `None` if it is to be dropped.
+    fn collect<'g>(&self, grads: &'g GradStore) -> Result<Option<Vec<Entry<'g>>>> {
+        let vars = self.vars.list();
+        if matches!(self.non_finite, NonFinite::Zero | NonFinite::Propagate) {
+            return walk(vars, grads, None).map(Some);
+        }
+        let measured = measure(vars, grads, Request::norm(NormType::L2))?;
+        let Some(bad) = measured.first_non_finite() else {
+            return Ok(Some(measured.entries));
+        };
+        if self.non_finite == NonFinite::Error {
+            return Err(non_finite_error(vars, &measured));
+        }
+        tracing::warn!(
+            var = self.vars.names()[bad],
+            non_finite = measured.total.stats.non_finite(),
+            "micro-batch dropped: gradients are not finite"
+        );
+        Ok(None)
+    }
+
+    /// The next sums of the Vars that candle's operations add up.
+    fn add_elsewhere(&self, entries: &[Entry<'_>], edit: Edit) -> Result<Vec<(usize, Tensor)>> {
+        let mut sums = Vec::new();
+        for (index, (entry, sum)) in entries.iter().zip(&self.sums).enumerate() {
+            if let (Some(grad), Place::Elsewhere) = (entry.grad, entry.place) {
+                let before = sum.wide.as_ref().filter(|_| sum.has_grad);
+                sums.push((index, backend::accumulate_composed(before, grad, edit)?));
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Copies of the gradients that our kernels can't read while they write a sum: those that are not contiguous, and those
+    /// that are a buffer of ours.
+    fn owned_gradients(&self, entries: &[Entry<'_>]) -> Result<Vec<(usize, Tensor)>> {
+        let mut owned = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let Some(grad) = on_cpu(entry) else { continue };
+            if entry.place == Place::CpuCopied || self.storages.contains(&entry.storage) {
+                owned.push((index, grad.force_contiguous()?));
+            }
+        }
+        Ok(owned)
+    }
+
+    /// The buffers of the Vars on CPU that get a gradient for the first time.
+    fn make_buffers(&mut self, entries: &[Entry<'_>]) -> Result<()> {
+        for ((entry, sum), var) in entries.iter().zip(&mut self.sums).zip(self.vars.vars()) {
+            if entry.grad.is_none() || entry.place == Place::Elsewhere {
+                continue;
+            }
+            let wide = wide_dtype(var.dtype());
+            let mut make = |place: &mut Option<Tensor>, dtype: DType| -> Result<()> {
+                if place.is_none() {
+                    let buffer = Tensor::zeros(var.shape(), dtype, var.device())?;
+                    self.storages.insert(backend::storage_address(&buffer));
+                    *place = Some(buffer);
+                }
+                Ok(())
+            };
+            make(&mut sum.wide, wide)?;
+            if wide != var.dtype() {
+                make(&mut sum.rounded, var.dtype())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_on_cpu(
+        &self,
+        entries: &[Entry<'_>],
+        owned: &[(usize, Tensor)],
+        edit: Edit,
+    ) -> Result<()> {
+        let mut owned = owned.iter().peekable();
+        let mut jobs = Vec::with_capacity(entries.len());
+        for (index, (entry, sum)) in entries.iter().zip(&self.sums).enumerate() {
+            let copy = owned.next_if(|(place, _)| *place == index);
+            if let (Some(grad), Some(wide)) = (on_cpu(entry), &sum.wide) {
+                let grad = copy.map_or(grad, |(_, copy)| copy);
+                jobs.push((entry.elements, grad, wide, !sum.has_grad));
+            }
+        }
+        run_all(
+            &jobs,
+            self.vars.list().work,
+            |(elements, ..)| *elements,
+            |(_, grad, ..)| grad,
+            |(_, grad, wide, is_first)| backend::accumulate_cpu(wide, grad, edit, *is_first),
+        )
+    }
+
+    /// A store with all sums times `coef`, in the Vars' dtypes.
+    fn rounded(&self, coef: f64) -> Result<GradStore> {
+        let backends = Backends::current();
+        let mut store = GradStore::default();
+        let mut jobs = Vec::with_capacity(self.sums.len());
+        for (sum, var) in self.sums.iter().zip(self.vars.vars()) {
+            let Some(wide) = sum.wide.as_ref().filter(|_| sum.has_grad) else {
+                continue;
+            };
+            let result = match (backends.place(wide), &sum.rounded) {
+                (Place::Cpu, Some(rounded)) => rounded,
+                (Place::Cpu, None) if wide.dtype() == var.dtype() => wide,
+                _ => {
+                    store.insert(var, backend::round_composed(wide, coef, var.dtype())?);
+                    continue;
+                }
+            };
+            store.insert(var, result.clone());
+            let elements = var.elem_count();
+            if elements > 0 {
+                jobs.push((elements, wide, result));
+            }
+        }
+        let scale = Edit::Scale {
+            clip_coef: coef,
+            zero_non_finite: false,
+        };
+        run_all(
+            &jobs,
+            self.vars.list().work,
+            |(elements, ..)| *elements,
+            |(_, wide, _)| wide,
+            |(_, wide, result)| match result.dtype() == wide.dtype() {
+                true if coef == 1.0 => Ok(()),
+                true => backend::edit_cpu(wide, scale),
+                false => backend::round_cpu(result, wide, coef),
+            },
+        )?;
+        Ok(store)
+    }
+}
+
+/// The gradient, if our kernels are to add it.
+fn on_cpu<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
+    entry
+        .grad
+        .filter(|_| entry.place != Place::Elsewhere && entry.elements > 0)
+}
+
+impl fmt::Debug for GradAccumulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GradAccumulator")
+            .field("vars", &self.vars.vars().len())
+            .field("is_mean", &self.is_mean)
+            .field("non_finite", &self.non_finite)
+            .field("micro_batches", &self.micro_batches)
+            .field("dropped", &self.dropped)
+            .finish_non_exhaustive()
+    }
+}
