@@ -18,6 +18,7 @@ const SCALE: Edit = Edit::Scale {
 };
 const CLAMP: Edit = Edit::Clamp {
     clip_value: 0.5,
+    clip_coef: 1.0,
     zero_non_finite: false,
 };
 

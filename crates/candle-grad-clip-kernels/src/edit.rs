@@ -31,18 +31,21 @@ pub enum Edit {
         /// Whether NaN and infinite elements become 0 (otherwise IEEE's rules hold).
         zero_non_finite: bool,
     },
-    /// Into `[-clip_value, clip_value]`; infinite elements become the bound, NaN stays NaN.
+    /// Into `[-clip_value, clip_value]`, infinite elements becoming the bound and NaN staying NaN; then times `clip_coef`, as
+    /// [`Edit::Scale`] multiplies.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{Edit, edit};
-    /// let mut values = [f32::NEG_INFINITY, 0.5, f32::NAN];
-    /// edit(&mut values, Edit::Clamp { clip_value: 1.0, zero_non_finite: false });
+    /// let mut values = [f32::NEG_INFINITY, 2.0, f32::NAN];
+    /// edit(&mut values, Edit::Clamp { clip_value: 4.0, clip_coef: 0.25, zero_non_finite: false });
     /// assert_eq!(values[..2], [-1.0, 0.5]);
     /// assert!(values[2].is_nan());
     /// ```
     Clamp {
         /// The bound.
         clip_value: f64,
+        /// What to multiply by.
+        clip_coef: f64,
         /// Whether NaN and infinite elements become 0 instead.
         zero_non_finite: bool,
     },
@@ -54,6 +57,32 @@ impl Edit {
         clip_coef: 1.0,
         zero_non_finite: false,
     };
+
+    /// The edit that makes of `scale * x` what this one makes of `x`: it unscales on the way. Exact where `scale` is a
+    /// power of two.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::{Edit, edit};
+    /// let clamp = Edit::Clamp { clip_value: 1.5, clip_coef: 1.0, zero_non_finite: false };
+    /// let mut scaled = [1024.0, 2048.0];
+    /// edit(&mut scaled, clamp.of_scaled(1024.0));
+    /// assert_eq!(scaled, [1.0, 1.5]);
+    /// ```
+    #[must_use]
+    pub fn of_scaled(mut self, scale: f64) -> Self {
+        match &mut self {
+            Self::Scale { clip_coef, .. } => *clip_coef /= scale,
+            Self::Clamp {
+                clip_value,
+                clip_coef,
+                ..
+            } => {
+                *clip_value *= scale;
+                *clip_coef /= scale;
+            }
+        }
+        self
+    }
 }
 
 /// Edits `values` in place. Parallel for more than one [`BLOCK`].
@@ -62,7 +91,7 @@ impl Edit {
 /// use candle_grad_clip_kernels::{Edit, edit};
 ///
 /// let mut values = [3f32, -4.0, f32::NAN];
-/// edit(&mut values, Edit::Clamp { clip_value: 1.0, zero_non_finite: true });
+/// edit(&mut values, Edit::Clamp { clip_value: 1.0, clip_coef: 1.0, zero_non_finite: true });
 /// assert_eq!(values, [1.0, -1.0, 0.0]);
 /// ```
 pub fn edit<E: Element>(values: &mut [E], edit: Edit) {
@@ -144,17 +173,25 @@ impl ElementEdit for Scale {
 
 #[derive(Clone, Copy)]
 pub(crate) struct Clamp {
-    pub(crate) clip_value: f64,
+    clip_value: f64,
+    scale: Scale,
+}
+
+impl Clamp {
+    pub(crate) fn new(clip_value: f64, clip_coef: f64) -> Self {
+        let scale = Scale::new(clip_coef);
+        Self { clip_value, scale }
+    }
 }
 
 impl ElementEdit for Clamp {
     #[inline(always)]
     fn f64(self, x: f64) -> f64 {
-        clamp(x, self.clip_value)
+        self.scale.f64(clamp(x, self.clip_value))
     }
     #[inline(always)]
     fn f32(self, x: f32) -> f32 {
-        clamp(x, self.clip_value as f32)
+        self.scale.f32(clamp(x, self.clip_value as f32))
     }
 }
 
@@ -227,16 +264,18 @@ macro_rules! specialise {
             }
             $crate::Edit::Clamp {
                 clip_value,
+                clip_coef,
                 zero_non_finite: false,
             } => {
-                let $op = $crate::edit::Clamp { clip_value };
+                let $op = $crate::edit::Clamp::new(clip_value, clip_coef);
                 $body
             }
             $crate::Edit::Clamp {
                 clip_value,
+                clip_coef,
                 zero_non_finite: true,
             } => {
-                let $op = $crate::edit::Finite($crate::edit::Clamp { clip_value });
+                let $op = $crate::edit::Finite($crate::edit::Clamp::new(clip_value, clip_coef));
                 $body
             }
         }

@@ -86,7 +86,7 @@ fn split<W>(values: &mut [W], mid: usize) -> (&mut [W], &mut [W]) {
 /// let mut params = [1f32, 2.0];
 /// let whole = Update { params: &mut params, grads: &[3.0, 4.0], moments: Default::default(), master: &mut [] };
 /// let sgd = Sgd { lr: 0.5, momentum: 0.0, dampening: 0.0, weight_decay: 0.0, nesterov: false, is_first: true };
-/// update(whole, Edit::Clamp { clip_value: 1.0, zero_non_finite: false }, &sgd);
+/// update(whole, Edit::Clamp { clip_value: 1.0, clip_coef: 1.0, zero_non_finite: false }, &sgd);
 /// assert_eq!(params, [0.5, 1.5]);
 /// ```
 ///

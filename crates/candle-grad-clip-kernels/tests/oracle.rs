@@ -89,6 +89,7 @@ fn a_clamped_half_is_not_clamped_again() {
             &mut values,
             Edit::Clamp {
                 clip_value: x,
+                clip_coef: 1.0,
                 zero_non_finite: false,
             },
         );
@@ -102,6 +103,7 @@ fn a_clamped_half_is_not_clamped_again() {
             &mut values,
             Edit::Clamp {
                 clip_value: x,
+                clip_coef: 1.0,
                 zero_non_finite: false,
             },
         );
@@ -199,7 +201,11 @@ fn edited(x: f64, edit: Edit) -> f64 {
         } if !x.is_finite() => 0.0,
         Edit::Scale { clip_coef, .. } => x * clip_coef,
         Edit::Clamp { clip_value, .. } if x.is_nan() => x + clip_value,
-        Edit::Clamp { clip_value, .. } => x.clamp(-clip_value, clip_value),
+        Edit::Clamp {
+            clip_value,
+            clip_coef,
+            ..
+        } => x.clamp(-clip_value, clip_value) * clip_coef,
     }
 }
 
@@ -222,10 +228,15 @@ fn check_edits<E: Element + std::fmt::Debug>(from: impl Fn(f64) -> E, tolerance:
             clip_coef,
             zero_non_finite,
         });
-        let clamps = [0.0, 0.1, 0.5, 1e9].map(|clip_value| Edit::Clamp {
+        let clamp = |(clip_value, clip_coef)| Edit::Clamp {
             clip_value,
+            clip_coef,
             zero_non_finite,
-        });
+        };
+        let bounds = [0.0, 0.1, 0.5, 1e9];
+        let clamps = bounds
+            .iter()
+            .flat_map(|x| [1.0, 0.25, 1e-39].map(|y| clamp((*x, y))));
         for what in scales.into_iter().chain(clamps) {
             for length in (0..40).chain([255, 256, 257, values.len()]) {
                 let source = &values[values.len() - length..];
@@ -252,6 +263,40 @@ fn edits_equal_the_plain_words() {
     check_edits(|x| x, 0.0, 0.0);
     check_edits(f16::from_f64, 1e-3, 6e-8);
     check_edits(bf16::from_f64, 8e-3, 1e-40);
+}
+
+/// Powers of two only change exponents.
+#[test]
+fn an_edit_of_scaled_values_is_the_edit_of_the_values_to_the_bit() {
+    let values: Vec<f32> = noise(515).into_iter().map(|x| x as f32).collect();
+    let scale = 65536.0;
+    for what in [
+        Edit::NOTHING,
+        Edit::Scale {
+            clip_coef: 0.3,
+            zero_non_finite: false,
+        },
+        Edit::Clamp {
+            clip_value: 0.4,
+            clip_coef: 0.3,
+            zero_non_finite: true,
+        },
+    ] {
+        let mut plain = values.clone();
+        edit(&mut plain, what);
+        let mut scaled: Vec<f32> = values.iter().map(|x| x * scale).collect();
+        edit(&mut scaled, what.of_scaled(scale.into()));
+        assert_eq!(scaled, plain, "{what:?}");
+        let halves: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+        let mut plain = halves.clone();
+        edit(&mut plain, what);
+        let mut scaled: Vec<bf16> = halves
+            .iter()
+            .map(|x| bf16::from_f32(x.to_f32() * scale))
+            .collect();
+        edit(&mut scaled, what.of_scaled(scale.into()));
+        assert_eq!(scaled, plain, "{what:?} in bf16");
+    }
 }
 
 #[test]

@@ -27,10 +27,12 @@ const EDITS: [Edit; 5] = [
     scale(0.3, true),
     Edit::Clamp {
         clip_value: 0.25,
+        clip_coef: 1.0,
         zero_non_finite: false,
     },
     Edit::Clamp {
         clip_value: 0.25,
+        clip_coef: 0.125,
         zero_non_finite: true,
     },
 ];

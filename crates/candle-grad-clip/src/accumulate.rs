@@ -148,7 +148,7 @@ impl GradAccumulator {
     /// | [`NonFinite::Zero`] | its elements that are not finite count as 0 |
     /// | [`NonFinite::Error`] | an error that names the Var; the sum is as it was, without it |
     ///
-    /// Propagate, since a big batch with one bad sample is a bad batch, and since a loss scaler must hear of
+    /// Propagate, since a big batch with one bad sample is a bad batch, and since a [`LossScaler`](crate::LossScaler) must hear of
     /// an overflow. `SkipStep` and `Error` read each gradient once more.
     ///
     /// ```

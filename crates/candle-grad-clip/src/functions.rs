@@ -239,6 +239,7 @@ pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> 
     }
     let edits = Edits::All(Edit::Clamp {
         clip_value,
+        clip_coef: 1.0,
         zero_non_finite: false,
     });
     let replacements = edit_in_place(vars, grads, &entries, &edits)?;

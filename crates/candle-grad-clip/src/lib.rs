@@ -22,7 +22,26 @@
 //! - [`loss::weighted_power`] is a loss that needs all this.
 //!
 //! # Order of a training step
-//! accumulate, mean over processes, unscale, measure, skip?, clip, step, schedule.
+//! accumulate ([`GradAccumulator`]), mean over processes, unscale ([`LossScaler`]), measure, skip?, clip, step, schedule
+//! ([`set_learning_rate`](candle_nn::Optimizer::set_learning_rate), with any function of the step):
+//!
+//! ```
+//! # use candle_core::{Device, Var};
+//! # use candle_grad_clip::{Clip, ClippedOptimizer};
+//! # use candle_nn::{Optimizer, SGD};
+//! # fn main() -> candle_core::Result<()> {
+//! # let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+//! # let mut opt = ClippedOptimizer::wrap(SGD::new(vec![w.clone()], 0.1)?, vec![w.clone()], Clip::norm(1.0))?;
+//! let (peak, warm_up, steps) = (0.1, 10.0, 100.0);
+//! for step in 0..100 {
+//!     let step = f64::from(step);
+//!     let cosine = 0.5 + 0.5 * (std::f64::consts::PI * step / steps).cos();
+//!     opt.set_learning_rate(peak * cosine * ((step + 1.0) / warm_up).min(1.0));
+//!     opt.backward_step(&w.sqr()?.sum_all()?)?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Words
 //! `total_norm` is the norm of all gradients seen as one vector *before* clipping, `clipped_norm` the
@@ -46,6 +65,7 @@ mod error;
 mod functions;
 mod grads;
 pub mod loss;
+mod loss_scaler;
 mod measure;
 mod norm;
 pub mod optim;
@@ -62,6 +82,7 @@ pub use functions::{
     ClipGradNorm, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with, clip_grad_value,
     clip_grads_with_norm,
 };
+pub use loss_scaler::LossScaler;
 pub use norm::{NormType, total_norm};
 pub use optimizer::{ClippedConfig, ClippedOptimizer};
 pub use report::{StepPath, StepRecord, StepReport};

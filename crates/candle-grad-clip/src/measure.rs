@@ -46,6 +46,13 @@ impl Request {
 }
 
 impl GradStats {
+    /// Those of the same gradient divided by `scale`, a power of two: exact.
+    fn unscaled(mut self, scale: f64) -> Self {
+        self.stats.power.scale /= scale;
+        self.clamped.power.scale /= scale;
+        self
+    }
+
     pub(crate) const ZERO: Self = Self {
         stats: Stats::ZERO,
         clamped: Stats::ZERO,
@@ -129,6 +136,25 @@ pub(crate) fn norm_of(stats: Stats, norm_type: NormType) -> f64 {
     } else {
         stats.power.root(norm_type).value()
     }
+}
+
+/// As [`measure`], of the gradients divided by `scale`, a power of two; `clip_value` is that of the divided ones, too.
+pub(crate) fn measure_unscaled<'g>(
+    vars: VarList<'_>,
+    grads: &'g GradStore,
+    mut request: Request,
+    scale: f64,
+) -> Result<Measurements<'g>> {
+    if scale == 1.0 {
+        return measure(vars, grads, request);
+    }
+    request.clip_value = request.clip_value.map(|clip_value| clip_value * scale);
+    let mut measured = measure(vars, grads, request)?;
+    measured.total = measured.total.unscaled(scale);
+    for entry in &mut measured.entries {
+        entry.measured = entry.measured.unscaled(scale);
+    }
+    Ok(measured)
 }
 
 /// Collects and measures the gradients of `vars`.

@@ -12,7 +12,8 @@ use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::checkpoint::WrapperRecord;
 use crate::clip::{Action, Clip, Decision, Edits, Limits, NonFinite};
 use crate::functions::{insert, non_finite_error};
-use crate::measure::{Measurements, measure};
+use crate::loss_scaler::LossScaler;
+use crate::measure::{Measurements, measure_unscaled};
 use crate::optim::{self, Clipped, ParamGroups};
 use crate::report::{StepPath, StepRecord, StepReport};
 use crate::vars::NamedVars;
@@ -92,6 +93,7 @@ pub struct ClippedOptimizer<O: Optimizer> {
     limits: Limits,
     expect_missing: Vec<String>,
     with_param_norms: bool,
+    loss_scaler: Option<LossScaler>,
     step: u64,
     skips_in_a_row: u32,
     /// Copies of gradients for `step(&GradStore)`.
@@ -135,6 +137,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             limits: Limits::default(),
             expect_missing: Vec::new(),
             with_param_norms: false,
+            loss_scaler: None,
             step: 0,
             skips_in_a_row: 0,
             missing: Missing::default(),
@@ -256,6 +259,56 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self
     }
 
+    /// Lets `loss_scaler` scale the losses. The gradients that [`step`](Optimizer::step) and
+    /// [`step_report`](Self::step_report) get must then be those of [`scale_loss`](Self::scale_loss); `backward_step` and
+    /// [`backward_step_report`](Self::backward_step_report) scale the loss themselves. The scale changes in steps only, so all
+    /// micro-batches of a [`GradAccumulator`](crate::GradAccumulator) have the same.
+    ///
+    /// Reports, limits and the policy are about the unscaled gradients; what an overflow does is said at [`LossScaler`]. Around
+    /// an optimizer that is not one of [`optim`]'s, unscaling writes the gradients (in place or into the wrapper's buffer) as a clip does, and
+    /// gradients of f16 Vars that vanish without a scale vanish there.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer, LossScaler, optim::Sgd};
+    /// # let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// # let sgd = Sgd::named(vec![w.clone()], 0.1)?;
+    /// let opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::norm(1.0))?;
+    /// let mut opt = opt.with_loss_scaler(LossScaler::default())?;
+    /// let loss = (w.sqr()?.sum_all()? / 2.0)?; // the gradient is w
+    /// let grads = opt.scale_loss(&loss)?.backward()?;
+    /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0 * 65536.0, 4.0 * 65536.0]);
+    /// let report = opt.step_report(&grads)?;
+    /// assert_eq!((report.total_norm()?, report.clip_coef()?), (5.0, 1.0 / (5.0 + 1e-6)));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A field of `loss_scaler` outside its range.
+    pub fn with_loss_scaler(mut self, loss_scaler: LossScaler) -> Result<Self> {
+        loss_scaler.check()?;
+        self.loss_scaler = Some(loss_scaler);
+        Ok(self)
+    }
+
+    /// What scales the losses, as it is now.
+    #[must_use]
+    pub fn loss_scaler(&self) -> Option<&LossScaler> {
+        self.loss_scaler.as_ref()
+    }
+
+    /// The loss times the current scale: what to call `backward` of for [`step`](Optimizer::step) or a
+    /// [`GradAccumulator`](crate::GradAccumulator). Without a [`LossScaler`] the loss itself.
+    ///
+    /// # Errors
+    /// As [`LossScaler::scale`].
+    pub fn scale_loss(&self, loss: &Tensor) -> Result<Tensor> {
+        match &self.loss_scaler {
+            Some(scaler) => scaler.scale(loss),
+            None => Ok(loss.clone()),
+        }
+    }
+
     /// Takes a step, as [`Optimizer::step`], with its report and with this crate's typed error.
     ///
     /// The caller's gradients are not changed: what is to be clipped is copied into a buffer that the
@@ -282,7 +335,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; an
     /// error of the inner optimizer. But for the last, nothing is changed.
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
-        let measured = measure(self.vars.list(), grads, self.clip.request())?;
+        let measured = self.measure(grads)?;
         let decision = self.decide(&measured)?;
         if let Some(report) = self.fused_step(grads, &measured, &decision)? {
             return Ok(self.finish(report));
@@ -322,8 +375,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// As [`ClippedOptimizer::step_report`], and those of `backward`.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
-        let mut grads = loss.backward()?;
-        let measured = measure(self.vars.list(), &grads, self.clip.request())?;
+        let mut grads = self.scale_loss(loss)?.backward()?;
+        let measured = self.measure(&grads)?;
         let decision = self.decide(&measured)?;
         if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
             return Ok(self.finish(report));
@@ -436,9 +489,33 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         Ok(Some(self.report(measured, decision, StepPath::Fused)))
     }
 
+    fn loss_scale(&self) -> f64 {
+        self.loss_scaler
+            .as_ref()
+            .map_or(1.0, LossScaler::current_scale)
+    }
+
+    /// Measures the gradients as they are without the loss's scale.
+    fn measure<'g>(&self, grads: &'g GradStore) -> Result<Measurements<'g>> {
+        let request = self.clip.request();
+        measure_unscaled(self.vars.list(), grads, request, self.loss_scale())
+    }
+
     /// The decision, with the errors that end a step before it began.
     fn decide(&mut self, measured: &Measurements<'_>) -> Result<Decision> {
-        let decision = self.clip.decide(measured, &self.limits);
+        let scale = self.loss_scale();
+        let bad = measured.total.stats.non_finite();
+        if scale > 1.0 && bad > 0 {
+            let step = self.step + 1;
+            tracing::debug!(
+                step,
+                scale,
+                non_finite = bad,
+                "step skipped: the loss scale is too large"
+            );
+            return Ok(Decision::REFUSE);
+        }
+        let decision = self.clip.decide(measured, &self.limits).of_scaled(scale);
         if decision.action != Action::Refuse {
             self.skips_in_a_row = 0;
             return Ok(decision);
@@ -457,7 +534,6 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                 var,
             });
         }
-        let bad = measured.total.stats.non_finite();
         let step = self.step + 1;
         tracing::warn!(
             step,
@@ -545,6 +621,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// The step is done.
     fn finish(&mut self, report: StepReport) -> StepReport {
         self.step = report.record.step;
+        let finite = report.record.non_finite == 0;
+        // Not for a step that the policy took all the same.
+        if let Some(scaler) = &mut self.loss_scaler
+            && (finite || report.record.skipped)
+        {
+            scaler.update(!finite);
+        }
         let StepRecord {
             step,
             total_norm,
@@ -561,8 +644,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
 /// Checkpoints, of the optimizers that have them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
-    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`], the step counter and the skips in a
-    /// row; not the weights (see [`optim`](crate::optim#checkpoints)).
+    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`], the step counter, the skips in a
+    /// row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
     ///
     /// # Errors
     /// As [`optim::AdamW::save`].
@@ -571,13 +654,15 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             clip: self.clip.clone(),
             step: self.step,
             skips_in_a_row: self.skips_in_a_row,
+            loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
         };
         self.inner
             .save_to(path.as_ref(), Some((&self.vars, wrapper)))
     }
 
     /// Goes on from what [`save`](Self::save) wrote. The [`Clip`] and the counters become those of the file, as the inner
-    /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one. There is no
+    /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one, and its [`LossScaler`] if the
+    /// file has none. There is no
     /// [`last_report`](Self::last_report) then. The weights must be loaded as well (see
     /// [`optim`](crate::optim#checkpoints)).
     ///
@@ -614,6 +699,9 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             self.clip = wrapper.clip;
             self.step = wrapper.step;
             self.skips_in_a_row = wrapper.skips_in_a_row;
+            if let Some(scaling) = wrapper.loss_scaler {
+                self.loss_scaler = Some(LossScaler(scaling));
+            }
         }
         self.last_report = None;
         Ok(())
@@ -656,6 +744,7 @@ impl<O: Optimizer> fmt::Debug for ClippedOptimizer<O> {
             .field("learning_rate", &self.inner.learning_rate())
             .field("clip", &self.clip)
             .field("vars", &self.vars.vars().len())
+            .field("loss_scaler", &self.loss_scaler)
             .field("step", &self.step)
             .field("last_report", &self.last_report)
             .finish_non_exhaustive()

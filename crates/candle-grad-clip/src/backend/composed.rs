@@ -222,19 +222,28 @@ pub(super) fn edit_wide(grad: &Tensor, edit: Edit) -> Result<Tensor> {
     } else {
         x
     };
-    Ok(match edit {
-        Edit::Scale { clip_coef: 1.0, .. } => x,
-        Edit::Scale { clip_coef, .. } => {
-            // candle rounds the factor to f32, where a tiny one vanishes: two factors do not.
-            let [a, b] = if clip_coef != 0.0 && clip_coef < f64::from(f32::MIN_POSITIVE) {
-                [clip_coef.sqrt(); 2]
-            } else {
-                [clip_coef, 1.0]
-            };
-            ((x * a)? * b)?
+    match edit {
+        Edit::Scale { clip_coef, .. } => scaled(x, clip_coef),
+        Edit::Clamp {
+            clip_value,
+            clip_coef,
+            ..
+        } => {
+            let clamped = is_nan(&x)?.where_cond(&x, &x.clamp(-clip_value, clip_value)?)?;
+            scaled(clamped, clip_coef)
         }
-        Edit::Clamp { clip_value, .. } => {
-            is_nan(&x)?.where_cond(&x, &x.clamp(-clip_value, clip_value)?)?
-        }
-    })
+    }
+}
+
+fn scaled(x: Tensor, clip_coef: f64) -> Result<Tensor> {
+    if clip_coef == 1.0 {
+        return Ok(x);
+    }
+    // candle rounds the factor to f32, where a tiny one vanishes: two factors do not.
+    let [a, b] = if clip_coef != 0.0 && clip_coef < f64::from(f32::MIN_POSITIVE) {
+        [clip_coef.sqrt(); 2]
+    } else {
+        [clip_coef, 1.0]
+    };
+    Ok(((x * a)? * b)?)
 }

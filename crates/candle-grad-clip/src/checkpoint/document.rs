@@ -10,6 +10,7 @@ use super::settings::Settings;
 use super::{Checked, Fault, listed};
 use crate::Clip;
 use crate::clip::record::ClipRecord;
+use crate::loss_scaler::{LossScaler, Scaling};
 use crate::optim::ParamGroups;
 use crate::optim::state::State;
 use crate::optim::trained::Trained;
@@ -54,6 +55,8 @@ pub(crate) struct WrapperRecord {
     pub(crate) clip: Clip,
     pub(crate) step: u64,
     pub(crate) skips_in_a_row: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) loss_scaler: Option<Scaling>,
 }
 
 impl Document {
@@ -116,8 +119,12 @@ impl Document {
     pub(super) fn check(&self) -> Checked<()> {
         let invalid = |reason: String| Err(Fault::Invalid(reason));
         let in_range = self.optimizer.check().and_then(|()| {
-            let clip = self.wrapper.as_ref().map(|wrapper| &wrapper.clip);
-            clip.map_or(Ok(()), Clip::check)
+            let Some(wrapper) = &self.wrapper else {
+                return Ok(());
+            };
+            wrapper.clip.check()?;
+            let scaler = wrapper.loss_scaler.clone().map(LossScaler);
+            scaler.map_or(Ok(()), |scaler| scaler.check())
         });
         if let Err(error) = in_range {
             return invalid(error.to_string());

@@ -23,6 +23,19 @@ impl Edits {
         }
     }
 
+    /// The edits that make of gradients times `scale` what these make of the gradients.
+    pub(crate) fn of_scaled(self, scale: f64) -> Self {
+        match self {
+            Self::All(edit) => Self::All(edit.of_scaled(scale)),
+            Self::Grouped { places, mut edits } => {
+                for edit in &mut edits {
+                    *edit = edit.of_scaled(scale);
+                }
+                Self::Grouped { places, edits }
+            }
+        }
+    }
+
     /// Whether nothing is to be done to any.
     pub(crate) fn is_nothing(&self) -> bool {
         match self {

@@ -293,7 +293,7 @@ pub(crate) enum Action {
 }
 
 impl Decision {
-    const REFUSE: Self = Self {
+    pub(crate) const REFUSE: Self = Self {
         action: Action::Refuse,
         clip_coef: 0.0,
         clipped_norm: 0.0,
@@ -301,6 +301,18 @@ impl Decision {
         num_clipped: 0,
         groups: Vec::new(),
     };
+
+    /// For gradients that are still multiplied by `scale`.
+    pub(crate) fn of_scaled(mut self, scale: f64) -> Self {
+        if scale != 1.0 {
+            self.action = match self.action {
+                Action::Refuse => Action::Refuse,
+                Action::Leave => Action::Edit(Edits::All(Edit::NOTHING.of_scaled(scale))),
+                Action::Edit(edits) => Action::Edit(edits.of_scaled(scale)),
+            };
+        }
+        self
+    }
 
     /// One coefficient for all; exactly 1 with nothing to clean leaves everything alone.
     fn scale(measured: &Measurements<'_>, clip_coef: f64, zero_non_finite: bool) -> Self {

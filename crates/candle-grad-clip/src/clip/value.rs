@@ -19,6 +19,7 @@ pub(super) fn decide(
     } else {
         Action::Edit(Edits::All(Edit::Clamp {
             clip_value,
+            clip_coef: 1.0,
             zero_non_finite,
         }))
     };
