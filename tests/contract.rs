@@ -80,6 +80,9 @@ fn a_limit_that_is_not_reached_changes_no_bit() -> Result<()> {
             Clip::norm(1e4).norm_type(NormType::L1),
             Clip::value(1e4),
             Clip::value(f64::INFINITY),
+            Clip::param_norm(1e4),
+            Clip::block_rms(1e4),
+            Clip::skip_norm(1e4),
         ] {
             for backward in [false, true] {
                 let clipped = bits_of_vars(&train(row, &clip, backward)?)?;

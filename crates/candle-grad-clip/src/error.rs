@@ -137,6 +137,55 @@ pub enum Error {
         /// Name of the first Var whose gradient is bad.
         var: String,
     },
+    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows, the last of them by the
+    /// rule: its norm was too large.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # let w = Var::new(3f64, &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error};
+    ///
+    /// let clip = Clip::skip_norm(1.0).max_skips(1);
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], clip)?;
+    /// let loss = (w.as_tensor() * 7.0)?;
+    /// assert!(opt.backward_step_report(&loss)?.skipped()?);
+    /// let error = opt.backward_step_report(&loss).unwrap_err();
+    /// assert!(matches!(error, Error::TooManyLargeNorms { skips: 2, total_norm: 7.0, .. }));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    #[error(
+        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the norm {total_norm} is too large \
+         for the rule {clip}; the weights are as they were before the first of them; lower the learning rate, or take \
+         a rule that allows more"
+    )]
+    TooManyLargeNorms {
+        /// Skipped steps in a row, this one included.
+        skips: u32,
+        /// How many are allowed.
+        max_skips: u32,
+        /// The norm of this step's gradients.
+        total_norm: f64,
+        /// The [`Clip`](crate::Clip) as text.
+        clip: String,
+    },
+    /// A text that is no [`Clip`](crate::Clip).
+    ///
+    /// ```
+    /// use candle_grad_clip::{Clip, Error};
+    ///
+    /// let error = "zclip:zz=2".parse::<Clip>().unwrap_err();
+    /// assert!(matches!(&error, Error::InvalidClip { .. }));
+    /// assert!(error.to_string().contains("option `zz`"), "{error}");
+    /// ```
+    #[error("clip `{text}`: {reason}")]
+    InvalidClip {
+        /// What came.
+        text: String,
+        /// What is wrong with it, and what is allowed.
+        reason: String,
+    },
     /// A gradient of a dtype that cannot be clipped.
     ///
     /// ```

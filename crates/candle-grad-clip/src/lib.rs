@@ -76,7 +76,10 @@ mod summary;
 mod vars;
 
 pub use accumulate::GradAccumulator;
-pub use clip::{Clip, GroupRecord, NonFinite};
+pub use clip::{
+    AdaGc, AutoClip, Clip, GroupRecord, NonFinite, QuantileClip, SkipReason, SkipSteps, ZClip,
+    ZClipMode,
+};
 pub use error::{Error, Result};
 pub use functions::{
     ClipGradNorm, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with, clip_grad_value,

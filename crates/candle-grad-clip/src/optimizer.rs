@@ -10,7 +10,9 @@ use candle_nn::Optimizer;
 
 use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::checkpoint::WrapperRecord;
-use crate::clip::{Action, Clip, Decision, Edits, Limits, NonFinite};
+use crate::clip::{
+    Action, Clip, Decision, Edits, Limits, NonFinite, Observed, RuleState, SkipReason,
+};
 use crate::functions::{insert, non_finite_error};
 use crate::loss_scaler::LossScaler;
 use crate::measure::{Measurements, measure_unscaled};
@@ -90,6 +92,8 @@ pub struct ClippedOptimizer<O: Optimizer> {
     inner: O,
     vars: NamedVars,
     clip: Clip,
+    /// What the clip remembers of the steps that were taken.
+    rule: RuleState,
     limits: Limits,
     expect_missing: Vec<String>,
     with_param_norms: bool,
@@ -134,6 +138,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             scratch: Scratch::default(),
             vars,
             clip,
+            rule: RuleState::default(),
             limits: Limits::default(),
             expect_missing: Vec::new(),
             with_param_norms: false,
@@ -146,6 +151,10 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// Takes another [`Clip`], from the next step on: also in the middle of training.
+    ///
+    /// A clip of the same method keeps what the one before has seen of the training (a shorter window keeps the latest
+    /// norms); another method starts anew.
+    /// A schedule is a call before each step: `opt.set_clip(Clip::norm(max_norm_at(step)))?`.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -167,6 +176,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
         clip.check()?;
         clip.check_groups(self.limits.groups().has_limits())?;
+        clip.adapt(&mut self.rule, &self.clip);
         self.clip = clip;
         Ok(())
     }
@@ -338,20 +348,20 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let measured = self.measure(grads)?;
         let decision = self.decide(&measured)?;
         if let Some(report) = self.fused_step(grads, &measured, &decision)? {
-            return Ok(self.finish(report));
+            return Ok(self.finish(report, &decision.observed));
         }
         let report = self.report(&measured, &decision, StepPath::Copied);
-        match decision.action {
-            Action::Refuse => {}
+        match &decision.action {
+            Action::Refuse(_) => {}
             Action::Leave => self.inner.step(grads)?,
             Action::Edit(edits) => {
                 let vars = self.vars.list();
                 let entries = &measured.entries;
-                let copies = edit_copies(vars, grads, entries, &edits, &mut self.scratch)?;
+                let copies = edit_copies(vars, grads, entries, edits, &mut self.scratch)?;
                 self.inner.step(&copies)?;
             }
         }
-        Ok(self.finish(report))
+        Ok(self.finish(report, &decision.observed))
     }
 
     /// `backward`, then a step, as [`Optimizer::backward_step`], with its report and with this
@@ -379,20 +389,20 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let measured = self.measure(&grads)?;
         let decision = self.decide(&measured)?;
         if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
-            return Ok(self.finish(report));
+            return Ok(self.finish(report, &decision.observed));
         }
         let report = self.report(&measured, &decision, StepPath::InPlace);
-        match decision.action {
-            Action::Refuse => {}
+        match &decision.action {
+            Action::Refuse(_) => {}
             Action::Leave => self.inner.step(&grads)?,
             Action::Edit(edits) => {
                 let replacements =
-                    edit_in_place(self.vars.list(), &grads, &measured.entries, &edits)?;
+                    edit_in_place(self.vars.list(), &grads, &measured.entries, edits)?;
                 insert(&mut grads, replacements);
                 self.inner.step(&grads)?;
             }
         }
-        Ok(self.finish(report))
+        Ok(self.finish(report, &decision.observed))
     }
 
     /// The report of the last step that did not return an error.
@@ -472,7 +482,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         decision: &Decision,
     ) -> Result<Option<StepReport>> {
         let edits = match &decision.action {
-            Action::Refuse => return Ok(None),
+            Action::Refuse(_) => return Ok(None),
             Action::Leave => &Edits::All(Edit::NOTHING),
             Action::Edit(edits) => edits,
         };
@@ -513,34 +523,54 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                 non_finite = bad,
                 "step skipped: the loss scale is too large"
             );
-            return Ok(Decision::REFUSE);
+            return Ok(Decision::refuse(SkipReason::NonFinite));
         }
-        let decision = self.clip.decide(measured, &self.limits).of_scaled(scale);
-        if decision.action != Action::Refuse {
+        let decision = self
+            .clip
+            .decide(&self.rule, measured, &self.limits)
+            .of_scaled(scale);
+        let Action::Refuse(reason) = decision.action else {
             self.skips_in_a_row = 0;
             return Ok(decision);
-        }
-        if self.clip.non_finite == NonFinite::Error {
+        };
+        if reason == SkipReason::NonFinite && self.clip.non_finite == NonFinite::Error {
             return Err(non_finite_error(self.vars.list(), measured));
         }
         let skips = self.skips_in_a_row.saturating_add(1);
-        let var = self.vars.names()[measured.first_non_finite().unwrap_or(0)].clone();
         let max_skips = self.clip.max_skips;
         self.skips_in_a_row = skips;
-        if skips > max_skips {
-            return Err(Error::TooManySkips {
-                skips,
-                max_skips,
-                var,
-            });
-        }
         let step = self.step + 1;
-        tracing::warn!(
-            step,
-            var,
-            non_finite = bad,
-            "step skipped: gradients are not finite"
-        );
+        match reason {
+            SkipReason::NonFinite => {
+                let var = self.vars.names()[measured.first_non_finite().unwrap_or(0)].clone();
+                if skips > max_skips {
+                    return Err(Error::TooManySkips {
+                        skips,
+                        max_skips,
+                        var,
+                    });
+                }
+                let bad = measured.total.stats.non_finite();
+                tracing::warn!(
+                    step,
+                    var,
+                    non_finite = bad,
+                    "step skipped: gradients are not finite"
+                );
+            }
+            SkipReason::LargeNorm => {
+                let total_norm = measured.norm().value();
+                if skips > max_skips {
+                    return Err(Error::TooManyLargeNorms {
+                        skips,
+                        max_skips,
+                        total_norm,
+                        clip: self.clip.to_string(),
+                    });
+                }
+                tracing::warn!(step, total_norm, "step skipped: the norm is too large");
+            }
+        }
         Ok(decision)
     }
 
@@ -561,10 +591,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             clip_coef: decision.clip_coef,
             was_clipped: decision.was_clipped,
             num_clipped: decision.num_clipped,
-            skipped: decision.action == Action::Refuse,
+            skipped: matches!(decision.action, Action::Refuse(_)),
+            skip_reason: match decision.action {
+                Action::Refuse(reason) => Some(reason),
+                Action::Leave | Action::Edit(_) => None,
+            },
             non_finite: measured.total.stats.non_finite(),
             path: match decision.action {
-                Action::Refuse => StepPath::Skipped,
+                Action::Refuse(_) => StepPath::Skipped,
                 Action::Leave if path != StepPath::Fused => StepPath::Unchanged,
                 Action::Leave | Action::Edit(_) => path,
             },
@@ -618,8 +652,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.missing.names.clone()
     }
 
-    /// The step is done.
-    fn finish(&mut self, report: StepReport) -> StepReport {
+    /// The step is done as decided: only now the rule's history takes it in.
+    fn finish(&mut self, report: StepReport, observed: &Observed) -> StepReport {
+        self.clip.observe(&mut self.rule, observed);
         self.step = report.record.step;
         let finite = report.record.non_finite == 0;
         // Not for a step that the policy took all the same.
@@ -644,14 +679,15 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
 /// Checkpoints, of the optimizers that have them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
-    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`], the step counter, the skips in a
-    /// row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
+    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the step counter, the skips
+    /// in a row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
     ///
     /// # Errors
     /// As [`optim::AdamW::save`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let wrapper = WrapperRecord {
             clip: self.clip.clone(),
+            rule: self.rule.record(self.vars.names()),
             step: self.step,
             skips_in_a_row: self.skips_in_a_row,
             loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
@@ -660,7 +696,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             .save_to(path.as_ref(), Some((&self.vars, wrapper)))
     }
 
-    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`] and the counters become those of the file, as the inner
+    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters become those of the file, as the inner
     /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one, and its [`LossScaler`] if the
     /// file has none. There is no
     /// [`last_report`](Self::last_report) then. The weights must be loaded as well (see
@@ -696,7 +732,10 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         self.inner.adopt(&self.vars); // `inner_mut` may have put another in its place
         if let Some(wrapper) = self.inner.load_from(path.as_ref())? {
+            self.rule = wrapper.rule.state(self.vars.names());
             self.clip = wrapper.clip;
+            // Whatever the file says, in the window's length.
+            self.clip.adapt(&mut self.rule, &self.clip);
             self.step = wrapper.step;
             self.skips_in_a_row = wrapper.skips_in_a_row;
             if let Some(scaling) = wrapper.loss_scaler {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use candle_grad_clip_kernels::NormType;
 
 use crate::Result;
-use crate::clip::GroupRecord;
+use crate::clip::{GroupRecord, SkipReason};
 
 /// How a step got its gradients.
 ///
@@ -99,7 +99,8 @@ pub struct StepRecord {
     /// The same after clipping; 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clipped_norm: f64,
-    /// What every gradient was multiplied by, at most 1; 1 for a value clip, 0 for a skipped step.
+    /// What every gradient was multiplied by, at most 1 (the smallest where each Var has its own); 1 for a value clip, 0
+    /// for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
     /// Whether clipping changed anything.
@@ -108,6 +109,9 @@ pub struct StepRecord {
     pub num_clipped: u64,
     /// Whether the step was skipped.
     pub skipped: bool,
+    /// Why it was.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub skip_reason: Option<SkipReason>,
     /// NaN and infinite elements in all gradients, as they came.
     pub non_finite: u64,
     /// How the inner optimizer got its gradients.
@@ -225,8 +229,8 @@ impl StepReport {
         Ok(self.record.clipped_norm)
     }
 
-    /// What every gradient was multiplied by: `min(1, max_norm / (total_norm + eps))`. 1 for a
-    /// value clip, 0 for a skipped step.
+    /// What every gradient was multiplied by: `min(1, max_norm / (total_norm + eps))`. The
+    /// smallest where each Var has its own, 1 for a value clip, 0 for a skipped step.
     ///
     /// ```
     #[doc = include_str!("step_example.md")]
@@ -274,7 +278,7 @@ impl StepReport {
         Ok(self.record.num_clipped)
     }
 
-    /// Whether the step was skipped, since gradients were not finite.
+    /// Whether the step was skipped: see [`StepReport::skip_reason`].
     ///
     /// ```
     #[doc = include_str!("step_example.md")]
@@ -289,6 +293,23 @@ impl StepReport {
     /// If it has to be read from a GPU, and that fails.
     pub fn skipped(&self) -> Result<bool> {
         Ok(self.record.skipped)
+    }
+
+    /// Why the step was skipped, if it was: gradients that are not finite, or a norm that was too large for the rule.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::skip_norm(1.0))?;
+    /// let report = opt.backward_step_report(&loss)?; // norm 5
+    /// assert_eq!(report.skip_reason()?, Some(candle_grad_clip::SkipReason::LargeNorm));
+    /// assert_eq!(report.non_finite()?, 0);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If it has to be read from a GPU, and that fails.
+    pub fn skip_reason(&self) -> Result<Option<SkipReason>> {
+        Ok(self.record.skip_reason)
     }
 
     /// How many elements were NaN or infinite, as the gradients came.
@@ -404,6 +425,7 @@ mod tests {
             was_clipped: false,
             num_clipped: 0,
             skipped: true,
+            skip_reason: Some(super::SkipReason::NonFinite),
             non_finite: 2,
             path: StepPath::Skipped,
             groups: Vec::new(),

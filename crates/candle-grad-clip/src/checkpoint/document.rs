@@ -9,7 +9,7 @@ use super::file::Metadata;
 use super::settings::Settings;
 use super::{Checked, Fault, listed};
 use crate::Clip;
-use crate::clip::record::ClipRecord;
+use crate::clip::record::{ClipRecord, RuleRecord};
 use crate::loss_scaler::{LossScaler, Scaling};
 use crate::optim::ParamGroups;
 use crate::optim::state::State;
@@ -53,6 +53,9 @@ pub(super) struct VarRecord {
 pub(crate) struct WrapperRecord {
     #[serde(with = "ClipRecord")]
     pub(crate) clip: Clip,
+    /// What the clip remembers of the steps before.
+    #[serde(default, skip_serializing_if = "RuleRecord::is_empty")]
+    pub(crate) rule: RuleRecord,
     pub(crate) step: u64,
     pub(crate) skips_in_a_row: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,6 +131,13 @@ impl Document {
         });
         if let Err(error) = in_range {
             return invalid(error.to_string());
+        }
+        if let Some(reason) = self
+            .wrapper
+            .as_ref()
+            .and_then(|wrapper| wrapper.rule.fault())
+        {
+            return invalid(reason);
         }
         let wrapper_step = self.wrapper.as_ref().map_or(0, |wrapper| wrapper.step);
         for (name, steps) in [("steps", self.steps), ("step", wrapper_step)] {

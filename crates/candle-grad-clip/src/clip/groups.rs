@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use candle_grad_clip_kernels::{Edit, PartialPower, Stats};
+use candle_grad_clip_kernels::{Edit, Stats};
 
+use super::per_var::{self, scaled_norm, smaller};
 use super::{Action, Decision, Edits, clip_coef};
 use crate::Result;
 use crate::measure::{Measurements, norm_of};
@@ -22,7 +23,7 @@ pub struct GroupRecord {
     /// Norm of the group's gradients as one vector before clipping.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub total_norm: f64,
-    /// What they were multiplied by.
+    /// What they were multiplied by: the smallest where each Var has its own.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
 }
@@ -65,17 +66,28 @@ pub(super) fn decide(
             stats[*place] = stats[*place].merge(entry.measured.stats, norm_type);
         }
     }
-    let mut coefs = vec![common.clip_coef];
+    let mut own = vec![1.0];
     for (group, stats) in limits.groups.iter().zip(&stats[1..]) {
         let max_norm = group.limit().unwrap_or(f64::INFINITY);
-        let coef = clip_coef(*stats, norm_type, max_norm, eps, zero_non_finite);
-        // NaN, where there is one.
-        coefs.push(if coef < common.clip_coef || coef.is_nan() {
-            coef
-        } else {
-            common.clip_coef
-        });
+        own.push(clip_coef(*stats, norm_type, max_norm, eps, zero_non_finite));
     }
+    let of_vars = match &common.action {
+        Action::Edit(Edits::PerVar(edits)) => Some(of_vars(edits, limits, &own)),
+        _ => None,
+    };
+    let coefs: Vec<f64> = match &of_vars {
+        None => own
+            .iter()
+            .map(|own| smaller(*own, common.clip_coef))
+            .collect(),
+        Some(of_vars) => {
+            let mut smallest = own;
+            for (coef, place) in of_vars.iter().zip(&*limits.places) {
+                smallest[*place] = smaller(*coef, smallest[*place]);
+            }
+            smallest
+        }
+    };
     let norm = |stats: Stats| {
         if zero_non_finite {
             stats.power.root(norm_type).value()
@@ -96,11 +108,21 @@ pub(super) fn decide(
         .zip(&coefs[1..])
         .map(record)
         .collect();
+    if let Some(of_vars) = of_vars {
+        let observed = common.observed;
+        return Decision {
+            groups,
+            observed,
+            ..per_var::scale(measured, of_vars, zero_non_finite)
+        };
+    }
     if coefs[1..].iter().all(|coef| *coef == common.clip_coef) {
         return Decision { groups, ..common };
     }
+    let parts = stats.iter().map(|stats| stats.power);
+    let parts = parts.zip(coefs.iter().copied());
     Decision {
-        clipped_norm: clipped_norm(measured, &stats, &coefs, zero_non_finite),
+        clipped_norm: scaled_norm(measured, parts, zero_non_finite),
         was_clipped: true,
         action: Action::Edit(Edits::Grouped {
             places: limits.places.clone(),
@@ -117,25 +139,14 @@ pub(super) fn decide(
     }
 }
 
-/// The norm of all groups, each scaled by its own coefficient.
-fn clipped_norm(
-    measured: &Measurements<'_>,
-    stats: &[Stats],
-    coefs: &[f64],
-    zero_non_finite: bool,
-) -> f64 {
-    if measured.total.stats.non_finite() > 0 && !zero_non_finite {
-        return f64::NAN;
-    }
-    let mut all = PartialPower::ZERO;
-    for (stats, coef) in stats.iter().zip(coefs) {
-        if *coef > 0.0 {
-            let scaled = PartialPower {
-                scale: stats.power.scale * coef,
-                sum: stats.power.sum,
-            };
-            all = all.merge(scaled, measured.norm_type);
-        }
-    }
-    all.root(measured.norm_type).value()
+/// The coefficient of each Var where each has its own, and its group one on top.
+fn of_vars(edits: &[Edit], limits: &Limits, own: &[f64]) -> Vec<f64> {
+    let coef = |edit: &Edit| match edit {
+        Edit::Scale { clip_coef, .. } => *clip_coef,
+        Edit::Clamp { .. } => 1.0,
+    };
+    let coefs = edits.iter().map(coef).zip(&*limits.places);
+    coefs
+        .map(|(coef, place)| smaller(own[*place], coef))
+        .collect()
 }

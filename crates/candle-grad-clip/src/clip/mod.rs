@@ -1,25 +1,40 @@
 //! decide: from measurements to what is to be done. One method a file, pure arithmetic.
 
+mod adagc;
+mod auto;
+mod block_rms;
 mod edits;
 mod groups;
 mod non_finite;
 mod norm;
+mod param_norm;
+mod per_var;
+mod quantile;
 pub(crate) mod record;
+mod skip;
+mod state;
+mod text;
 mod value;
-
-use std::fmt;
+mod zclip;
 
 use candle_grad_clip_kernels::{Edit, NormType};
 
+pub use adagc::AdaGc;
+pub use auto::AutoClip;
 pub(crate) use edits::Edits;
 pub use groups::GroupRecord;
 pub(crate) use groups::Limits;
 pub use non_finite::NonFinite;
 pub(crate) use norm::clip_coef;
+pub use quantile::QuantileClip;
+pub use skip::SkipSteps;
+pub(crate) use state::{Observed, RuleState};
+pub use zclip::{ZClip, ZClipMode};
 
 use crate::measure::{Measurements, Request};
 use crate::norm::checked;
 use crate::{Error, Result};
+use zclip::Verdict;
 
 /// What to do to the gradients of a step: plain data, checked by whatever takes it.
 ///
@@ -28,14 +43,31 @@ use crate::{Error, Result};
 /// | [`Clip::none`] | measure and report only |
 /// | [`Clip::norm`] | `g * min(1, max_norm / (total_norm + eps))`, one coefficient for all Vars |
 /// | [`Clip::value`] | every element into `[-clip_value, clip_value]` |
+/// | [`Clip::param_norm`] | `g_i * min(1, max_norm / (param_norm_i + eps))`, a coefficient for each Var |
+/// | [`Clip::block_rms`] | `g_i * min(1, max_rms / rms_i)`, a coefficient for each Var |
+///
+/// | [`Clip::auto`] | AutoClip: as `norm`, to a percentile of the norms so far |
+/// | [`Clip::quantile`] | as `norm`, to a quantile of the norms that one number follows |
+/// | [`Clip::zclip`] | ZClip: spikes, by their z-score; and as `norm` |
+/// | [`Clip::adagc`] | AdaGC: each Var to a little above its own mean norm |
+/// | [`Clip::skip_norm`], [`Clip::skip_zscore`] | no step where the norm is too large |
+///
+/// What a method remembers of the training is kept by the [`ClippedOptimizer`](crate::ClippedOptimizer), which saves it in its
+/// checkpoints; a norm that is not finite, or of a step that was skipped or failed, never enters it.
+///
+/// As text ([`Clip::from_str`](#impl-FromStr-for-Clip), and with the feature `serde` as a string):
 ///
 /// ```
 /// use candle_grad_clip::{Clip, NonFinite};
 ///
 /// let clip = Clip::norm(1.0).non_finite(NonFinite::Error);
-/// assert_eq!(clip.to_string(), "norm:1");
+/// assert_eq!(clip.to_string(), "norm:1,non_finite=error");
+/// assert_eq!(clip, "norm:1,non_finite=error".parse()?);
+/// # Ok::<(), candle_grad_clip::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 pub struct Clip {
     method: Method,
     norm_type: NormType,
@@ -49,6 +81,13 @@ enum Method {
     None,
     Norm { max_norm: f64 },
     Value { clip_value: f64 },
+    ParamNorm { max_norm: f64 },
+    BlockRms { max_rms: f64 },
+    Auto(AutoClip),
+    Quantile(QuantileClip),
+    ZClip(ZClip),
+    AdaGc(AdaGc),
+    Skip(SkipSteps),
 }
 
 /// `eps` of `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15).
@@ -56,10 +95,15 @@ pub(crate) const CLIP_EPS: f64 = 1e-6;
 
 impl Clip {
     fn new(method: Method) -> Self {
+        // These papers have none.
+        let eps = match method {
+            Method::BlockRms { .. } | Method::AdaGc(_) => 0.0,
+            _ => CLIP_EPS,
+        };
         Self {
             method,
             norm_type: NormType::L2,
-            eps: CLIP_EPS,
+            eps,
             non_finite: NonFinite::SkipStep,
             max_skips: 10,
         }
@@ -109,6 +153,183 @@ impl Clip {
     #[must_use]
     pub fn value(clip_value: f64) -> Self {
         Self::new(Method::Value { clip_value })
+    }
+
+    /// Clips the norm of each Var's gradient to `max_norm`, each by itself: above zero, or infinite to measure only.
+    ///
+    /// `g_i * min(1, max_norm / (param_norm_i + eps))`. The update's direction turns where some Vars are clipped and
+    /// others are not. [`StepReport::clip_coef`](crate::StepReport::clip_coef) is the smallest of the coefficients.
+    ///
+    /// # References
+    /// Keras' `clipnorm`, burn's `GradientClippingConfig::Norm`; PyTorch's `clip_grad_norm_` called for each parameter.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::param_norm(2.5))?;
+    /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
+    /// assert!((report.clip_coef()? - 0.5).abs() < 1e-6);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn param_norm(max_norm: f64) -> Self {
+        Self::new(Method::ParamNorm { max_norm })
+    }
+
+    /// Clips the root mean square of each Var's gradient to `max_rms`, each by itself: above zero, or infinite to
+    /// measure only.
+    ///
+    /// `g_i * min(1, max_rms / (rms_i + eps))` with `rms_i = sqrt(mean(g_i^2))`, and an `eps` of 0 unless
+    /// [`Clip::eps`] says otherwise. With another [`Clip::norm_type`] it is that power's mean.
+    ///
+    /// # References
+    /// `optax.clip_by_block_rms` (optax 0.2.8).
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::block_rms(1.0))?;
+    /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
+    /// assert!((report.clipped_norm()? - 2f64.sqrt()).abs() < 1e-12); // two elements of rms 1
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn block_rms(max_rms: f64) -> Self {
+        Self::new(Method::BlockRms { max_rms })
+    }
+
+    /// AutoClip: clips the global norm to a percentile (0 to 100) of the norms so far; the paper's is 10.
+    ///
+    /// See [`AutoClip`] for the equation, and for a history of bounded length.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::auto(50.0))?;
+    /// opt.backward_step(&loss)?; // norm 5, the first: w becomes 0.9 (3, 4)
+    /// let report = opt.backward_step_report(&(loss * 3.0)?)?; // norm 13.5
+    /// assert!((report.clipped_norm()? - 9.25).abs() < 1e-5); // the median of 5 and 13.5
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # References
+    /// Seetharaman and others (2020), arXiv 2007.14469.
+    #[must_use]
+    pub fn auto(percentile: f64) -> Self {
+        AutoClip {
+            percentile,
+            window: None,
+        }
+        .into()
+    }
+
+    /// Clips the global norm to a limit that a share of the norms stays below, followed by one number.
+    ///
+    /// See [`QuantileClip`] for the equation and its rate.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::quantile(0.5))?;
+    /// opt.backward_step(&loss)?; // norm 5: the limit becomes 5 exp(-0.1)
+    /// let report = opt.backward_step_report(&(loss * 2.0)?)?;
+    /// assert!((report.clipped_norm()? - 5.0 * (-0.1f64).exp()).abs() < 1e-5);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # References
+    /// Andrew and others (2021), arXiv 1905.03871.
+    #[must_use]
+    pub fn quantile(target: f64) -> Self {
+        QuantileClip {
+            target,
+            ..QuantileClip::default()
+        }
+        .into()
+    }
+
+    /// ZClip with the defaults of its authors: clips norms far above the mean of those before, and all to 1.
+    ///
+    /// See [`ZClip`] for the equations and options.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::zclip())?;
+    /// let report = opt.backward_step_report(&loss)?; // a step of the warm-up
+    /// assert!((report.clipped_norm()? - 1.0).abs() < 1e-6);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # References
+    /// Kumar and others (2025), arXiv 2504.02507.
+    #[must_use]
+    pub fn zclip() -> Self {
+        ZClip::default().into()
+    }
+
+    /// AdaGC with the defaults of its paper: clips each Var's norm to 1.05 of its own running mean.
+    ///
+    /// See [`AdaGc`] for the equations and options.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::adagc())?;
+    /// let report = opt.backward_step_report(&loss)?; // a step of the warm-up
+    /// assert!((report.clipped_norm()? - 1.0).abs() < 1e-12);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # References
+    /// Wang and others (2025), arXiv 2502.11034.
+    #[must_use]
+    pub fn adagc() -> Self {
+        AdaGc::default().into()
+    }
+
+    /// Takes no step whose norm is above `norm`, and changes no gradient of the others.
+    ///
+    /// See [`SkipSteps`] for a limit to clip to as well.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::skip_norm(4.0))?;
+    /// assert!(opt.backward_step_report(&loss)?.skipped()?); // norm 5
+    /// assert_eq!(w.to_vec1::<f64>()?, [3.0, 4.0]); // as it was
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # References
+    /// Megatron-LM, which skips a step whose norm is above a fixed limit.
+    #[must_use]
+    pub fn skip_norm(norm: f64) -> Self {
+        SkipSteps {
+            norm,
+            ..SkipSteps::default()
+        }
+        .into()
+    }
+
+    /// Takes no step whose norm is more than `z` standard deviations above the mean of the 128 before.
+    ///
+    /// See [`SkipSteps`] for the equation and other windows.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::skip_zscore(6.0))?;
+    /// let loss_of_norm = |norm: f64| (w.narrow(0, 0, 1)? * norm)?.sum_all();
+    /// for step in 0..64 {
+    ///     opt.backward_step(&loss_of_norm(1.0 + f64::from(step % 2))?)?; // norms 1 and 2
+    /// }
+    /// assert!(opt.backward_step_report(&loss_of_norm(10.0)?)?.skipped()?);
+    /// assert!(!opt.backward_step_report(&loss_of_norm(2.0)?)?.skipped()?);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # References
+    /// OLMo-core's `SkipStepOptimizer`: z 6.
+    #[must_use]
+    pub fn skip_zscore(z: f64) -> Self {
+        SkipSteps {
+            z,
+            ..SkipSteps::default()
+        }
+        .into()
     }
 
     /// The norm that [`Clip::norm`] limits and that reports show. Default: L2.
@@ -177,8 +398,16 @@ impl Clip {
     pub(crate) fn check(&self) -> Result<()> {
         match self.method {
             Method::None => {}
-            Method::Norm { max_norm } => check_limit("max_norm", max_norm)?,
+            Method::Norm { max_norm } | Method::ParamNorm { max_norm } => {
+                check_limit("max_norm", max_norm)?;
+            }
             Method::Value { clip_value } => check_limit("clip_value", clip_value)?,
+            Method::BlockRms { max_rms } => check_limit("max_rms", max_rms)?,
+            Method::Auto(rule) => rule.check()?,
+            Method::Quantile(rule) => rule.check()?,
+            Method::ZClip(rule) => rule.check()?,
+            Method::AdaGc(rule) => rule.check()?,
+            Method::Skip(rule) => rule.check()?,
         }
         checked(self.norm_type)?;
         check_eps(self.eps)
@@ -187,7 +416,7 @@ impl Clip {
     pub(crate) fn request(&self) -> Request {
         let clip_value = match self.method {
             Method::Value { clip_value } => Some(clip_value),
-            Method::None | Method::Norm { .. } => None,
+            _ => None,
         };
         Request {
             norm_type: self.norm_type,
@@ -209,34 +438,73 @@ impl Clip {
     }
 
     /// What is to be done with gradients that measured so, of Vars in groups.
-    pub(crate) fn decide(&self, measured: &Measurements<'_>, limits: &Limits) -> Decision {
+    ///
+    /// `state` is the history that earlier steps left. What this step adds to it is in
+    /// [`Decision::observed`], and enters it only when the step has been taken.
+    pub(crate) fn decide(
+        &self,
+        state: &RuleState,
+        measured: &Measurements<'_>,
+        limits: &Limits,
+    ) -> Decision {
         let bad = measured.total.stats.non_finite() > 0;
         let zero_non_finite = match self.non_finite {
-            NonFinite::Error | NonFinite::SkipStep if bad => return Decision::REFUSE,
+            NonFinite::Error | NonFinite::SkipStep if bad => {
+                return Decision::refuse(SkipReason::NonFinite);
+            }
             NonFinite::Zero => bad,
             NonFinite::Error | NonFinite::SkipStep | NonFinite::Propagate => false,
         };
-        let decision = match self.method {
-            Method::None => Decision::scale(measured, 1.0, zero_non_finite),
-            Method::Norm { max_norm } => {
-                norm::decide(measured, max_norm, self.eps, zero_non_finite)
-            }
-            Method::Value { clip_value } => value::decide(measured, clip_value, zero_non_finite),
-        };
-        if limits.is_empty() {
+        let decision = self.decide_for_all(state, measured, zero_non_finite);
+        if limits.is_empty() || matches!(decision.action, Action::Refuse(_)) {
             return decision;
         }
         groups::decide(measured, decision, limits, self.eps, zero_non_finite)
     }
-}
 
-/// The method and its limit, as command lines write them: `none`, `norm:1`, `value:0.1`.
-impl fmt::Display for Clip {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The decision without limits of groups.
+    fn decide_for_all(
+        &self,
+        state: &RuleState,
+        measured: &Measurements<'_>,
+        zero_non_finite: bool,
+    ) -> Decision {
+        let eps = self.eps;
+        let total_norm = if zero_non_finite {
+            measured.norm().value()
+        } else {
+            measured.total_norm()
+        };
+        // What may enter a history.
+        let norm = Some(total_norm).filter(|norm| norm.is_finite());
+        let to_norm = |max_norm, observed| Decision {
+            observed,
+            ..norm::decide(measured, max_norm, eps, zero_non_finite)
+        };
         match self.method {
-            Method::None => f.write_str("none"),
-            Method::Norm { max_norm } => write!(f, "norm:{max_norm}"),
-            Method::Value { clip_value } => write!(f, "value:{clip_value}"),
+            Method::None => Decision::scale(measured, 1.0, zero_non_finite),
+            Method::Norm { max_norm } => to_norm(max_norm, Observed::Nothing),
+            Method::Value { clip_value } => value::decide(measured, clip_value, zero_non_finite),
+            Method::ParamNorm { max_norm } => {
+                param_norm::decide(measured, max_norm, eps, zero_non_finite)
+            }
+            Method::BlockRms { max_rms } => {
+                block_rms::decide(measured, max_rms, eps, zero_non_finite)
+            }
+            Method::Auto(rule) => to_norm(rule.max_norm(&state.auto, norm), Observed::norm(norm)),
+            Method::Quantile(_) => to_norm(
+                QuantileClip::max_norm(&state.quantile),
+                Observed::norm(norm),
+            ),
+            Method::ZClip(rule) => match rule.decide(&state.zclip, norm) {
+                Verdict::Skip => Decision::refuse(SkipReason::LargeNorm),
+                Verdict::Clip { max_norm, observed } => to_norm(max_norm, observed),
+            },
+            Method::AdaGc(rule) => rule.decide(&state.adagc, measured, eps, zero_non_finite),
+            Method::Skip(rule) if rule.skips(&state.skip, total_norm) => {
+                Decision::refuse(SkipReason::LargeNorm)
+            }
+            Method::Skip(rule) => to_norm(rule.max_norm, rule.observed(norm)),
         }
     }
 }
@@ -281,6 +549,8 @@ pub(crate) struct Decision {
     pub(crate) num_clipped: u64,
     /// What holds in each group, if there are groups.
     pub(crate) groups: Vec<GroupRecord>,
+    /// What the rule's history gets if the step is taken.
+    pub(crate) observed: Observed,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -288,25 +558,48 @@ pub(crate) enum Action {
     /// Nothing is changed and nothing copied.
     Leave,
     Edit(Edits),
-    /// The gradients are not finite and the policy is to take no step with them.
-    Refuse,
+    /// No step is taken with these gradients.
+    Refuse(SkipReason),
+}
+
+/// Why a step was skipped: of [`StepReport::skip_reason`](crate::StepReport::skip_reason).
+///
+/// ```
+#[doc = include_str!("../step_example.md")]
+/// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+/// let report = opt.backward_step_report(&(loss * f64::NAN)?)?;
+/// assert_eq!(report.skip_reason()?, Some(candle_grad_clip::SkipReason::NonFinite));
+/// # Ok::<(), candle_grad_clip::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// Gradients were NaN or infinite, under [`NonFinite::SkipStep`].
+    NonFinite,
+    /// The norm was too large for the rule; the gradients were finite.
+    LargeNorm,
 }
 
 impl Decision {
-    pub(crate) const REFUSE: Self = Self {
-        action: Action::Refuse,
-        clip_coef: 0.0,
-        clipped_norm: 0.0,
-        was_clipped: false,
-        num_clipped: 0,
-        groups: Vec::new(),
-    };
+    pub(crate) fn refuse(reason: SkipReason) -> Self {
+        Self {
+            action: Action::Refuse(reason),
+            clip_coef: 0.0,
+            clipped_norm: 0.0,
+            was_clipped: false,
+            num_clipped: 0,
+            groups: Vec::new(),
+            observed: Observed::Nothing,
+        }
+    }
 
     /// For gradients that are still multiplied by `scale`.
     pub(crate) fn of_scaled(mut self, scale: f64) -> Self {
         if scale != 1.0 {
             self.action = match self.action {
-                Action::Refuse => Action::Refuse,
+                Action::Refuse(reason) => Action::Refuse(reason),
                 Action::Leave => Action::Edit(Edits::All(Edit::NOTHING.of_scaled(scale))),
                 Action::Edit(edits) => Action::Edit(edits.of_scaled(scale)),
             };
@@ -336,6 +629,56 @@ impl Decision {
             was_clipped: clip_coef != 1.0,
             num_clipped: 0,
             groups: Vec::new(),
+            observed: Observed::Nothing,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use candle_core::{Device, Tensor};
+    use candle_grad_clip_kernels::{NormType, measure};
+
+    use crate::backend::Place;
+    use crate::measure::{Entry, GradStats, Measurements};
+
+    /// Gradients that have been measured.
+    pub(super) struct Measured(Vec<(Tensor, Vec<f64>)>);
+
+    pub(super) fn measured(gradients: &[&[f64]]) -> Measured {
+        let one = |values: &&[f64]| {
+            let tensor = Tensor::new(*values, &Device::Cpu).unwrap();
+            (tensor, values.to_vec())
+        };
+        Measured(gradients.iter().map(one).collect())
+    }
+
+    impl Measured {
+        pub(super) fn of(&self) -> Measurements<'_> {
+            let norm_type = NormType::L2;
+            let mut total = GradStats::ZERO;
+            let entry = |(tensor, values): &'_ (Tensor, Vec<f64>)| {
+                let stats = measure(values, norm_type);
+                total.stats = total.stats.merge(stats, norm_type);
+                (stats, tensor.elem_count())
+            };
+            let stats: Vec<_> = self.0.iter().map(entry).collect();
+            let entry = |((tensor, _), (stats, elements))| Entry {
+                grad: Some(tensor),
+                place: Place::Cpu,
+                elements,
+                storage: 0,
+                measured: GradStats {
+                    stats,
+                    ..GradStats::ZERO
+                },
+            };
+            Measurements {
+                entries: self.0.iter().zip(stats).map(entry).collect(),
+                total,
+                norm_type,
+            }
         }
     }
 }

@@ -1,15 +1,17 @@
-//! How checkpoints write a [`Clip`]. Apart from the feature `serde`, so that a format that must be read for years
-//! does not hang on how other data is written.
+//! How checkpoints write a [`Clip`] and its history. Apart from the feature `serde`, so that a format that must be read
+//! for years does not hang on how other data is written.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-use super::{Clip, Method, NonFinite, NormType};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{Clip, Method, NonFinite, NormType, RuleState, adagc, auto, quantile, skip, zclip};
 
 /// For `#[serde(with)]`.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Clip", deny_unknown_fields)]
 pub(crate) struct ClipRecord {
-    #[serde(with = "MethodRecord")]
+    #[serde(with = "method")]
     method: Method,
     #[serde(with = "NormTypeRecord")]
     norm_type: NormType,
@@ -20,8 +22,9 @@ pub(crate) struct ClipRecord {
     max_skips: u32,
 }
 
+/// The first three as they were written from the start, the others as text.
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "Method", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum MethodRecord {
     None,
     Norm {
@@ -32,6 +35,38 @@ enum MethodRecord {
         #[serde(with = "crate::serde_float")]
         clip_value: f64,
     },
+    Rule(String),
+}
+
+mod method {
+    use super::{Clip, Deserialize, Deserializer, Method, MethodRecord, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        method: &Method,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let record = match *method {
+            Method::None => MethodRecord::None,
+            Method::Norm { max_norm } => MethodRecord::Norm { max_norm },
+            Method::Value { clip_value } => MethodRecord::Value { clip_value },
+            other => MethodRecord::Rule(Clip::new(other).to_string()),
+        };
+        record.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Method, D::Error> {
+        Ok(match MethodRecord::deserialize(deserializer)? {
+            MethodRecord::None => Method::None,
+            MethodRecord::Norm { max_norm } => Method::Norm { max_norm },
+            MethodRecord::Value { clip_value } => Method::Value { clip_value },
+            MethodRecord::Rule(text) => {
+                let clip: Clip = text.parse().map_err(serde::de::Error::custom)?;
+                clip.method
+            }
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -50,4 +85,96 @@ enum NonFiniteRecord {
     SkipStep,
     Zero,
     Propagate,
+}
+
+/// A [`RuleState`]: what is empty is left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RuleRecord {
+    /// Of the methods that keep norms: `auto`, `skip`, and the warm-up of `zclip`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    auto_norms: Vec<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    skip_norms: Vec<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    zclip_warmup: Vec<f64>,
+    /// Mean and variance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zclip: Option<(f64, f64)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantile_max_norm: Option<f64>,
+    #[serde(skip_serializing_if = "is_zero")]
+    adagc_steps: u64,
+    /// By the Vars' names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    adagc_means: BTreeMap<String, f64>,
+}
+
+// serde passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(x: &u64) -> bool {
+    *x == 0
+}
+
+impl RuleRecord {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What no training can have left. (JSON has no number that is not finite.)
+    pub(crate) fn fault(&self) -> Option<String> {
+        let lists = [&self.auto_norms, &self.skip_norms, &self.zclip_warmup];
+        let norms = lists.into_iter().flatten().chain(self.adagc_means.values());
+        let pair = self.zclip.map(|(mean, variance)| [mean, variance]);
+        let mut norms = norms.copied().chain(pair.into_iter().flatten());
+        let bad = norms.find(|norm| !(*norm >= 0.0 && norm.is_finite()));
+        let max_norm = self
+            .quantile_max_norm
+            .filter(|x| !(*x > 0.0 && x.is_finite()));
+        let bad = bad.or(max_norm)?;
+        Some(format!("the clip's history has {bad}, expected norms"))
+    }
+
+    /// The history that was written, for Vars of these names.
+    pub(crate) fn state(&self, names: &[String]) -> RuleState {
+        let means = |name: &String| self.adagc_means.get(name).copied();
+        RuleState {
+            auto: auto::History::new(self.auto_norms.clone()),
+            zclip: zclip::State {
+                warmup: self.zclip_warmup.clone(),
+                statistics: self
+                    .zclip
+                    .map(|(mean, variance)| zclip::Statistics { mean, variance }),
+            },
+            adagc: adagc::State {
+                means: names.iter().map(means).collect(),
+                steps: self.adagc_steps,
+            },
+            quantile: quantile::State {
+                max_norm: self.quantile_max_norm,
+            },
+            skip: skip::Window {
+                norms: self.skip_norms.clone().into(),
+            },
+        }
+    }
+}
+
+impl RuleState {
+    /// The history as it is written, of Vars of these names.
+    pub(crate) fn record(&self, names: &[String]) -> RuleRecord {
+        let means = names.iter().zip(&self.adagc.means);
+        let statistics = self.zclip.statistics;
+        RuleRecord {
+            auto_norms: self.auto.norms(),
+            skip_norms: self.skip.norms.iter().copied().collect(),
+            zclip_warmup: self.zclip.warmup.clone(),
+            zclip: statistics.map(|statistics| (statistics.mean, statistics.variance)),
+            quantile_max_norm: self.quantile.max_norm,
+            adagc_steps: self.adagc.steps,
+            adagc_means: means
+                .filter_map(|(name, mean)| Some((name.clone(), (*mean)?)))
+                .collect(),
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use candle_grad_clip_kernels::Edit;
 
-use super::{Action, Decision, Edits};
+use super::{Action, Decision, Edits, Observed};
 use crate::measure::{Measurements, norm_of};
 
 pub(super) fn decide(
@@ -30,5 +30,6 @@ pub(super) fn decide(
         was_clipped: total.num_clipped > 0,
         num_clipped: total.num_clipped,
         groups: Vec::new(),
+        observed: Observed::Nothing,
     }
 }

@@ -1,0 +1,180 @@
+//! AutoClip: the limit is a percentile of the norms so far, this step's included:
+//! `max_norm = percentile(norms, p)`, then `clip_coef = min(1, max_norm / (total_norm + eps))`.
+//!
+//! Seetharaman, Wichern, Pardo, Le Roux (2020), "AutoClip: Adaptive gradient clipping for source separation
+//! networks", arXiv 2007.14469: p = 10, all norms, linear interpolation.
+
+use std::collections::VecDeque;
+
+use super::Clip;
+use crate::{Error, Result};
+
+/// AutoClip, of [`Clip::auto`]: clips to a percentile of the norms so far, this step's included.
+///
+/// ```text
+/// max_norm = percentile(norms, p)                 linear between neighbours, as numpy.percentile
+/// g <- g * min(1, max_norm / (total_norm + eps))
+/// ```
+///
+/// A step takes time in the length of the history (a move of 8 bytes a norm), and a checkpoint holds it as text;
+/// with a `window` both are bounded.
+///
+/// # References
+/// Seetharaman and others (2020), arXiv 2007.14469.
+///
+/// ```
+/// use candle_grad_clip::{AutoClip, Clip};
+///
+/// let clip = Clip::from(AutoClip { percentile: 25.0, window: Some(1000) });
+/// assert_eq!(clip.to_string(), "auto:25,window=1000");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AutoClip {
+    /// The percentile, 0 to 100. Default: 10.
+    pub percentile: f64,
+    /// How many of the latest norms count, this step's included; all of them for `None`, the default.
+    pub window: Option<usize>,
+}
+
+impl Default for AutoClip {
+    fn default() -> Self {
+        Self {
+            percentile: 10.0,
+            window: None,
+        }
+    }
+}
+
+impl From<AutoClip> for Clip {
+    fn from(rule: AutoClip) -> Self {
+        Self::new(super::Method::Auto(rule))
+    }
+}
+
+impl AutoClip {
+    pub(super) fn check(&self) -> Result<()> {
+        if !(0.0..=100.0).contains(&self.percentile) {
+            return Err(Error::InvalidOption {
+                name: "percentile",
+                value: self.percentile,
+                expected: "0 to 100",
+            });
+        }
+        match self.window {
+            Some(0) => Err(Error::InvalidOption {
+                name: "window",
+                value: 0.0,
+                expected: "1 norm or more",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The limit of a step with this norm; none without any norm.
+    pub(super) fn max_norm(&self, history: &History, norm: Option<f64>) -> f64 {
+        let leaves = norm.is_some() && self.window.is_some_and(|w| history.order.len() >= w);
+        let oldest = history.order.front().filter(|_| leaves);
+        percentile_with(&history.sorted, oldest.copied(), norm, self.percentile)
+            .unwrap_or(f64::INFINITY)
+    }
+}
+
+/// The percentile of `sorted` without one `left` that is in it, and with one that `came`.
+fn percentile_with(
+    sorted: &[f64],
+    left: Option<f64>,
+    came: Option<f64>,
+    percentile: f64,
+) -> Option<f64> {
+    let gap = left.map_or(usize::MAX, |left| sorted.partition_point(|x| *x < left));
+    let kept = |k: usize| sorted[if k < gap { k } else { k + 1 }];
+    let place = came.map_or(usize::MAX, |came| {
+        let place = sorted.partition_point(|x| *x < came);
+        if place > gap { place - 1 } else { place }
+    });
+    let at = |k: usize| match k.cmp(&place) {
+        std::cmp::Ordering::Less => kept(k),
+        std::cmp::Ordering::Equal => came.unwrap_or(f64::NAN),
+        std::cmp::Ordering::Greater => kept(k - 1),
+    };
+    let len = sorted.len() + usize::from(came.is_some()) - usize::from(left.is_some());
+    let position = percentile / 100.0 * len.checked_sub(1)? as f64;
+    let (low, high) = (at(position.floor() as usize), at(position.ceil() as usize));
+    Some(low + (high - low) * position.fract())
+}
+
+/// The norms so far.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct History {
+    order: VecDeque<f64>,
+    sorted: Vec<f64>,
+}
+
+impl History {
+    pub(super) fn new(norms: Vec<f64>) -> Self {
+        let mut sorted = norms.clone();
+        sorted.sort_by(f64::total_cmp);
+        Self {
+            order: norms.into(),
+            sorted,
+        }
+    }
+
+    pub(super) fn norms(&self) -> Vec<f64> {
+        self.order.iter().copied().collect()
+    }
+
+    pub(super) fn push(&mut self, norm: f64, window: Option<usize>) {
+        self.shorten(window.map(|window| window - 1));
+        self.order.push_back(norm);
+        let place = self.sorted.partition_point(|x| *x < norm);
+        self.sorted.insert(place, norm);
+    }
+
+    /// Forgets the oldest until `window` are left.
+    pub(super) fn shorten(&mut self, window: Option<usize>) {
+        while window.is_some_and(|window| self.order.len() > window) {
+            let Some(oldest) = self.order.pop_front() else {
+                return;
+            };
+            let place = self.sorted.partition_point(|x| *x < oldest);
+            self.sorted.remove(place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AutoClip, History};
+
+    #[test]
+    fn the_limit_is_the_percentile_with_this_norm() {
+        let rule = AutoClip {
+            percentile: 25.0,
+            window: None,
+        };
+        let mut history = History::default();
+        assert_eq!(rule.max_norm(&history, None), f64::INFINITY);
+        assert_eq!(rule.max_norm(&history, Some(4.0)), 4.0);
+        for norm in [8.0, 1.0, 4.0] {
+            history.push(norm, None);
+        }
+        assert_eq!(rule.max_norm(&history, Some(2.0)), 1.75); // numpy.percentile([1, 2, 4, 8], 25)
+        assert_eq!(rule.max_norm(&history, None), 2.5); // of 1, 4, 8
+    }
+
+    #[test]
+    fn a_window_forgets_the_oldest() {
+        let rule = AutoClip {
+            percentile: 50.0,
+            window: Some(3),
+        };
+        let mut history = History::default();
+        for norm in [100.0, 1.0, 4.0] {
+            history.push(norm, rule.window);
+        }
+        assert_eq!(rule.max_norm(&history, Some(2.0)), 2.0); // of 1, 2, 4
+        history.push(2.0, rule.window);
+        assert_eq!(history.norms(), [1.0, 4.0, 2.0]);
+    }
+}

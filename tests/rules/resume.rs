@@ -1,0 +1,113 @@
+//! The history of a rule in a checkpoint.
+
+use anyhow::Result;
+use candle_grad_clip::backend::Backend;
+use candle_grad_clip::{Clip, ClippedOptimizer};
+use support::checkpoints::{Folder, edited};
+
+use super::{fused, random_history, step, with_history};
+
+const N: usize = 20;
+
+#[test]
+fn n_steps_saved_and_n_more_are_2n() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("optimizer.safetensors");
+    for clip in with_history() {
+        for seed in 0..5 {
+            for n in [3, N] {
+                let history = random_history(seed, 2 * N);
+                let (named, mut whole) = fused(clip.clone())?;
+                let mut right = Vec::new();
+                for gradients in &history {
+                    right.push(step(&mut whole, &named, gradients, Backend::Cpu)?);
+                }
+                let (named, mut first) = fused(clip.clone())?;
+                for gradients in &history[..n] {
+                    step(&mut first, &named, gradients, Backend::Cpu)?;
+                }
+                first.save(&path)?;
+                // Vars in another order, by a wrapper that knows nothing of the clip.
+                let (named, _) = fused(Clip::none())?;
+                let turned: Vec<_> = named.iter().rev().cloned().collect();
+                let inner = candle_grad_clip::optim::Sgd::named(turned.clone(), 1.0)?;
+                let mut second = ClippedOptimizer::wrap(inner, turned, Clip::none())?;
+                second.load(&path)?;
+                assert_eq!(second.clip(), &clip);
+                for (gradients, (right, report)) in history[n..].iter().zip(&right[n..]) {
+                    let (got, resumed) = step(&mut second, &named, gradients, Backend::Cpu)?;
+                    assert!(close(&got, right), "{clip}, {seed}");
+                    assert_eq!(resumed.skip_reason()?, report.skip_reason()?, "{clip}");
+                    assert_eq!(resumed.step(), report.step(), "{clip}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// In another order of the Vars the norm has other roundings.
+fn close(got: &[Vec<f64>], right: &[Vec<f64>]) -> bool {
+    let mut pairs = got.iter().flatten().zip(right.iter().flatten());
+    pairs.all(|(x, y)| (x - y).abs() <= 1e-12 * y.abs())
+}
+
+#[test]
+fn in_the_same_order_the_bits_are_equal() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("optimizer.safetensors");
+    for clip in with_history() {
+        let history = random_history(9, 2 * N);
+        let (named, mut whole) = fused(clip.clone())?;
+        let (named_resumed, mut resumed) = fused(clip.clone())?;
+        for gradients in &history {
+            // Saved and loaded in every step.
+            resumed.save(&path)?;
+            let (_, next) = fused(Clip::none())?;
+            let inner = candle_grad_clip::optim::Sgd::named(named_resumed.clone(), 1.0)?;
+            drop(next);
+            resumed = ClippedOptimizer::wrap(inner, named_resumed.clone(), Clip::none())?;
+            resumed.load(&path)?;
+            let right = step(&mut whole, &named, gradients, Backend::Cpu)?.0;
+            let got = step(&mut resumed, &named_resumed, gradients, Backend::Cpu)?.0;
+            assert_eq!(got, right, "{clip}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("optimizer.safetensors");
+    let (named, mut opt) = fused(Clip::auto(10.0))?;
+    for gradients in random_history(1, 5) {
+        step(&mut opt, &named, &gradients, Backend::Cpu)?;
+    }
+    opt.save(&path)?;
+    let bytes = std::fs::read(&path)?;
+    let (_, mut other) = fused(Clip::norm(1.0))?;
+    for bad in [
+        serde_json::json!({"auto_norms": [1.0, -2.0]}),
+        serde_json::json!({"quantile_max_norm": 0.0}),
+        serde_json::json!({"zclip": [1.0, -1.0]}),
+        serde_json::json!({"adagc_means": {"layer0": -1.0}}),
+        serde_json::json!({"other": 1}),
+    ] {
+        let bad = edited(&bytes, |_, document| document["wrapper"]["rule"] = bad)?;
+        std::fs::write(&path, bad)?;
+        other.load(&path).unwrap_err();
+        assert_eq!(other.clip(), &Clip::norm(1.0));
+    }
+    let old = edited(&bytes, |_, document| {
+        document["wrapper"]
+            .as_object_mut()
+            .unwrap()
+            .remove("rule")
+            .unwrap();
+    })?;
+    std::fs::write(&path, old)?;
+    other.load(&path)?;
+    assert_eq!(other.clip(), &Clip::auto(10.0));
+    Ok(())
+}
