@@ -19,10 +19,13 @@ use support::gradients::{tensor, values};
 /// The gradients of a step: of each Var that has one.
 pub(crate) type Gradients = Vec<Option<Vec<f64>>>;
 
+/// Vars by name.
+pub(crate) type Named = Vec<(String, Var)>;
+
 pub(crate) const SIZES: [usize; 3] = [3, 1, 4];
 
 /// Vars at zero, so that a step of rate 1 leaves in them what the optimizer got, with its sign turned and no rounding.
-pub(crate) fn zeros() -> Result<Vec<(String, Var)>> {
+pub(crate) fn zeros() -> Result<Named> {
     let var = |(i, n): (usize, &usize)| -> Result<_> {
         Ok((
             format!("layer{i}"),
@@ -63,14 +66,14 @@ pub(crate) fn step<O: Optimizer + 'static>(
 }
 
 /// candle's SGD in the wrapper, at rate 1.
-pub(crate) fn plain(clip: Clip) -> Result<(Vec<(String, Var)>, ClippedOptimizer<SGD>)> {
+pub(crate) fn plain(clip: Clip) -> Result<(Named, ClippedOptimizer<SGD>)> {
     let named = zeros()?;
     let sgd = SGD::new(vars(&named), 1.0)?;
     Ok((named.clone(), ClippedOptimizer::wrap(sgd, named, clip)?))
 }
 
 /// The fused one.
-pub(crate) fn fused(clip: Clip) -> Result<(Vec<(String, Var)>, ClippedOptimizer<Sgd>)> {
+pub(crate) fn fused(clip: Clip) -> Result<(Named, ClippedOptimizer<Sgd>)> {
     let named = zeros()?;
     let sgd = Sgd::named(named.clone(), 1.0)?;
     Ok((named.clone(), ClippedOptimizer::wrap(sgd, named, clip)?))

@@ -658,24 +658,23 @@ mod tests {
         pub(super) fn of(&self) -> Measurements<'_> {
             let norm_type = NormType::L2;
             let mut total = GradStats::ZERO;
-            let entry = |(tensor, values): &'_ (Tensor, Vec<f64>)| {
+            let mut entries = Vec::new();
+            for (tensor, values) in &self.0 {
                 let stats = measure(values, norm_type);
                 total.stats = total.stats.merge(stats, norm_type);
-                (stats, tensor.elem_count())
-            };
-            let stats: Vec<_> = self.0.iter().map(entry).collect();
-            let entry = |((tensor, _), (stats, elements))| Entry {
-                grad: Some(tensor),
-                place: Place::Cpu,
-                elements,
-                storage: 0,
-                measured: GradStats {
-                    stats,
-                    ..GradStats::ZERO
-                },
-            };
+                entries.push(Entry {
+                    grad: Some(tensor),
+                    place: Place::Cpu,
+                    elements: values.len(),
+                    storage: 0,
+                    measured: GradStats {
+                        stats,
+                        ..GradStats::ZERO
+                    },
+                });
+            }
             Measurements {
-                entries: self.0.iter().zip(stats).map(entry).collect(),
+                entries,
                 total,
                 norm_type,
             }

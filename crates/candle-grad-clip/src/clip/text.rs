@@ -254,7 +254,12 @@ impl Writer<'_, '_> {
         write!(self.f, ":{value}")
     }
 
-    fn option<T: Display + PartialEq>(&mut self, key: &str, value: T, default: T) -> fmt::Result {
+    fn option<T: Display + PartialEq + Copy>(
+        &mut self,
+        key: &str,
+        value: T,
+        default: T,
+    ) -> fmt::Result {
         if value == default {
             return Ok(());
         }
