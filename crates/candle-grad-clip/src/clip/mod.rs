@@ -45,7 +45,6 @@ use zclip::Verdict;
 /// | [`Clip::value`] | every element into `[-clip_value, clip_value]` |
 /// | [`Clip::param_norm`] | `g_i * min(1, max_norm / (param_norm_i + eps))`, a coefficient for each Var |
 /// | [`Clip::block_rms`] | `g_i * min(1, max_rms / rms_i)`, a coefficient for each Var |
-///
 /// | [`Clip::auto`] | AutoClip: as `norm`, to a percentile of the norms so far |
 /// | [`Clip::quantile`] | as `norm`, to a quantile of the norms that one number follows |
 /// | [`Clip::zclip`] | ZClip: spikes, by their z-score; and as `norm` |
