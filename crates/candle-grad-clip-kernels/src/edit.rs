@@ -140,6 +140,21 @@ pub trait ElementEdit: Copy {
     fn f32(self, x: f32) -> f32;
 }
 
+/// Only widens.
+#[derive(Clone, Copy)]
+pub(crate) struct AsIs;
+
+impl ElementEdit for AsIs {
+    #[inline(always)]
+    fn f64(self, x: f64) -> f64 {
+        x
+    }
+    #[inline(always)]
+    fn f32(self, x: f32) -> f32 {
+        x
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(crate) struct Scale {
     clip_coef: f64,

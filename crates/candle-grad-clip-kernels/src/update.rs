@@ -1,6 +1,6 @@
 use pulp::NullaryFnOnce;
 
-use crate::edit::{Scale, specialise};
+use crate::edit::{AsIs, specialise};
 use crate::simd::{dispatch, dispatch_256};
 use crate::{BLOCK, Edit, Element, Wide};
 
@@ -122,7 +122,7 @@ fn block<E: Element>(mut rest: Update<'_, E>, edit: Edit, rule: &impl Rule) {
             dispatch_256(Apply(rule, params, grads, chunk.moments));
         } else {
             let wide = &mut wide[..len];
-            dispatch(Widen(&*chunk.params, &mut *wide, Scale::new(1.0)));
+            dispatch(Widen(&*chunk.params, &mut *wide, AsIs));
             dispatch_256(Apply(rule, &mut *wide, grads, chunk.moments));
             dispatch(Narrow(&*wide, chunk.params));
         }
