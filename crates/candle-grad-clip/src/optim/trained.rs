@@ -167,18 +167,18 @@ impl Trained {
         clipped: Option<Clipped<'_>>,
         rules: &[StepRule],
     ) -> Result<()> {
-        let vars = self.vars.clone();
-        let entries = walk(vars.list(), grads, None)?;
+        let entries = walk(self.vars.list(), grads, None)?;
         let Some(clipped) = clipped else {
             return self.step_entries(&entries, &|_| Edit::NOTHING, rules);
         };
         let ids = clipped.vars.vars().iter().map(|var| var.id());
         let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
-        let edit = |index: usize| {
-            let index = theirs.get(&vars.vars()[index].id());
+        let edit = |var: &Var| {
+            let index = theirs.get(&var.id());
             index.map_or(Edit::NOTHING, |index| clipped.edits.of(*index))
         };
-        self.step_entries(&entries, &edit, rules)
+        let edits: Vec<Edit> = self.vars.vars().iter().map(edit).collect();
+        self.step_entries(&entries, &|index| edits[index], rules)
     }
 
     fn step_entries(
