@@ -29,5 +29,4 @@ struct Rule {
     double scale_m, scale_v;
     double momentum, dampening;
     u32 nesterov;
-    u32 is_adamw;
 };

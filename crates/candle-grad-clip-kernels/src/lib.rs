@@ -17,6 +17,8 @@
 
 mod accumulate;
 mod adamw;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod edit;
 mod element;
 mod measure;

@@ -45,12 +45,13 @@ pub(crate) fn edit_in_place(
         if !needs_edit(entry, edit) {
             continue;
         }
-        if entry.place == Place::Cpu && !is_taken(entry.storage) {
+        if entry.place.is_in_place() && !is_taken(entry.storage) {
             jobs.push(Job {
                 grad,
                 target: None,
                 edit,
                 elements: entry.elements,
+                place: entry.place,
             });
         } else {
             replacements.push((var.id(), backend::edited(grad, entry.place, edit)?));
@@ -93,6 +94,7 @@ pub(crate) fn edit_copies(
                 target: Some(target.clone()),
                 edit,
                 elements: entry.elements,
+                place: entry.place,
             });
             target
         };
@@ -200,16 +202,33 @@ struct Job<'g> {
     target: Option<Tensor>,
     edit: Edit,
     elements: usize,
+    place: Place,
 }
 
-/// Does all jobs.
+/// Does all jobs: those on GPUs first, as launching them is what can fail.
 fn run(jobs: &[Job<'_>], work: Work) -> Result<()> {
+    if jobs.iter().any(|job| job.place.is_cuda()) {
+        run_on_gpu(jobs)?;
+    }
     let run = |job: &Job<'_>| match &job.target {
+        _ if job.place.is_cuda() => Ok(()),
         Some(target) => backend::edit_cpu_into(job.grad, target, job.edit),
         None => backend::edit_cpu(job.grad, job.edit),
     };
     let elements = |job: &Job<'_>| job.elements;
     run_all(jobs, work, elements, |job| job.grad, run)
+}
+
+fn run_on_gpu(jobs: &[Job<'_>]) -> Result<()> {
+    let jobs: Vec<&Job<'_>> = jobs.iter().filter(|job| job.place.is_cuda()).collect();
+    let sources = jobs.iter().map(|job| job.grad.contiguous());
+    let sources: Vec<Tensor> = sources.collect::<candle_core::Result<_>>()?;
+    let edit = |(job, source)| {
+        let job: &Job<'_> = job;
+        (source, job.target.as_ref().unwrap_or(job.grad), job.edit)
+    };
+    let edits: Vec<(&Tensor, &Tensor, Edit)> = jobs.into_iter().zip(&sources).map(edit).collect();
+    backend::edit_cuda(&edits)
 }
 
 /// Does all jobs: small ones in parallel, a task for many; each large one by itself, as it is

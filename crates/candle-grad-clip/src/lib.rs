@@ -64,6 +64,7 @@ mod clip;
 mod error;
 mod functions;
 mod grads;
+mod late;
 pub mod loss;
 mod loss_scaler;
 mod measure;

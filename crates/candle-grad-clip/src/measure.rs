@@ -15,7 +15,7 @@ use crate::vars::VarList;
 const VARS_PER_TASK: usize = 64;
 
 /// What is to be measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Request {
     pub(crate) norm_type: NormType,
     /// Also measure the gradients as they would be when clamped to this.
@@ -77,7 +77,7 @@ pub(crate) struct Entry<'g> {
     pub(crate) grad: Option<&'g Tensor>,
     pub(crate) place: Place,
     pub(crate) elements: usize,
-    /// Where the storage is: equal for tensors that share it. Only known on CPU.
+    /// Where the storage is: equal for tensors that share it. Not known for [`Place::Elsewhere`].
     pub(crate) storage: usize,
     pub(crate) measured: GradStats,
 }
@@ -164,6 +164,7 @@ pub(crate) fn measure<'g>(
     request: Request,
 ) -> Result<Measurements<'g>> {
     let mut entries = walk(vars, grads, Some(request))?;
+    backend::measure_cuda(&mut entries, request)?;
     backend::measure_composed(&mut entries, request)?;
     let mut total = GradStats::ZERO;
     for entry in entries.iter().filter(|entry| entry.grad.is_some()) {
@@ -207,7 +208,7 @@ pub(crate) fn walk<'g>(
             return Ok(());
         };
         for entry in entries.iter_mut().filter(|entry| entry.elements > BLOCK) {
-            if entry.place != Place::Elsewhere {
+            if entry.place.is_cpu() {
                 backend::measure_cpu(entry, request)?;
             }
         }
@@ -241,11 +242,11 @@ fn walk_block<'g>(
     {
         let Some(grad) = entry.grad else { continue };
         match request {
-            Some(request) if entry.elements <= BLOCK => {
+            Some(request) if entry.place.is_cpu() && entry.elements <= BLOCK => {
                 backend::measure_cpu(entry, request)?;
             }
-            Some(_) => {}
-            None => entry.storage = backend::storage_address(grad),
+            Some(_) if entry.place.is_cpu() => {} // large: later, in parallel
+            _ => entry.storage = backend::storage_address(grad),
         }
     }
     Ok(())

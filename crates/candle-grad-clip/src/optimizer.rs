@@ -14,8 +14,9 @@ use crate::clip::{
     Action, Clip, Decision, Edits, Limits, NonFinite, Observed, RuleState, SkipReason,
 };
 use crate::functions::{insert, non_finite_error};
+use crate::late::{LateStep, LateSteps};
 use crate::loss_scaler::LossScaler;
-use crate::measure::{Measurements, measure_unscaled};
+use crate::measure::{Entry, Measurements, measure_unscaled, walk};
 use crate::optim::{self, Clipped, ParamGroups};
 use crate::report::{StepPath, StepRecord, StepReport};
 use crate::vars::NamedVars;
@@ -100,6 +101,8 @@ pub struct ClippedOptimizer<O: Optimizer> {
     loss_scaler: Option<LossScaler>,
     step: u64,
     skips_in_a_row: u32,
+    /// Steps whose results are still on a GPU.
+    late: LateSteps,
     /// Copies of gradients for `step(&GradStore)`.
     scratch: Scratch,
     missing: Missing,
@@ -131,7 +134,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         clip.check()?;
         let vars = vars.into();
         if let Some(fused) = optim::fused(&mut inner) {
-            fused.adopt(&vars);
+            fused.adopt(&vars)?;
         }
         Ok(Self {
             inner,
@@ -145,6 +148,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             loss_scaler: None,
             step: 0,
             skips_in_a_row: 0,
+            late: LateSteps::default(),
             missing: Missing::default(),
             last_report: None,
         })
@@ -193,7 +197,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.clip.check_groups(groups.has_limits())?;
         let limits = Limits::new(groups.clone(), self.vars.names())?;
         if let Some(fused) = optim::fused(&mut self.inner) {
-            fused.adopt(&self.vars);
+            fused.adopt(&self.vars)?;
             fused.trained_mut().set_groups(groups)?;
         } else if groups.has_rates() {
             let group = groups.iter().find(|group| group.has_rates());
@@ -345,6 +349,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; an
     /// error of the inner optimizer. But for the last, nothing is changed.
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
+        if let Some(report) = self.step_on_device(grads)? {
+            return Ok(report);
+        }
         let measured = self.measure(grads)?;
         let decision = self.decide(&measured)?;
         if let Some(report) = self.fused_step(grads, &measured, &decision)? {
@@ -386,6 +393,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// As [`ClippedOptimizer::step_report`], and those of `backward`.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
         let mut grads = self.scale_loss(loss)?.backward()?;
+        if let Some(report) = self.step_on_device(&grads)? {
+            return Ok(report);
+        }
         let measured = self.measure(&grads)?;
         let decision = self.decide(&measured)?;
         if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
@@ -474,6 +484,73 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.inner
     }
 
+    /// A step that a GPU decides, without waiting for it, where that can be: the inner optimizer is one of ours, the clip one
+    /// of the global norm, to a value or none, and all gradients are on one GPU.
+    fn step_on_device(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
+        self.late.notice(self.vars.names())?;
+        let step = self.launch_step(grads)?;
+        if step.is_none()
+            && let Some(skips) = self.late.settle(self.vars.names())?
+        {
+            self.skips_in_a_row = skips;
+        }
+        Ok(step)
+    }
+
+    fn launch_step(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
+        let plain = self.limits.is_empty() && self.loss_scaler.is_none();
+        let (true, Some(plan)) = (plain, self.clip.plan()) else {
+            return Ok(None);
+        };
+        let Some(fused) = optim::fused(&mut self.inner) else {
+            return Ok(None);
+        };
+        if !self.vars.vars().iter().any(|var| var.device().is_cuda()) {
+            return Ok(None); // before the gradients are looked up
+        }
+        fused.adopt(&self.vars)?;
+        let entries = walk(self.vars.list(), grads, None)?;
+        let edit = match plan.request.clip_value {
+            Some(clip_value) => Edit::Clamp {
+                clip_value,
+                clip_coef: 1.0,
+                zero_non_finite: false,
+            },
+            None => Edit::NOTHING,
+        };
+        let clipped = Clipped {
+            vars: &self.vars,
+            entries: &entries,
+            edits: &Edits::All(edit),
+        };
+        let result =
+            fused.device_step(clipped, &plan, self.skips_in_a_row, self.with_param_norms)?;
+        let Some(result) = result else {
+            return Ok(None);
+        };
+        self.step += 1;
+        let with_grad = entries.iter().enumerate();
+        let with_grad = with_grad.filter(|(_, entry)| entry.grad.is_some() && entry.elements > 0);
+        let with_grad = with_grad.map(|(index, _)| index).collect();
+        let late = Arc::new(LateStep::new(
+            result,
+            self.clip.clone(),
+            self.step,
+            with_grad,
+        ));
+        self.late.push(late.clone());
+        tracing::debug!(step = self.step, "step launched");
+        let report = StepReport {
+            record: StepRecord::launched(self.step, plan.request.norm_type),
+            late: Some(late),
+            missing: self.missing(&entries),
+            names: self.vars.shared_names().clone(),
+            param_norms: None,
+        };
+        self.last_report = Some(report.clone());
+        Ok(Some(report))
+    }
+
     /// A step of an inner optimizer that is one of ours, with what was decided folded into its update.
     fn fused_step(
         &mut self,
@@ -489,7 +566,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let Some(fused) = optim::fused(&mut self.inner) else {
             return Ok(None);
         };
-        fused.adopt(&self.vars); // again, as `inner_mut` may have put another in its place
+        fused.adopt(&self.vars)?; // again, as `inner_mut` may have put another in its place
         let clipped = Clipped {
             vars: &self.vars,
             entries: &measured.entries,
@@ -580,36 +657,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         decision: &Decision,
         path: StepPath,
     ) -> StepReport {
-        let record = StepRecord {
-            step: self.step + 1,
-            norm_type: measured.norm_type,
-            total_norm: match self.clip.non_finite {
-                NonFinite::Zero => measured.norm().value(),
-                _ => measured.total_norm(),
-            },
-            clipped_norm: decision.clipped_norm,
-            clip_coef: decision.clip_coef,
-            was_clipped: decision.was_clipped,
-            num_clipped: decision.num_clipped,
-            skipped: matches!(decision.action, Action::Refuse(_)),
-            skip_reason: match decision.action {
-                Action::Refuse(reason) => Some(reason),
-                Action::Leave | Action::Edit(_) => None,
-            },
-            non_finite: measured.total.stats.non_finite(),
-            path: match decision.action {
-                Action::Refuse(_) => StepPath::Skipped,
-                Action::Leave if path != StepPath::Fused => StepPath::Unchanged,
-                Action::Leave | Action::Edit(_) => path,
-            },
-            groups: decision.groups.clone(),
-            missing: Vec::new(),
-            param_norms: Vec::new(),
-        };
+        let step = self.step + 1;
+        let record = StepRecord::new(step, measured, decision, self.clip.non_finite, path);
         let param_norms = self.with_param_norms.then(|| measured.param_norms().into());
-        let missing = self.missing(measured);
+        let missing = self.missing(&measured.entries);
         StepReport {
             record,
+            late: None,
             missing,
             names: self.vars.shared_names().clone(),
             param_norms,
@@ -617,15 +671,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// Names of the float Vars without a gradient; warns of them once.
-    fn missing(&mut self, measured: &Measurements<'_>) -> Arc<[String]> {
+    fn missing(&mut self, entries: &[Entry<'_>]) -> Arc<[String]> {
         let vars = self.vars.vars();
         let expected = |name: &str| {
             self.expect_missing
                 .iter()
                 .any(|prefix| name.starts_with(prefix))
         };
-        let without = measured
-            .entries
+        let without = entries
             .iter()
             .enumerate()
             .filter(|(_, entry)| entry.grad.is_none());
@@ -689,7 +742,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             clip: self.clip.clone(),
             rule: self.rule.record(self.vars.names()),
             step: self.step,
-            skips_in_a_row: self.skips_in_a_row,
+            skips_in_a_row: self.late.skips_in_a_row()?.unwrap_or(self.skips_in_a_row),
             loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
         };
         self.inner
@@ -730,7 +783,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// # Errors
     /// As [`optim::AdamW::load`]. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.inner.adopt(&self.vars); // `inner_mut` may have put another in its place
+        self.inner.adopt(&self.vars)?; // `inner_mut` may have put another in its place
         if let Some(wrapper) = self.inner.load_from(path.as_ref())? {
             self.rule = wrapper.rule.state(self.vars.names());
             self.clip = wrapper.clip;
@@ -742,6 +795,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
                 self.loss_scaler = Some(LossScaler(scaling));
             }
         }
+        self.late = LateSteps::default();
         self.last_report = None;
         Ok(())
     }

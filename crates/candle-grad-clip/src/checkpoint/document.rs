@@ -66,6 +66,7 @@ impl Document {
     pub(super) fn new(
         names: &[String],
         trained: &Trained,
+        (steps, states): (u64, &[&State]),
         optimizer: Settings,
         wrapper: Option<WrapperRecord>,
     ) -> Self {
@@ -78,8 +79,8 @@ impl Document {
         let vars = names.iter().zip(trained.vars().vars());
         Self {
             optimizer,
-            steps: trained.steps(),
-            vars: vars.zip(trained.states()).map(of).collect(),
+            steps,
+            vars: vars.zip(states.iter().copied()).map(of).collect(),
             groups: written(trained.groups()),
             wrapper,
         }

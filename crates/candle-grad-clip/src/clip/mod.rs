@@ -31,6 +31,7 @@ pub use skip::SkipSteps;
 pub(crate) use state::{Observed, RuleState};
 pub use zclip::{ZClip, ZClipMode};
 
+use crate::backend::Plan;
 use crate::measure::{Measurements, Request};
 use crate::norm::checked;
 use crate::{Error, Result};
@@ -422,6 +423,21 @@ impl Clip {
             clip_value,
             zero_non_finite: self.non_finite == NonFinite::Zero,
         }
+    }
+
+    /// This clip as a GPU can decide it by itself, if it can: without a history, and without an error to return at once.
+    pub(crate) fn plan(&self) -> Option<Plan> {
+        let max_norm = match self.method {
+            Method::Norm { max_norm } => max_norm,
+            Method::None | Method::Value { .. } => f64::INFINITY,
+            _ => return None,
+        };
+        (self.non_finite != NonFinite::Error).then(|| Plan {
+            request: self.request(),
+            max_norm,
+            eps: self.eps,
+            skip_non_finite: self.non_finite == NonFinite::SkipStep,
+        })
     }
 
     /// Whether groups may have limits of their own.

@@ -198,7 +198,7 @@ impl Sgd {
         self.trained.vars()
     }
 
-    /// Steps taken; a skipped step is none.
+    /// Steps taken; a skipped step is none. Waits for a GPU that decides which are.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.trained.steps()
