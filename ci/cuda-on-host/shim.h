@@ -77,16 +77,20 @@ constexpr uint64_t POISON = ~uint64_t(0);
 /// Waits for all threads of the block that have not exited. A barrier is one line of one file.
 void block_barrier(const char* file, int line);
 
-/// Waits for the lanes in `mask` that have not exited, and returns what each of them brought:
-/// 32 values, POISON where no lane is.
-const uint64_t* exchange(unsigned mask, uint64_t value, const char* file, int line);
+/// Waits for the lanes in `mask` that have not exited, and returns what lane `source` brought; POISON
+/// where none is.
+uint64_t exchange(unsigned mask, uint64_t value, int source, const char* file, int line);
+
+/// Waits like `exchange`, and returns the lanes that voted yes.
+unsigned ballot(unsigned mask, bool vote, const char* file, int line);
 
 /// Reports a fault of the kernel, with kernel, block and thread, and aborts.
 [[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 using Call = void (*)(void** params);
-/// Makes a kernel known by name; `parameter_bytes` ends with a 0.
-void register_kernel(const char* name, Call call, const size_t* parameter_bytes);
+/// Makes a kernel known by name. `parameter_bytes` ends with a 0; `shared` is a thread-local variable
+/// of the kernel's library.
+void register_kernel(const char* name, Call call, const size_t* parameter_bytes, void* (*shared)());
 } // namespace cuda_on_host
 #pragma GCC visibility pop
 
@@ -102,15 +106,14 @@ inline unsigned lane() {
     return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32;
 }
 
-/// The value of lane `source(lane within its part of `width` lanes)`; one's own where that is
-/// outside the part.
+/// The value of the lane at place `source(own place)` among `width` lanes; one's own where that is
+/// outside of them.
 template <typename T, typename Source>
 T shuffle(unsigned mask, T value, int width, const char* file, int line, Source source) {
     static_assert(sizeof(T) <= 8);
-    const uint64_t* values = exchange(mask, bits_as<uint64_t>(value), file, line);
-    int own = int(lane()), part = own / width * width, from = source(own - part);
-    if (from < 0 || from >= width) return value;
-    return bits_as<T>(values[part + from]);
+    int place = int(lane()) % width, from = source(place);
+    if (from < 0 || from >= width) from = place;
+    return bits_as<T>(exchange(mask, bits_as<uint64_t>(value), int(lane()) - place + from, file, line));
 }
 
 /// Calls a kernel with the parameters that cuLaunchKernel got: pointers to its arguments.
@@ -128,19 +131,23 @@ template <typename... A> const size_t* parameter_bytes(void (*)(A...)) {
     static const size_t bytes[] = {sizeof(A)..., 0};
     return bytes;
 }
+static inline void* shared() {
+    static thread_local char variable;
+    return &variable;
+}
 } // namespace cuda_on_host
 
 /// `build.sh` appends one for each kernel of a file.
 #define CUDA_ON_HOST_REGISTER(kernel)                                                                       \
     static const bool registered_##kernel = (cuda_on_host::register_kernel(                                 \
-        #kernel, cuda_on_host::call<&kernel>, cuda_on_host::parameter_bytes(&kernel)), true);
+        #kernel, cuda_on_host::call<&kernel>, cuda_on_host::parameter_bytes(&kernel), cuda_on_host::shared), true);
 
 constexpr int warpSize = 32;
 
 // The default arguments are those of the place of the call.
 #define CUDA_ON_HOST_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 inline void __syncthreads(CUDA_ON_HOST_HERE) { cuda_on_host::block_barrier(file, line); }
-inline void __syncwarp(unsigned mask = ~0u, CUDA_ON_HOST_HERE) { cuda_on_host::exchange(mask, 0, file, line); }
+inline void __syncwarp(unsigned mask = ~0u, CUDA_ON_HOST_HERE) { cuda_on_host::ballot(mask, true, file, line); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
@@ -158,10 +165,7 @@ template <typename T> T __shfl_up_sync(unsigned mask, T v, unsigned by, int widt
     return cuda_on_host::shuffle(mask, v, width, file, line, [=](int lane) { return lane - int(by); });
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, CUDA_ON_HOST_HERE) {
-    const uint64_t* votes = cuda_on_host::exchange(mask, predicate != 0, file, line);
-    unsigned set = 0;
-    for (unsigned lane = 0; lane < 32; lane++) set |= unsigned(votes[lane] == 1) << lane;
-    return set;
+    return cuda_on_host::ballot(mask, predicate != 0, file, line);
 }
 inline int __any_sync(unsigned mask, int predicate, CUDA_ON_HOST_HERE) {
     return __ballot_sync(mask, predicate, file, line) != 0;
