@@ -12,6 +12,13 @@ root=$(cd "$here/../.." && pwd)
 out=$(realpath -m "$1")
 shift
 
+shopt -s nullglob
+given=("$here/selftest.cu" "$root"/crates/candle-grad-clip-kernels/cuda/*.cu "$@")
+
+# Nothing to do if it was built from the same files, unchanged.
+made_of=$(echo "${CXX:-}"; md5sum "$here"/* "$here"/include/* "$root/Cargo.lock" "$root"/crates/candle-grad-clip-kernels/cuda/* "${given[@]}" 2>/dev/null) || true
+if [ "$(cat "$out/made_of" 2>/dev/null)" = "$made_of" ]; then exit 0; fi
+
 cxx=${CXX:-g++}
 flags=(-std=c++20 -O1 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing)
 [ -z "${SANITIZE:-}" ] || flags+=("-fsanitize=$SANITIZE" -fno-omit-frame-pointer)
@@ -30,11 +37,12 @@ kernels() {
     {
         echo "#include \"$file\""
         "$cxx" "${flags[@]}" "${with[@]}" -DCUDA_ON_HOST_LIST_KERNELS -E -P "$file" | tr '\n' ' ' |
-            grep -oE 'CUDA_ON_HOST_KERNEL +void +(__attribute__ *\(\(.*\)\) *)?[A-Za-z0-9_]+ *\(' |
-            sed -E 's/.*[ )]([A-Za-z0-9_]+) *\(/CUDA_ON_HOST_REGISTER(\1)/' || true
+            sed -E 's/> *CUDA_ON_HOST_KERNEL/> a template/g' |
+            grep -oE 'CUDA_ON_HOST_KERNEL +void +[A-Za-z0-9_]+' |
+            sed -E 's/.* (.*)/CUDA_ON_HOST_REGISTER(\1)/' || true
     } >"$work/$name.cpp"
     # `extern __shared__ T name[]` is the shared memory that a launch asks for.
-    cat "$file" | sed -nE 's/.*extern +__shared__ .*[ *]([A-Za-z0-9_]+) *\[ *\].*/\1/p' | sort -u |
+    sed -nE 's/.*extern +__shared__ .*[ *]([A-Za-z0-9_]+) *\[ *\].*/\1/p' "$file" | sort -u |
         sed -E 's/.*/__thread char &[48 << 10] __attribute__((aligned(128)));/' >"$work/$name.c"
     "${CC:-gcc}" -fPIC -c "$work/$name.c" -o "$work/$name.c.o"
     "$cxx" "${flags[@]}" "${with[@]}" -c "$work/$name.cpp" -o "$work/$name.o"
@@ -67,13 +75,10 @@ compile_driver() {
         -Wl,-soname,libcuda.so.1 -o "$work/libcuda.so.1"
 }
 
-export -f kernels compile_driver missing
 jobs=()
 compile_driver &
 jobs+=($!)
-shopt -s nullglob
-for file in "$candle_kernels"/src/{affine,binary,cast,conv,fill,indexing,reduce,sort,ternary,unary}.cu \
-    "$root"/crates/candle-grad-clip-kernels/cuda/*.cu "$@"; do
+for file in "$candle_kernels"/src/{affine,binary,cast,conv,fill,indexing,reduce,sort,ternary,unary}.cu "${given[@]}"; do
     while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
     kernels "$(realpath "$file")" &
     jobs+=($!)
@@ -86,3 +91,4 @@ rm -rf "$out/lib/kernels"
 mv "$work/kernels" "$out/lib/kernels"
 mv "$work/libcuda.so.1" "$out/lib/"
 for name in cuda nvrtc curand cublas cublasLt cudart; do ln -sf libcuda.so.1 "$out/lib/lib$name.so"; done
+echo "$made_of" >"$out/made_of"

@@ -54,8 +54,11 @@ std::map<std::string, Kernel>& kernels() {
     return all;
 }
 
+/// The last on this thread, which cuGetErrorString tells.
+thread_local std::string complaint;
+
 Result complain(Result result, const std::string& text) {
-    fprintf(stderr, "cuda on host: %s\n", text.c_str());
+    complaint = text;
     return result;
 }
 
@@ -72,7 +75,7 @@ bool is_intact(Pointer start, size_t bytes) {
 
 Result allocate(Pointer* out, size_t bytes) {
     if (bytes == 0) return INVALID_VALUE;
-    if (allocations_left == 0 || live_bytes + bytes > TOTAL_BYTES) return OUT_OF_MEMORY;
+    if (allocations_left == 0 || live_bytes + bytes > TOTAL_BYTES) return complain(OUT_OF_MEMORY, "out of memory");
     if (allocations_left != UINT64_MAX) allocations_left--;
     char* memory = static_cast<char*>(aligned_alloc(BAND, (bytes + 3 * BAND - 1) / BAND * BAND));
     if (!memory) return OUT_OF_MEMORY;
@@ -168,7 +171,7 @@ API Result cuInit(unsigned) {
         Dl_info self;
         dladdr(reinterpret_cast<void*>(cuInit), &self);
         for (auto& file : std::filesystem::directory_iterator(std::filesystem::path(self.dli_fname).parent_path() / "kernels"))
-            if (!dlopen(file.path().c_str(), RTLD_NOW | RTLD_LOCAL)) complain(NOT_FOUND, dlerror());
+            if (!dlopen(file.path().c_str(), RTLD_NOW | RTLD_LOCAL)) fprintf(stderr, "cuda on host: %s\n", dlerror());
         if (const char* seed = getenv("CUDA_ON_HOST_SEED")) cuda_on_host::set_seed(strtoull(seed, nullptr, 10));
     });
     return SUCCESS;
@@ -223,7 +226,11 @@ API Result cuGetErrorName(Result result, const char** out) {
     *out = found == names.end() ? nullptr : found->second;
     return *out ? SUCCESS : INVALID_VALUE;
 }
-API Result cuGetErrorString(Result result, const char** out) { return cuGetErrorName(result, out); }
+API Result cuGetErrorString(Result result, const char** out) {
+    if (result == SUCCESS || complaint.empty()) return cuGetErrorName(result, out);
+    *out = complaint.c_str();
+    return SUCCESS;
+}
 
 // ---- Streams and events: there is nothing to wait for, but who waits is counted ----
 
@@ -304,7 +311,7 @@ API Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz,
         return complain(INVALID_VALUE, kernel.name + ": such a grid, block or shared memory can't be launched");
     counts["launches"]++;
     counts[kernel.name]++;
-    if (failing_kernels.count(kernel.name)) return LAUNCH_OUT_OF_RESOURCES;
+    if (failing_kernels.count(kernel.name)) return complain(LAUNCH_OUT_OF_RESOURCES, kernel.name + ": made to fail");
     std::string fault = cuda_on_host::run_grid(kernel, dim3(gx, gy, gz), dim3(bx, by, bz), params);
     if (!fault.empty()) return complain(LAUNCH_FAILED, fault);
     for (auto [start, bytes] : allocations)
@@ -315,7 +322,7 @@ API Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz,
 namespace cuda_on_host {
 void register_kernel(const char* name, Call call, const size_t* parameter_bytes, void* (*shared)()) {
     if (!kernels().insert({name, Kernel{name, call, parameter_bytes, shared}}).second) {
-        complain(INVALID_VALUE, std::string("two kernels are called ") + name);
+        fprintf(stderr, "cuda on host: two kernels are called %s\n", name);
         abort();
     }
 }
