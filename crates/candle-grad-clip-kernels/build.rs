@@ -1,7 +1,7 @@
 //! Compiles `cuda/*.cu` to PTX, with the feature `cuda`.
 
 #[cfg(feature = "cuda")]
-fn main() -> cudaforge::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=cuda");
     let out_dir = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     cudaforge::KernelBuilder::new()
@@ -14,7 +14,8 @@ fn main() -> cudaforge::Result<()> {
         // As on CPU: the bits are those of one operation at a time.
         .arg("-fmad=false")
         .build_ptx()?
-        .write(out_dir.join("ptx.rs"))
+        .write(out_dir.join("ptx.rs"))?;
+    Ok(())
 }
 
 #[cfg(not(feature = "cuda"))]

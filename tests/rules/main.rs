@@ -9,11 +9,12 @@ mod text;
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{Clip, ClippedOptimizer, StepReport};
 use candle_nn::{Optimizer, SGD};
+use support::device::device;
 use support::gradients::{tensor, values};
 
 /// The gradients of a step: of each Var that has one.
@@ -27,10 +28,7 @@ pub(crate) const SIZES: [usize; 3] = [3, 1, 4];
 /// Vars at zero, so that a step of rate 1 leaves in them what the optimizer got, with its sign turned and no rounding.
 pub(crate) fn zeros() -> Result<Named> {
     let var = |(i, n): (usize, &usize)| -> Result<_> {
-        Ok((
-            format!("layer{i}"),
-            Var::zeros(*n, DType::F64, &Device::Cpu)?,
-        ))
+        Ok((format!("layer{i}"), Var::zeros(*n, DType::F64, device())?))
     };
     SIZES.iter().enumerate().map(var).collect()
 }

@@ -48,12 +48,16 @@ impl LateStep {
             total: outcome.total,
             norm_type: self.clip.request().norm_type,
         };
-        // The GPU has decided by the same numbers, so this is what it did.
+        // The GPU has decided so by the same numbers; the last bit of its coefficient may be another.
         let decision = self
             .clip
             .decide(&RuleState::default(), &measured, &Limits::default());
         let non_finite = self.clip.non_finite;
-        let record = StepRecord::new(self.step, &measured, &decision, non_finite, StepPath::Fused);
+        let mut record =
+            StepRecord::new(self.step, &measured, &decision, non_finite, StepPath::Fused);
+        if !outcome.skipped {
+            record.clip_coef = outcome.clip_coef;
+        }
         Ok(self.record.get_or_init(|| record))
     }
 
