@@ -99,7 +99,7 @@ fn a_norm_past_the_largest_number_never_enters() -> Result<()> {
             let (got, _) = step(&mut opt, &named, gradients, Backend::Cpu)?;
             // (Each Var's own clipped norm does fit, so AdaGC takes it.)
             assert!(
-                got == right || clip.to_string().starts_with("adagc"),
+                got == right || clip.to_string().contains("adagc"),
                 "{clip}"
             );
             let (got, report) = step(&mut opt, &named, &huge, Backend::Cpu)?;
