@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId};
-use candle_grad_clip_kernels::{BLOCK, Edit};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
 use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
@@ -141,14 +141,14 @@ impl Scratch {
 
 /// Whether the edit changes this gradient: not one without elements (which candle's in-place
 /// operations refuse, as its strides contain a 0), nor, at a coefficient of 1, a clean one.
-fn needs_edit(entry: &Entry<'_>, edit: Edit) -> bool {
+fn needs_edit(entry: &Entry<'_>, edit: GradEdit<'_>) -> bool {
     match edit {
         _ if entry.elements == 0 => false,
-        Edit::Scale {
+        GradEdit::All(Edit::Scale {
             clip_coef: 1.0,
             zero_non_finite,
-        } => zero_non_finite && entry.measured.stats.non_finite() > 0,
-        Edit::Scale { .. } | Edit::Clamp { .. } => true,
+        }) => zero_non_finite && entry.measured.stats.non_finite() > 0,
+        GradEdit::All(Edit::Scale { .. } | Edit::Clamp { .. }) | GradEdit::Units(_) => true,
     }
 }
 
@@ -200,7 +200,7 @@ impl<'a> SharedStorage<'a> {
 struct Job<'g> {
     grad: &'g Tensor,
     target: Option<Tensor>,
-    edit: Edit,
+    edit: GradEdit<'g>,
     elements: usize,
     place: Place,
 }
@@ -223,11 +223,11 @@ fn run_on_gpu(jobs: &[Job<'_>]) -> Result<()> {
     let jobs: Vec<&Job<'_>> = jobs.iter().filter(|job| job.place.is_cuda()).collect();
     let sources = jobs.iter().map(|job| job.grad.contiguous());
     let sources: Vec<Tensor> = sources.collect::<candle_core::Result<_>>()?;
-    let edit = |(job, source)| {
-        let job: &Job<'_> = job;
-        (source, job.target.as_ref().unwrap_or(job.grad), job.edit)
-    };
-    let edits: Vec<(&Tensor, &Tensor, Edit)> = jobs.into_iter().zip(&sources).map(edit).collect();
+    let mut edits = Vec::with_capacity(jobs.len());
+    for (job, source) in jobs.iter().zip(&sources) {
+        let target = job.target.as_ref().unwrap_or(job.grad);
+        edits.push((source, target, backend::whole(job.edit)?));
+    }
     backend::edit_cuda(&edits)
 }
 

@@ -47,11 +47,13 @@ impl LateStep {
             entries: Vec::new(),
             total: outcome.total,
             norm_type: self.clip.request().norm_type,
+            units: None,
+            loss: None,
         };
         // The GPU has decided so by the same numbers; the last bit of its coefficient may be another.
         let decision = self
             .clip
-            .decide(&RuleState::default(), &measured, &Limits::default());
+            .decide(&RuleState::default(), &measured, &Limits::default(), None);
         let non_finite = self.clip.non_finite;
         let mut record =
             StepRecord::new(self.step, &measured, &decision, non_finite, StepPath::Fused);

@@ -19,7 +19,7 @@ mod device;
 use std::cell::Cell;
 
 use candle_core::{Device, Tensor, Var};
-use candle_grad_clip_kernels::{BLOCK, Edit};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType, Stats, Units};
 use rayon::prelude::*;
 
 use crate::Result;
@@ -29,7 +29,8 @@ pub(crate) use composed::{accumulate as accumulate_composed, round as round_comp
 pub(crate) use composed_step::{Stepped, step as step_composed};
 pub(crate) use cpu::{
     accumulate as accumulate_cpu, edit_in_place as edit_cpu, edit_into as edit_cpu_into,
-    measure as measure_cpu, round as round_cpu, step as step_cpu, storage_address,
+    measure as measure_cpu, measure_units as measure_units_cpu, round as round_cpu,
+    step as step_cpu, storage_address,
 };
 #[cfg(feature = "cuda")]
 pub use cuda::gpu_waits;
@@ -228,14 +229,40 @@ fn by_device<'t>(tensors: impl Iterator<Item = Option<&'t Tensor>>) -> Vec<(Devi
     devices
 }
 
+/// Measures the units of tensors that are not on CPU, into the stats beside them: one read per device.
+pub(crate) fn measure_units_composed(
+    tensors: Vec<(&Tensor, Units, &mut [Stats])>,
+    norm_type: NormType,
+) -> Result<()> {
+    let mut rest = tensors;
+    while let Some(device) = rest.first().map(|(tensor, ..)| tensor.device().clone()) {
+        let is_there =
+            |(tensor, ..): &(&Tensor, Units, &mut [Stats])| tensor.device().same_device(&device);
+        let (of_device, others) = rest.into_iter().partition(is_there);
+        composed::measure_units(of_device, norm_type)?;
+        rest = others;
+    }
+    Ok(())
+}
+
+/// The edit of a whole gradient, for our CUDA kernels: gradients that are edited by units are measured elsewhere, and stay there.
+pub(crate) fn whole(edit: GradEdit<'_>) -> Result<Edit> {
+    match edit {
+        GradEdit::All(edit) => Ok(edit),
+        GradEdit::Units(_) => {
+            Err(candle_core::Error::msg("the CUDA kernels know no units of a gradient").into())
+        }
+    }
+}
+
 /// The edited `grad`, as a new tensor.
-pub(crate) fn edited(grad: &Tensor, place: Place, edit: Edit) -> Result<Tensor> {
+pub(crate) fn edited(grad: &Tensor, place: Place, edit: GradEdit<'_>) -> Result<Tensor> {
     if place == Place::Elsewhere {
         return composed::edit(grad, edit);
     }
     let target = grad.zeros_like()?;
     if place.is_cuda() {
-        cuda::edit(&[(&grad.contiguous()?, &target, edit)])?;
+        cuda::edit(&[(&grad.contiguous()?, &target, whole(edit)?)])?;
     } else {
         cpu::edit_into(grad, &target, edit)?;
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, TensorId, Var};
-use candle_grad_clip_kernels::{BLOCK, Edit};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
@@ -17,6 +17,9 @@ use crate::{NamedVars, Result};
 
 /// Vars that one task updates.
 const VARS_PER_TASK: usize = 64;
+
+/// The edit of a Var's gradient, by the Var's place.
+type EditOf<'a> = dyn Fn(usize) -> GradEdit<'a> + Sync + 'a;
 
 /// Gradients that were collected already, and what to do to them.
 #[derive(Debug, Clone, Copy)]
@@ -207,22 +210,22 @@ impl Trained {
     ) -> Result<()> {
         let entries = walk(self.vars.list(), grads, None)?;
         let Some(clipped) = clipped else {
-            return self.step_entries(&entries, &|_| Edit::NOTHING, rules);
+            return self.step_entries(&entries, &|_| Edit::NOTHING.into(), rules);
         };
         let ids = clipped.vars.vars().iter().map(|var| var.id());
         let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
         let edit = |var: &Var| {
             let index = theirs.get(&var.id());
-            index.map_or(Edit::NOTHING, |index| clipped.edits.of(*index))
+            index.map_or(Edit::NOTHING.into(), |index| clipped.edits.of(*index))
         };
-        let edits: Vec<Edit> = self.vars.vars().iter().map(edit).collect();
+        let edits: Vec<GradEdit<'_>> = self.vars.vars().iter().map(edit).collect();
         self.step_entries(&entries, &|index| edits[index], rules)
     }
 
     fn step_entries(
         &mut self,
         entries: &[Entry<'_>],
-        edit: &(dyn Fn(usize) -> Edit + Sync),
+        edit: &EditOf<'_>,
         rules: &[StepRule],
     ) -> Result<()> {
         let owned = self.owned_gradients(entries)?;
@@ -230,7 +233,7 @@ impl Trained {
         let started = self.start_states(entries)?;
         let places = self.places.clone();
         let fresh: Vec<usize> = started.iter().map(|(index, _)| *index).collect();
-        let jobs = self.update_jobs(entries, &owned, &started, edit);
+        let jobs = self.update_jobs(entries, &owned, &started, edit)?;
         if !jobs.is_empty() {
             backend::update_cuda(&jobs, rules)?;
         }
@@ -287,7 +290,7 @@ impl Trained {
                 backend::start_steps(&device, &counted)?
             }
         };
-        let jobs = self.update_jobs(entries, &owned, &started, &|index| edits.of(index));
+        let jobs = self.update_jobs(entries, &owned, &started, &|index| edits.of(index))?;
         let result = lead.step(&jobs, rules, plan, keeps_norms);
         self.lead = Some(lead);
         let result = result?;
@@ -303,21 +306,22 @@ impl Trained {
         entries: &[Entry<'a>],
         owned: &'a FxHashMap<usize, Tensor>,
         started: &'a [(usize, State)],
-        edit: &dyn Fn(usize) -> Edit,
-    ) -> Vec<UpdateJob<'a>> {
+        edit: &EditOf<'_>,
+    ) -> Result<Vec<UpdateJob<'a>>> {
         let job = |(index, entry): (usize, &Entry<'a>)| {
             let grad = ours(entry).filter(|_| entry.place.is_cuda())?;
             let fresh = started.binary_search_by_key(&index, |(index, _)| *index);
-            Some(UpdateJob {
+            let edit = backend::whole(edit(index));
+            Some(edit.map(|edit| UpdateJob {
                 var: &self.vars.vars()[index],
                 grad: owned.get(&index).unwrap_or(grad),
                 state: fresh.map_or(&self.states[index], |place| &started[place].1),
                 kept: self.kept,
-                edit: edit(index),
+                edit,
                 rule: self.places[index],
                 is_first: fresh.is_ok(),
                 index,
-            })
+            }))
         };
         entries.iter().enumerate().filter_map(job).collect()
     }
@@ -353,7 +357,7 @@ impl Trained {
     fn step_elsewhere(
         &self,
         entries: &[Entry<'_>],
-        edit: &(dyn Fn(usize) -> Edit + Sync),
+        edit: &EditOf<'_>,
         rules: &[StepRule],
     ) -> Result<Vec<(usize, Stepped)>> {
         let mut stepped = Vec::new();
@@ -375,7 +379,7 @@ impl Trained {
         &mut self,
         entries: &[Entry<'_>],
         owned: &FxHashMap<usize, Tensor>,
-        edit: &(dyn Fn(usize) -> Edit + Sync),
+        edit: &EditOf<'_>,
         rule: impl Fn(usize) -> StepRule + Sync,
     ) -> Result<()> {
         let (vars, kept) = (self.vars.vars(), self.kept);
