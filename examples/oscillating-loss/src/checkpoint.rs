@@ -185,7 +185,7 @@ impl Checkpoints {
         write_steps(&unfinished.join(STEPS), &run.steps)?;
         let state = State {
             format: FORMAT,
-            settings: run.settings,
+            settings: run.settings.clone(),
             source: self.source.clone(),
             save_every: self.save_every,
             missing: run.missing.clone(),

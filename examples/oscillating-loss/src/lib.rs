@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod arm;
+pub mod arms;
 pub mod baseline;
 pub mod checkpoint;
 pub mod cli;
@@ -21,6 +22,7 @@ pub mod interrupt;
 pub mod metrics;
 pub mod model;
 pub mod out_dir;
+pub mod outcome;
 pub mod parallel;
 pub mod progress;
 pub mod run;

@@ -12,7 +12,6 @@ use candle_nn::{ParamsAdamW, VarMap};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
-use crate::arm::Arm;
 use crate::checkpoint::Checkpoints;
 use crate::data::{Weather, Windows};
 use crate::init;
@@ -184,14 +183,14 @@ impl Trainer<'_> {
         mut on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
     ) -> Result<Run> {
         let Settings {
-            arm,
             non_finite,
             seed,
             batch,
             ..
         } = *self.settings;
-        let mut optimizer = ClippedOptimizer::wrap(optimizer, &self.varmap, arm.clip(non_finite))?;
-        let mut run = Run::new(*self.settings, self.varmap.clone());
+        let clip = self.settings.arm.clip(non_finite);
+        let mut optimizer = ClippedOptimizer::wrap(optimizer, &self.varmap, clip)?;
+        let mut run = Run::new(self.settings.clone(), self.varmap.clone());
         if let Some(checkpoints) = self.checkpoints {
             checkpoints.begin(&mut run, &mut optimizer)?;
         }
@@ -237,12 +236,10 @@ impl Trainer<'_> {
         optimizer: &mut ClippedOptimizer<O>,
         indices: &[u32],
     ) -> Result<(f64, Result<StepReport, String>)> {
-        let Settings {
-            arm, power, alpha, ..
-        } = *self.settings;
+        let Settings { power, alpha, .. } = *self.settings;
         let loss = batch_loss(&self.model, &self.weather.train, indices, power, alpha)?;
         let train_loss = scalar(&loss)?;
-        if arm == Arm::None && !train_loss.is_finite() {
+        if self.settings.arm.is_none() && !train_loss.is_finite() {
             return Ok((train_loss, Err(format!("the loss is {train_loss}"))));
         }
         match optimizer.backward_step_report(&loss) {

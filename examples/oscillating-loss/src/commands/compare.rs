@@ -14,7 +14,7 @@ use crate::{figures, table};
 #[must_use]
 pub fn plan(experiment: &Experiment, arms: &[Arm], lr: f64) -> Vec<Settings> {
     arms.iter()
-        .map(|arm| experiment.settings(*arm, lr, experiment.base.seed))
+        .map(|arm| experiment.settings(arm, lr, experiment.base.seed))
         .collect()
 }
 
@@ -65,7 +65,7 @@ fn print(runs: &[Run]) {
     println!("Test loss by step:");
     println!("{}", table::curves(runs));
     for run in runs {
-        let arm = run.settings.arm;
+        let arm = &run.settings.arm;
         match &run.diverged {
             Some(why) => println!("{arm}: diverged at {why}; this arm stopped there."),
             None => println!(

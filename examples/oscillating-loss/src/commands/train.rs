@@ -16,24 +16,25 @@ use crate::train::train_saved;
 /// If the run fails or a file can't be written.
 pub fn run(
     experiment: &Experiment,
-    settings: Settings,
+    settings: &Settings,
     checkpoints: Option<&Checkpoints>,
 ) -> Result<Vec<Run>> {
-    experiment.write_config("train", &[settings])?;
-    let bars = compare::bars(experiment, &[settings])?;
+    let plan = std::slice::from_ref(settings);
+    experiment.write_config("train", plan)?;
+    let bars = compare::bars(experiment, plan)?;
     if let Some(checkpoint) = checkpoints.and_then(|these| these.resumed.as_ref()) {
         announce(checkpoint.step(), settings.steps);
-        for step in checkpoint.steps(&settings) {
+        for step in checkpoint.steps(settings) {
             bars.step(0, &step)?;
         }
     }
     let mut runs = Vec::new();
     if !experiment.interrupted() {
         let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
-        let run = train_saved(&settings, weather, interrupt, checkpoints, |step, _| {
+        let run = train_saved(settings, weather, interrupt, checkpoints, |step, _| {
             bars.step(0, step)
         })?;
-        bars.end(0, &run);
+        bars.end(0, &run)?;
         runs.push(run);
     }
     bars.flush()?;
