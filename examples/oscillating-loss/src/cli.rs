@@ -138,6 +138,10 @@ struct TrainArgs {
     /// from the last one. Checkpoints of an earlier run in this folder are removed.
     #[arg(long, value_name = "N", value_parser = count())]
     save_every: Option<u64>,
+    /// Adds a histogram of each Var's gradient, before clipping, to the TensorBoard events every N steps. Not with
+    /// checkpoints, which don't keep them.
+    #[arg(long, value_name = "N", value_parser = count(), conflicts_with_all = ["save_every", "resume"])]
+    histograms: Option<u64>,
     /// Goes on with the run whose results are in DIR, even if it was killed: all files become those of a run
     /// without a break, but for times. Its options need not be repeated, and none may contradict it; a larger
     /// --steps makes it longer.
@@ -338,7 +342,8 @@ fn begin<'a>(args: &TrainArgs, interrupt: &'a AtomicBool) -> Result<Experiment<'
             resumed: None,
         }),
     };
-    train::run(&experiment, &settings, checkpoints.as_ref())?;
+    let histograms = args.histograms.map(|every| every as usize);
+    train::run(&experiment, &settings, checkpoints.as_ref(), histograms)?;
     Ok(experiment)
 }
 
@@ -373,7 +378,7 @@ fn resume<'a>(
         source,
         resumed: Some(checkpoint),
     };
-    train::run(&experiment, &settings, Some(&checkpoints))?;
+    train::run(&experiment, &settings, Some(&checkpoints), None)?;
     Ok(experiment)
 }
 

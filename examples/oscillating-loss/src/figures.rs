@@ -156,6 +156,13 @@ fn diverged_at(run: &Run) -> Option<f64> {
     run.diverged.as_ref().map(|_| (run.steps.len() + 1) as f64)
 }
 
+/// The title of a picture of one run.
+#[must_use]
+pub fn title(run: &Run) -> String {
+    let setting = setting(std::slice::from_ref(run));
+    format!("Gradient norm of each Var, {}, {setting}", run.settings.arm)
+}
+
 fn setting(runs: &[Run]) -> String {
     runs.first().map_or_else(String::new, |run| {
         let Settings { power, lr, .. } = run.settings;

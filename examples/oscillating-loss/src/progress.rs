@@ -37,6 +37,12 @@ impl Bars {
         })
     }
 
+    /// The event file of a run.
+    #[must_use]
+    pub fn events(&self, at: usize) -> &Events {
+        &self.events[at]
+    }
+
     /// Brings all events to the disk.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use oscillating_loss::cli::{self, Cli};
 use oscillating_loss::data::Weather;
 use oscillating_loss::settings::{DeviceKind, Settings};
 use oscillating_loss::source::Source;
-use oscillating_loss::train::{train, train_saved};
+use oscillating_loss::train::{Extras, train, train_with};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use serde_json::Value;
@@ -276,6 +276,13 @@ fn an_arm_may_be_written_in_another_way_on_resuming() {
     assert!(error.contains(expected), "{error}");
 }
 
+fn extras(checkpoints: &Checkpoints) -> Extras<'_> {
+    Extras {
+        checkpoints: Some(checkpoints),
+        ..Extras::default()
+    }
+}
+
 #[test]
 fn an_interrupted_run_leaves_a_checkpoint_to_go_on_from() {
     let settings = Settings {
@@ -295,10 +302,16 @@ fn an_interrupted_run_leaves_a_checkpoint_to_go_on_from() {
         resumed: None,
     };
     let flag = AtomicBool::new(false);
-    let part = train_saved(&settings, &weather, &flag, Some(&checkpoints), |step, _| {
-        flag.store(step.step == 5, Ordering::Relaxed);
-        Ok(())
-    })
+    let part = train_with(
+        &settings,
+        &weather,
+        &flag,
+        extras(&checkpoints),
+        |step, _| {
+            flag.store(step.step == 5, Ordering::Relaxed);
+            Ok(())
+        },
+    )
     .unwrap();
     assert!(part.interrupted);
 
@@ -307,14 +320,21 @@ fn an_interrupted_run_leaves_a_checkpoint_to_go_on_from() {
     checkpoints.resumed = Some(resumed);
     let mut seen = Vec::new();
     let flag = AtomicBool::new(false);
-    let rest = train_saved(&settings, &weather, &flag, Some(&checkpoints), |step, _| {
-        seen.push(step.step);
-        Ok(())
-    })
+    let rest = train_with(
+        &settings,
+        &weather,
+        &flag,
+        extras(&checkpoints),
+        |step, _| {
+            seen.push(step.step);
+            Ok(())
+        },
+    )
     .unwrap();
     assert_eq!(seen, [6, 7, 8, 9, 10]);
     let whole = train(&settings, &weather, &flag, |_, _| Ok(())).unwrap();
     assert_eq!(format!("{:?}", rest.steps), format!("{:?}", whole.steps));
+    assert_eq!(rest.param_norms, whole.param_norms);
 }
 
 #[test]

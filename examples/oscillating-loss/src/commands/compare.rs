@@ -54,6 +54,9 @@ pub fn show(experiment: &Experiment, runs: &[Run]) -> Result<()> {
         folder.write("weights.safetensors", |path| {
             Ok(run.weights.0.save(path)?)
         })?;
+        folder.write("param_norms.csv", |path| run.param_norms.write_csv(path))?;
+        let map = run.param_norms.heat_map(figures::title(run));
+        plot::heat_map(&map, &folder.path().join("param_norms"))?;
     }
     plot::line_chart(&figures::loss(runs), &out.path().join("loss"))?;
     plot::line_chart(&figures::grad_norm(runs), &out.path().join("grad_norm"))?;

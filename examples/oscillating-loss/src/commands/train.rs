@@ -8,9 +8,9 @@ use crate::experiment::Experiment;
 use crate::parallel::Watch;
 use crate::run::Run;
 use crate::settings::Settings;
-use crate::train::train_saved;
+use crate::train::{Extras, GradientWatch, train_with};
 
-/// Trains and writes all files; what earlier parts of a resumed run did is in them as well.
+/// Trains and writes all files, with histograms of the gradients in the event file every so many steps; what earlier parts of a resumed run did is in them as well.
 ///
 /// # Errors
 /// If the run fails or a file can't be written.
@@ -18,6 +18,7 @@ pub fn run(
     experiment: &Experiment,
     settings: &Settings,
     checkpoints: Option<&Checkpoints>,
+    histograms: Option<usize>,
 ) -> Result<Vec<Run>> {
     let plan = std::slice::from_ref(settings);
     experiment.write_config("train", plan)?;
@@ -31,7 +32,13 @@ pub fn run(
     let mut runs = Vec::new();
     if !experiment.interrupted() {
         let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
-        let run = train_saved(settings, weather, interrupt, checkpoints, |step, _| {
+        let look = |step, vars: &_, grads: &_| bars.events(0).gradients(step, vars, grads);
+        let gradients = histograms.map(|every| GradientWatch { every, look: &look });
+        let extras = Extras {
+            checkpoints,
+            gradients,
+        };
+        let run = train_with(settings, weather, interrupt, extras, |step, _| {
             bars.step(0, step)
         })?;
         bars.end(0, &run)?;
