@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId};
-use candle_grad_clip_kernels::{BLOCK, Edit};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
 use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
@@ -139,14 +139,14 @@ impl Scratch {
 
 /// Whether the edit changes this gradient: not one without elements (which candle's in-place
 /// operations refuse, as its strides contain a 0), nor, at a coefficient of 1, a clean one.
-fn needs_edit(entry: &Entry<'_>, edit: Edit) -> bool {
+fn needs_edit(entry: &Entry<'_>, edit: GradEdit<'_>) -> bool {
     match edit {
         _ if entry.elements == 0 => false,
-        Edit::Scale {
+        GradEdit::All(Edit::Scale {
             clip_coef: 1.0,
             zero_non_finite,
-        } => zero_non_finite && entry.measured.stats.non_finite() > 0,
-        Edit::Scale { .. } | Edit::Clamp { .. } => true,
+        }) => zero_non_finite && entry.measured.stats.non_finite() > 0,
+        GradEdit::All(Edit::Scale { .. } | Edit::Clamp { .. }) | GradEdit::Units(_) => true,
     }
 }
 
@@ -198,7 +198,7 @@ impl<'a> SharedStorage<'a> {
 struct Job<'g> {
     grad: &'g Tensor,
     target: Option<Tensor>,
-    edit: Edit,
+    edit: GradEdit<'g>,
     elements: usize,
 }
 

@@ -73,12 +73,13 @@ mod optimizer;
 mod report;
 mod serde_float;
 mod summary;
+mod units;
 mod vars;
 
 pub use accumulate::GradAccumulator;
 pub use clip::{
-    AdaGc, AutoClip, Clip, GroupRecord, NonFinite, QuantileClip, SkipReason, SkipSteps, ZClip,
-    ZClipMode,
+    AdaGc, Agc, AgcUnits, AutoClip, Clip, GroupRecord, NonFinite, QuantileClip, SkipReason,
+    SkipSteps, ZClip, ZClipMode,
 };
 pub use error::{Error, Result};
 pub use functions::{

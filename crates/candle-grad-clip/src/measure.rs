@@ -9,6 +9,7 @@ use rustc_hash::{FxBuildHasher, FxHashSet};
 use crate::Result;
 use crate::backend::{self, Backends, Place};
 use crate::grads::collect;
+use crate::units::MeasuredUnits;
 use crate::vars::VarList;
 
 /// Vars that one task collects and measures.
@@ -93,11 +94,15 @@ impl Entry<'_> {
 }
 
 /// The gradients of some Vars, in the order of the Vars, and what measuring them told.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Measurements<'g> {
     pub(crate) entries: Vec<Entry<'g>>,
     pub(crate) total: GradStats,
     pub(crate) norm_type: NormType,
+    /// If the rule clips units.
+    pub(crate) units: Option<MeasuredUnits>,
+    /// The loss of the step, if the rule asks for it and it is known.
+    pub(crate) loss: Option<f64>,
 }
 
 impl Measurements<'_> {
@@ -173,6 +178,8 @@ pub(crate) fn measure<'g>(
         entries,
         total,
         norm_type: request.norm_type,
+        units: None,
+        loss: None,
     })
 }
 

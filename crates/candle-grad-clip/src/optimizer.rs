@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip_kernels::Edit;
 use candle_nn::Optimizer;
 
@@ -18,6 +18,7 @@ use crate::loss_scaler::LossScaler;
 use crate::measure::{Measurements, measure_unscaled};
 use crate::optim::{self, Clipped, ParamGroups};
 use crate::report::{StepPath, StepRecord, StepReport};
+use crate::units::{UnitPlan, measure_units};
 use crate::vars::NamedVars;
 use crate::{Error, Result};
 
@@ -94,6 +95,8 @@ pub struct ClippedOptimizer<O: Optimizer> {
     clip: Clip,
     /// What the clip remembers of the steps that were taken.
     rule: RuleState,
+    /// If the clip has a rule for units.
+    units: Option<Arc<UnitPlan>>,
     limits: Limits,
     expect_missing: Vec<String>,
     with_param_norms: bool,
@@ -126,10 +129,11 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// A field of `clip` outside its range.
+    /// A field of `clip` outside its range; for [`Clip::agc`] a pattern that matches no Var, or a Var whose rank it knows no units for.
     pub fn wrap(mut inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
         clip.check()?;
         let vars = vars.into();
+        let units = clip.unit_plan(&vars)?;
         if let Some(fused) = optim::fused(&mut inner) {
             fused.adopt(&vars);
         }
@@ -139,6 +143,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             vars,
             clip,
             rule: RuleState::default(),
+            units,
             limits: Limits::default(),
             expect_missing: Vec::new(),
             with_param_norms: false,
@@ -172,13 +177,20 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// A field of `clip` outside its range; the old one stays then.
+    /// As [`wrap`](Self::wrap); a [`Clip::value`] or [`Clip::agc`] beside groups with limits. The old one stays then.
     pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
+        let units = self.check_clip(&clip)?;
+        clip.adapt(&mut self.rule);
+        self.clip = clip;
+        self.units = units;
+        Ok(())
+    }
+
+    /// Checks a clip for these Vars and groups, and returns the units that it asks for.
+    fn check_clip(&self, clip: &Clip) -> Result<Option<Arc<UnitPlan>>> {
         clip.check()?;
         clip.check_groups(self.limits.groups().has_limits())?;
-        clip.adapt(&mut self.rule, &self.clip);
-        self.clip = clip;
-        Ok(())
+        clip.unit_plan(&self.vars)
     }
 
     /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
@@ -345,7 +357,37 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; an
     /// error of the inner optimizer. But for the last, nothing is changed.
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
-        let measured = self.measure(grads)?;
+        self.step_with(grads, None)
+    }
+
+    /// As [`step_report`](Self::step_report), with the loss of the step, for a rule that looks at it
+    /// ([`SkipSteps::loss_z`](crate::SkipSteps::loss_z)): the loss itself, not scaled by a [`LossScaler`].
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], "skip:loss_z=6,window=4".parse()?)?;
+    /// let grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?;
+    /// for loss in [1.0, 1.1] {
+    ///     assert!(!opt.step_report_with_loss(&grads, loss)?.skipped()?);
+    /// }
+    /// assert!(opt.step_report_with_loss(&grads, 9.0)?.skipped()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`step_report`](Self::step_report).
+    pub fn step_report_with_loss(&mut self, grads: &GradStore, loss: f64) -> Result<StepReport> {
+        self.step_with(grads, Some(loss))
+    }
+
+    fn step_with(&mut self, grads: &GradStore, loss: Option<f64>) -> Result<StepReport> {
+        let measured = self.measure(grads, loss)?;
         let decision = self.decide(&measured)?;
         if let Some(report) = self.fused_step(grads, &measured, &decision)? {
             return Ok(self.finish(report, &decision.observed));
@@ -383,10 +425,15 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// As [`ClippedOptimizer::step_report`], and those of `backward`.
+    /// As [`ClippedOptimizer::step_report`], and those of `backward`; a loss that is not one number for a rule that looks at it.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
+        let value = self
+            .clip
+            .reads_loss()
+            .then(|| loss_value(loss))
+            .transpose()?;
         let mut grads = self.scale_loss(loss)?.backward()?;
-        let measured = self.measure(&grads)?;
+        let measured = self.measure(&grads, value)?;
         let decision = self.decide(&measured)?;
         if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
             return Ok(self.finish(report, &decision.observed));
@@ -506,9 +553,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// Measures the gradients as they are without the loss's scale.
-    fn measure<'g>(&self, grads: &'g GradStore) -> Result<Measurements<'g>> {
-        let request = self.clip.request();
-        measure_unscaled(self.vars.list(), grads, request, self.loss_scale())
+    fn measure<'g>(&self, grads: &'g GradStore, loss: Option<f64>) -> Result<Measurements<'g>> {
+        let (vars, request, scale) = (self.vars.list(), self.clip.request(), self.loss_scale());
+        let measured = match &self.units {
+            Some(units) => measure_units(vars, grads, request.norm_type, units, scale),
+            None => measure_unscaled(vars, grads, request, scale),
+        };
+        Ok(Measurements { loss, ..measured? })
     }
 
     /// The decision, with the errors that end a step before it began.
@@ -569,6 +620,18 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                     });
                 }
                 tracing::warn!(step, total_norm, "step skipped: the norm is too large");
+            }
+            SkipReason::LargeLoss => {
+                let loss = measured.loss.unwrap_or(f64::NAN);
+                if skips > max_skips {
+                    return Err(Error::TooManyLargeLosses {
+                        skips,
+                        max_skips,
+                        loss,
+                        clip: self.clip.to_string(),
+                    });
+                }
+                tracing::warn!(step, loss, "step skipped: the loss is too large");
             }
         }
         Ok(decision)
@@ -677,6 +740,20 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 }
 
+/// The loss as a number, read from its device.
+fn loss_value(loss: &Tensor) -> Result<f64> {
+    if loss.elem_count() != 1 {
+        return Err(Error::LossShape {
+            shape: loss.dims().to_vec(),
+        });
+    }
+    let value = loss
+        .detach()
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F64)?;
+    Ok(value.flatten_all()?.to_vec1::<f64>()?[0])
+}
+
 /// Checkpoints, of the optimizers that have them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the step counter, the skips
@@ -731,11 +808,19 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// As [`optim::AdamW::load`]. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         self.inner.adopt(&self.vars); // `inner_mut` may have put another in its place
-        if let Some(wrapper) = self.inner.load_from(path.as_ref())? {
+        let (vars, has_limits) = (&self.vars, self.limits.groups().has_limits());
+        let mut units = None;
+        let mut check = |wrapper: &WrapperRecord| {
+            wrapper.clip.check_groups(has_limits)?;
+            units = wrapper.clip.unit_plan(vars)?;
+            Ok(())
+        };
+        if let Some(wrapper) = self.inner.load_from(path.as_ref(), &mut check)? {
             self.rule = wrapper.rule.state(self.vars.names());
             self.clip = wrapper.clip;
+            self.units = units;
             // Whatever the file says, in the window's length.
-            self.clip.adapt(&mut self.rule, &self.clip);
+            self.clip.adapt(&mut self.rule);
             self.step = wrapper.step;
             self.skips_in_a_row = wrapper.skips_in_a_row;
             if let Some(scaling) = wrapper.loss_scaler {

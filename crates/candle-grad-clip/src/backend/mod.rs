@@ -11,7 +11,7 @@ mod cpu;
 use std::cell::Cell;
 
 use candle_core::{Device, Tensor, Var};
-use candle_grad_clip_kernels::{BLOCK, Edit};
+use candle_grad_clip_kernels::{BLOCK, GradEdit, NormType, Stats, Units};
 use rayon::prelude::*;
 
 use crate::Result;
@@ -21,7 +21,8 @@ pub(crate) use composed::{accumulate as accumulate_composed, round as round_comp
 pub(crate) use composed_step::{Stepped, step as step_composed};
 pub(crate) use cpu::{
     accumulate as accumulate_cpu, edit_in_place as edit_cpu, edit_into as edit_cpu_into,
-    measure as measure_cpu, round as round_cpu, step as step_cpu, storage_address,
+    measure as measure_cpu, measure_units as measure_units_cpu, round as round_cpu,
+    step as step_cpu, storage_address,
 };
 
 /// Which code handles a gradient.
@@ -184,8 +185,24 @@ pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> R
     Ok(())
 }
 
+/// Measures the units of tensors that are not on CPU, into the stats beside them: one read per device.
+pub(crate) fn measure_units_composed(
+    tensors: Vec<(&Tensor, Units, &mut [Stats])>,
+    norm_type: NormType,
+) -> Result<()> {
+    let mut rest = tensors;
+    while let Some(device) = rest.first().map(|(tensor, ..)| tensor.device().clone()) {
+        let is_there =
+            |(tensor, ..): &(&Tensor, Units, &mut [Stats])| tensor.device().same_device(&device);
+        let (of_device, others) = rest.into_iter().partition(is_there);
+        composed::measure_units(of_device, norm_type)?;
+        rest = others;
+    }
+    Ok(())
+}
+
 /// The edited `grad`, as a new tensor.
-pub(crate) fn edited(grad: &Tensor, place: Place, edit: Edit) -> Result<Tensor> {
+pub(crate) fn edited(grad: &Tensor, place: Place, edit: GradEdit<'_>) -> Result<Tensor> {
     if place == Place::Elsewhere {
         return composed::edit(grad, edit);
     }

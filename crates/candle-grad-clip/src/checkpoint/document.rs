@@ -9,7 +9,7 @@ use super::file::Metadata;
 use super::settings::Settings;
 use super::{Checked, Fault, listed};
 use crate::Clip;
-use crate::clip::record::{ClipRecord, RuleRecord};
+use crate::clip::record::RuleRecord;
 use crate::loss_scaler::{LossScaler, Scaling};
 use crate::optim::ParamGroups;
 use crate::optim::state::State;
@@ -51,7 +51,7 @@ pub(super) struct VarRecord {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WrapperRecord {
-    #[serde(with = "ClipRecord")]
+    #[serde(with = "crate::clip::record::clip")]
     pub(crate) clip: Clip,
     /// What the clip remembers of the steps before.
     #[serde(default, skip_serializing_if = "RuleRecord::is_empty")]

@@ -224,7 +224,7 @@ impl AdamW {
     /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint, or a damaged one;
     /// [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with all that differs. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.load_from(path.as_ref())?;
+        self.load_from(path.as_ref(), &mut |_| Ok(()))?;
         Ok(())
     }
 }

@@ -143,10 +143,17 @@ pub(crate) trait Fused: 'static {
         )
     }
 
-    /// Loads, and hands back what a wrapper saved.
-    fn load_from(&mut self, path: &Path) -> Result<Option<WrapperRecord>> {
+    /// Loads, and hands back what a wrapper saved, if `check` finds it good. Changes nothing before.
+    fn load_from(
+        &mut self,
+        path: &Path,
+        check: &mut dyn FnMut(&WrapperRecord) -> Result<()>,
+    ) -> Result<Option<WrapperRecord>> {
         let mut loaded = checkpoint::load(path, self.trained(), &self.settings())?;
         let wrapper = loaded.wrapper.take();
+        if let Some(wrapper) = &wrapper {
+            check(wrapper)?;
+        }
         self.restore(loaded);
         Ok(wrapper)
     }

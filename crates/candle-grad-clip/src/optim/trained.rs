@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId, Var};
-use candle_grad_clip_kernels::{BLOCK, Edit};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
@@ -17,6 +17,9 @@ use crate::{NamedVars, Result};
 
 /// Vars that one task updates.
 const VARS_PER_TASK: usize = 64;
+
+/// The edit of a Var's gradient, by the Var's place.
+type EditOf<'a> = dyn Fn(usize) -> GradEdit<'a> + Sync + 'a;
 
 /// Gradients that were collected already, and what to do to them.
 #[derive(Debug, Clone, Copy)]
@@ -169,22 +172,22 @@ impl Trained {
     ) -> Result<()> {
         let entries = walk(self.vars.list(), grads, None)?;
         let Some(clipped) = clipped else {
-            return self.step_entries(&entries, &|_| Edit::NOTHING, rules);
+            return self.step_entries(&entries, &|_| Edit::NOTHING.into(), rules);
         };
         let ids = clipped.vars.vars().iter().map(|var| var.id());
         let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
         let edit = |var: &Var| {
             let index = theirs.get(&var.id());
-            index.map_or(Edit::NOTHING, |index| clipped.edits.of(*index))
+            index.map_or(Edit::NOTHING.into(), |index| clipped.edits.of(*index))
         };
-        let edits: Vec<Edit> = self.vars.vars().iter().map(edit).collect();
+        let edits: Vec<GradEdit<'_>> = self.vars.vars().iter().map(edit).collect();
         self.step_entries(&entries, &|index| edits[index], rules)
     }
 
     fn step_entries(
         &mut self,
         entries: &[Entry<'_>],
-        edit: &(dyn Fn(usize) -> Edit + Sync),
+        edit: &EditOf<'_>,
         rules: &[StepRule],
     ) -> Result<()> {
         let owned = self.owned_gradients(entries)?;
@@ -238,7 +241,7 @@ impl Trained {
     fn step_elsewhere(
         &self,
         entries: &[Entry<'_>],
-        edit: &(dyn Fn(usize) -> Edit + Sync),
+        edit: &EditOf<'_>,
         rules: &[StepRule],
     ) -> Result<Vec<(usize, Stepped)>> {
         let mut stepped = Vec::new();
@@ -260,7 +263,7 @@ impl Trained {
         &mut self,
         entries: &[Entry<'_>],
         owned: &FxHashMap<usize, Tensor>,
-        edit: &(dyn Fn(usize) -> Edit + Sync),
+        edit: &EditOf<'_>,
         rule: impl Fn(usize) -> StepRule + Sync,
     ) -> Result<()> {
         let (vars, kept) = (self.vars.vars(), self.kept);
