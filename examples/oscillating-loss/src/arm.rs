@@ -22,10 +22,10 @@ impl Arm {
     /// Whether this arm is `none`: it leaves gradients as they are.
     #[must_use]
     pub fn is_none(&self) -> bool {
-        self.method() == "none"
+        self.method() == "none" && !self.text.contains('+')
     }
 
-    /// The rule's name: `norm`, `zclip`.
+    /// The rule's name: `norm`, `zclip`; of several, the first's.
     #[must_use]
     pub fn method(&self) -> &str {
         self.text.split(':').next().unwrap_or_default()
@@ -62,10 +62,11 @@ impl Arm {
         }
     }
 
-    /// A folder name for this arm: no colon and no dot at the end, which Windows doesn't allow.
+    /// A folder name for this arm, without what Windows doesn't allow: colons, `|`, `*`, a dot at the end.
     #[must_use]
     pub fn folder(&self) -> String {
-        let name = self.text.replace(':', "-");
+        let forbidden = |c: char| c.is_control() || r#"<>:"/\|?*"#.contains(c);
+        let name = self.text.replace(forbidden, "-");
         name.trim_end_matches('.').to_owned()
     }
 }
@@ -127,7 +128,13 @@ mod tests {
 
     #[test]
     fn an_arm_is_called_what_it_was_given_as() {
-        for text in ["none", "norm:1.0", "zclip:z=2.0,warmup=50", "auto", "adagc"] {
+        for text in [
+            "none",
+            "norm:1.0",
+            "zclip:z=2.0,warmup=50",
+            "auto",
+            "value:1+norm:2",
+        ] {
             assert_eq!(arm(text).to_string(), text);
             assert_eq!(arm(text).clip(NonFinite::SkipStep), clip(text));
         }
@@ -151,6 +158,7 @@ mod tests {
         assert_ne!(arm("norm:1"), arm("norm:2"));
         assert_ne!(arm("none"), arm("none:non_finite=skip_step"));
         assert_ne!(arm("norm:1"), arm("norm:1,non_finite=skip_step"));
+        assert!(arm("none:max_skips=3").is_none() && !arm("none+norm:1").is_none());
     }
 
     #[test]
@@ -178,5 +186,10 @@ mod tests {
         assert_eq!(arm("norm:1.0").folder(), "norm-1.0");
         assert_eq!(arm("norm:1.").folder(), "norm-1");
         assert_eq!(arm("zclip:z=2,warmup=50").folder(), "zclip-z=2,warmup=50");
+        assert_eq!(
+            arm("agc:exclude=*.bias|head.*").folder(),
+            "agc-exclude=-.bias-head.-"
+        );
+        assert_eq!(arm("value:0.1+norm:1").folder(), "value-0.1+norm-1");
     }
 }

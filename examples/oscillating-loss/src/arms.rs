@@ -24,8 +24,9 @@ impl Arms {
     /// If one arm is there twice: both would write the same files.
     pub fn join(lists: &[Self]) -> Result<Vec<Arm>> {
         let mut all: Vec<Arm> = Vec::new();
+        let folder = |arm: &Arm| arm.folder().to_lowercase(); // as Windows and macOS see it
         for arm in lists.iter().flat_map(|list| &list.0) {
-            let same = |other: &&Arm| *other == arm || other.folder() == arm.folder();
+            let same = |other: &&Arm| *other == arm || folder(other) == folder(arm);
             if let Some(other) = all.iter().find(same) {
                 bail!("--clip has `{other}` and `{arm}`, which are the same: leave one out");
             }
@@ -102,6 +103,9 @@ mod tests {
             "zclip",
             "zclip:mode=mean,skip=true",
             "adagc:warmup=5",
+            "agc:clipping=0.1,exclude=*.bias|head.*",
+            "value:0.1+norm:1",
+            "zclip:z=2,warmup=3+value:0.1,eps=0",
             "skip",
             "skip:norm=5",
             "skip:z=3,max_norm=1,max_skips=2",

@@ -166,6 +166,9 @@ struct StudyArgs {
     /// Seeds for each, from 0 upwards.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..), default_value_t = study::SEEDS)]
     seeds: u64,
+    /// Only the N rates of each rule that were best with seed 0, which must be done.
+    #[arg(long, value_name = "N", value_parser = count())]
+    best: Option<u64>,
     /// Steps of a run.
     #[arg(long, value_parser = count(), default_value_t = Settings::default().steps as u64)]
     steps: u64,
@@ -319,12 +322,9 @@ fn study(args: &StudyArgs, interrupt: &AtomicBool) -> Result<()> {
     };
     let out = OutDir::create(&args.out)?;
     let source = Source::new(DeviceKind::Cpu, None)?;
-    study::run(
-        &study.plan(),
-        &source,
-        &out.path().join("runs.jsonl"),
-        interrupt,
-    )
+    let file = out.path().join("runs.jsonl");
+    let best = args.best.map(|count| count as usize);
+    study::run(&study, best, &source, &file, interrupt)
 }
 
 /// A new run.

@@ -19,8 +19,7 @@ use crate::source::Source;
 
 /// The rules of the library with the defaults of their papers or, where these have none, limits that suit the
 /// example.
-pub const ARMS: &str =
-    "none,norm:1,value:0.1,param-norm:1,block-rms:0.1,auto,quantile,zclip,adagc,skip";
+pub const ARMS: &str = "none,norm:1,value:0.1,param-norm:1,block-rms:0.1,auto,quantile,zclip,zclip:max_norm=inf,adagc,agc,skip";
 
 /// The powers of the loss.
 pub const POWERS: [f64; 2] = [4.0, 3.0];
@@ -69,6 +68,31 @@ impl Study {
         plan
     }
 
+    /// Leaves in a plan only the `count` rates of each arm, optimizer and power that have the lowest test loss at the
+    /// end with the first seed.
+    pub fn keep_best(plan: &mut Vec<Settings>, done: &[Outcome], count: usize) {
+        let same_but_lr = |a: &Settings, b: &Settings| {
+            let lr = b.lr;
+            Settings { lr, ..a.clone() } == *b
+        };
+        plan.retain(|settings| {
+            let first = Settings {
+                seed: 0,
+                ..settings.clone()
+            };
+            let mut rates: Vec<(f64, f64)> = done
+                .iter()
+                .filter(|outcome| same_but_lr(&outcome.settings, &first))
+                .filter_map(|outcome| Some((outcome.final_test_loss?, outcome.settings.lr)))
+                .collect();
+            rates.sort_by(|a, b| a.0.total_cmp(&b.0));
+            rates.truncate(count);
+            rates
+                .iter()
+                .any(|(_, lr)| lr.total_cmp(&settings.lr).is_eq())
+        });
+    }
+
     fn sweep(
         &self,
         optimizer: OptimizerKind,
@@ -93,18 +117,27 @@ impl Study {
     }
 }
 
-/// Does what `file` lacks of the plan.
+/// Does what `file` lacks of the study; see [`Study::keep_best`].
 ///
 /// # Errors
 /// If a run fails, or `file` can't be read or written.
-pub fn run(plan: &[Settings], source: &Source, file: &Path, interrupt: &AtomicBool) -> Result<()> {
+pub fn run(
+    study: &Study,
+    best: Option<usize>,
+    source: &Source,
+    file: &Path,
+    interrupt: &AtomicBool,
+) -> Result<()> {
     let done = outcome::read(file)?;
-    let mut left = plan.to_vec();
+    let mut left = study.plan();
+    if let Some(count) = best {
+        Study::keep_best(&mut left, &done, count);
+    }
+    let planned = left.len();
     left.retain(|settings| done.iter().all(|outcome| outcome.settings != *settings));
     println!(
-        "{} of {} runs are done already.",
-        plan.len() - left.len(),
-        plan.len()
+        "{} of {planned} runs are done already.",
+        planned - left.len()
     );
     let Some(steps) = left.first().map(|settings| settings.steps) else {
         return Ok(());
