@@ -322,9 +322,8 @@ fn study(args: &StudyArgs, interrupt: &AtomicBool) -> Result<()> {
     };
     let out = OutDir::create(&args.out)?;
     let source = Source::new(DeviceKind::Cpu, None)?;
-    let file = out.path().join("runs.jsonl");
     let best = args.best.map(|count| count as usize);
-    study::run(&study, best, &source, &file, interrupt)
+    study::run(&study, best, &source, &out, interrupt)
 }
 
 /// A new run.

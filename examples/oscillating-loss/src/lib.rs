@@ -31,6 +31,7 @@ pub mod run;
 pub mod score;
 pub mod settings;
 pub mod source;
+pub mod study_table;
 pub mod summary;
 pub mod table;
 pub mod tensorboard;

@@ -2,6 +2,7 @@
 //!
 //! A run that is done is a line of `runs.jsonl`, and is not done again: the study goes on where it was stopped.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -10,12 +11,14 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 
 use crate::arm::Arm;
+use crate::out_dir::OutDir;
 use crate::outcome::{self, Outcome};
 use crate::parallel::{Watch, train_all};
 use crate::progress::Total;
 use crate::run::{Run, Step};
 use crate::settings::{OptimizerKind, Settings};
 use crate::source::Source;
+use crate::study_table;
 
 /// The rules of the library with the defaults of their papers or, where these have none, limits that suit the
 /// example.
@@ -117,18 +120,19 @@ impl Study {
     }
 }
 
-/// Does what `file` lacks of the study; see [`Study::keep_best`].
+/// Does what `runs.jsonl` lacks of the study (see [`Study::keep_best`]), and writes `tables.md` from all that is in it.
 ///
 /// # Errors
-/// If a run fails, or `file` can't be read or written.
+/// If a run fails, or a file can't be read or written.
 pub fn run(
     study: &Study,
     best: Option<usize>,
     source: &Source,
-    file: &Path,
+    out: &OutDir,
     interrupt: &AtomicBool,
 ) -> Result<()> {
-    let done = outcome::read(file)?;
+    let file = out.path().join("runs.jsonl");
+    let done = outcome::read(&file)?;
     let mut left = study.plan();
     if let Some(count) = best {
         Study::keep_best(&mut left, &done, count);
@@ -139,15 +143,16 @@ pub fn run(
         "{} of {planned} runs are done already.",
         planned - left.len()
     );
-    let Some(steps) = left.first().map(|settings| settings.steps) else {
-        return Ok(());
-    };
-    let log = Log {
-        total: Total::new(left.len(), steps)?,
-        file: Mutex::new(file),
-    };
-    train_all(&left, &source.open()?, interrupt, &log)?;
-    Ok(())
+    if let Some(steps) = left.first().map(|settings| settings.steps) {
+        let log = Log {
+            total: Total::new(left.len(), steps)?,
+            file: Mutex::new(&file),
+        };
+        train_all(&left, &source.open()?, interrupt, &log)?;
+    }
+    let text = study_table::markdown(&outcome::read(&file)?)?;
+    println!("{text}");
+    out.write("tables.md", |path| Ok(fs::write(path, text)?))
 }
 
 /// Writes each run down as it ends.
