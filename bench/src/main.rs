@@ -19,6 +19,7 @@ mod peer;
 mod record;
 mod results;
 mod rival;
+mod rules;
 mod sets;
 mod steps;
 mod timing;
@@ -31,6 +32,7 @@ use crate::compare::Compare;
 use crate::growth::Growth;
 use crate::kept::Kept;
 use crate::record::Output;
+use crate::rules::Rules;
 use crate::sets::Set;
 use crate::timing::{Threads, time_set};
 
@@ -58,6 +60,7 @@ struct Cli {
 enum Command {
     Compare(Compare),
     Growth(Growth),
+    Rules(Rules),
     #[command(hide = true)]
     Kept(Kept),
 }
@@ -67,6 +70,7 @@ fn main() -> Result<()> {
     match cli.command {
         Some(Command::Compare(compare)) => return compare.run(),
         Some(Command::Growth(growth)) => return growth.run(),
+        Some(Command::Rules(rules)) => return rules.run(),
         Some(Command::Kept(kept)) => return kept.run(),
         None => {}
     }

@@ -151,7 +151,7 @@ fn versions(found: &Findings) -> Vec<String> {
 }
 
 /// Processor, cores, memory and system, as far as the system says.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?;
