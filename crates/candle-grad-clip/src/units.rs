@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::backend::{self, Place, Work};
-use crate::measure::{Entry, GradStats, Measurements, walk};
+use crate::measure::{Entry, GradStats, Measurements, walk, without_cuda};
 use crate::vars::VarList;
 
 /// Tensors that one task measures.
@@ -97,12 +97,7 @@ pub(crate) fn measure_units<'g>(
     plan: &Arc<UnitPlan>,
     scale: f64,
 ) -> Result<Measurements<'g>> {
-    let mut entries = walk(vars, grads, None)?;
-    for entry in &mut entries {
-        if entry.place.is_cuda() {
-            entry.place = Place::Elsewhere; // our CUDA kernels know no units
-        }
-    }
+    let mut entries = without_cuda(walk(vars, grads, None)?);
     let mut measured = MeasuredUnits {
         plan: plan.clone(),
         grads: vec![Stats::ZERO; plan.total()],
