@@ -96,7 +96,7 @@ fn shared_memory_by_the_launch_and_ballots() -> Result<()> {
     let mut out = uninitialized::<u32>(&device, 40)?;
     launch!(device, "selftest_ballot", launch(1, 40), &mut out)?;
     let bits = |first: u32, lanes: u32| {
-        let set = (0..lanes).filter(|lane| (first + lane) % 3 == 0);
+        let set = (0..lanes).filter(|lane| u32::is_multiple_of(first + lane, 3));
         set.map(|lane| 1 << lane).sum::<u32>()
     };
     let out = device.clone_dtoh(&out)?;
