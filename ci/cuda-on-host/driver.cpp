@@ -15,6 +15,10 @@
 
 #include "runtime.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #define API extern "C" __attribute__((visibility("default")))
 
 namespace {
@@ -70,6 +74,12 @@ Result complain(Result result, const std::string& text) {
 
 /// Whether the bands around an allocation were written to; they are mended, so that it is told once.
 bool was_overrun(Pointer start, size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+    // It tells at once, and of reads too.
+    __asan_poison_memory_region(reinterpret_cast<void*>(start - BAND), BAND);
+    __asan_poison_memory_region(reinterpret_cast<void*>(start + bytes), BAND);
+    return false;
+#endif
     bool damaged = false;
     for (auto* band : {reinterpret_cast<unsigned char*>(start - BAND), reinterpret_cast<unsigned char*>(start + bytes)}) {
         damaged |= std::any_of(band, band + BAND, [](unsigned char b) { return b != 0xff; });
@@ -85,6 +95,7 @@ Result allocate(Pointer* out, size_t bytes) {
     if (!memory) return OUT_OF_MEMORY;
     memset(memory, 0xff, bytes + 2 * BAND);
     *out = reinterpret_cast<Pointer>(memory) + BAND;
+    was_overrun(*out, bytes);
     allocations[*out] = bytes;
     live_bytes += bytes;
     counts["allocations"]++;
@@ -97,6 +108,9 @@ Result release(Pointer start) {
     if (found == allocations.end()) return complain(INVALID_VALUE, "a free of what is not allocated");
     size_t bytes = found->second;
     bool overrun = was_overrun(start, bytes);
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(reinterpret_cast<void*>(start - BAND), bytes + 2 * BAND);
+#endif
     memset(reinterpret_cast<void*>(start), 0xff, bytes);
     free(reinterpret_cast<void*>(start - BAND));
     allocations.erase(found);

@@ -96,7 +96,7 @@ fn shared_memory_by_the_launch_and_ballots() -> Result<()> {
     let mut out = uninitialized::<u32>(&device, 40)?;
     launch!(device, "selftest_ballot", launch(1, 40), &mut out)?;
     let bits = |first: u32, lanes: u32| {
-        let set = (0..lanes).filter(|lane| (first + lane) % 3 == 0);
+        let set = (0..lanes).filter(|lane| u32::is_multiple_of(first + lane, 3));
         set.map(|lane| 1 << lane).sum::<u32>()
     };
     let out = device.clone_dtoh(&out)?;
@@ -288,6 +288,9 @@ fn faults_of_kernels_are_errors() -> Result<()> {
     ))?;
     assert!(error.contains("is impossible"), "{error}");
 
+    if std::env::var_os("CUDA_ON_HOST_SANITIZE").is_some() {
+        return Ok(()); // AddressSanitizer ends the process
+    }
     let error = fault(launch!(
         device,
         "selftest_out_of_bounds",
