@@ -1,0 +1,250 @@
+//! What runs and what is found by the driver, by the kernels of `ci/cuda-on-host/selftest.cu`.
+
+use anyhow::{Result, bail};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DriverError, LaunchConfig, PushKernelArg};
+use candle_core::{CudaDevice, Device};
+use half::{bf16, f16};
+use support::cuda_on_host::Driver;
+
+fn device() -> Result<CudaDevice> {
+    Ok(Device::new_cuda(0)?.as_cuda_device()?.clone())
+}
+
+const fn launch(blocks: u32, threads: u32) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: (blocks, 1, 1),
+        block_dim: (threads, 1, 1),
+        shared_mem_bytes: 0,
+    }
+}
+
+/// Launches a kernel with arguments.
+macro_rules! launch {
+    ($device:expr, $name:literal, $config:expr $(, $argument:expr)* $(,)?) => {{
+        let function = $device.get_or_load_custom_func($name, "selftest", "")?;
+        let function = function.into_cuda_function();
+        let stream = $device.cuda_stream();
+        let mut builder = stream.launch_builder(&function);
+        $(builder.arg($argument);)*
+        // SAFETY: the arguments are those of the kernel in selftest.cu, the buffers as long as it says.
+        unsafe { builder.launch($config) }.map(|_| ())
+    }};
+}
+
+/// The text of a launch's error, and that it is the only one.
+fn fault(launched: Result<(), DriverError>) -> Result<String> {
+    match launched {
+        Ok(()) => bail!("the launch went well"),
+        Err(error) => Ok(format!("{error:?}")),
+    }
+}
+
+fn uninitialized<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
+    device: &CudaDevice,
+    len: usize,
+) -> Result<CudaSlice<T>> {
+    // SAFETY: what is read of it is what the driver filled it with.
+    Ok(unsafe { device.alloc(len) }?)
+}
+
+#[test]
+fn blocks_threads_and_warps_work_together_in_any_order() -> Result<()> {
+    let driver = Driver::lock();
+    let device = device()?;
+    let values: Vec<f32> = (0..10_000u16).map(|i| f32::from(i % 7)).collect();
+    let expected: f32 = values.iter().sum(); // exact: small integers
+    let input = device.clone_htod(&values)?;
+    for seed in 0..20 {
+        driver.seed(seed);
+        let mut blocks = uninitialized::<f32>(&device, 5)?;
+        let mut arrived = device.clone_htod(&[0u32])?;
+        let mut out = uninitialized::<f32>(&device, 1)?;
+        let n = values.len() as u32;
+        launch!(
+            device,
+            "selftest_sum",
+            launch(5, 96),
+            &input,
+            &n,
+            &mut blocks,
+            &mut arrived,
+            &mut out,
+        )?;
+        assert_eq!(device.clone_dtoh(&out)?, [expected], "seed {seed}");
+        assert_eq!(device.clone_dtoh(&arrived)?, [0]);
+    }
+    Ok(())
+}
+
+#[test]
+fn shared_memory_by_the_launch_and_ballots() -> Result<()> {
+    let _driver = Driver::lock();
+    let device = device()?;
+    let values: Vec<f32> = (0..70u8).map(f32::from).collect();
+    let mut data = device.clone_htod(&values)?;
+    let config = LaunchConfig {
+        shared_mem_bytes: 70 * 4,
+        ..launch(1, 70)
+    };
+    launch!(device, "selftest_reverse", config, &mut data)?;
+    let reversed: Vec<f32> = values.into_iter().rev().collect();
+    assert_eq!(device.clone_dtoh(&data)?, reversed);
+
+    // The second warp has 8 lanes, the first of which is thread 32.
+    let mut out = uninitialized::<u32>(&device, 40)?;
+    launch!(device, "selftest_ballot", launch(1, 40), &mut out)?;
+    let bits = |first: u32, lanes: u32| (0..lanes).filter(|i| (first + i).is_multiple_of(3)).map(|i| 1 << i).sum::<u32>();
+    let out = device.clone_dtoh(&out)?;
+    assert!(out[..32].iter().all(|mask| *mask == bits(0, 32)));
+    assert!(out[32..].iter().all(|mask| *mask == bits(32, 8)));
+    Ok(())
+}
+
+/// Every value of both formats, its neighbours in f32 and f64, and the midpoint to the next.
+#[test]
+fn half_precision_rounds_to_the_bit() -> Result<()> {
+    let _driver = Driver::lock();
+    let device = device()?;
+    let mut inputs = Vec::new();
+    for bits in 0..=u16::MAX {
+        for (value, next) in [
+            (f16::from_bits(bits).to_f64(), f16::from_bits(bits.wrapping_add(1)).to_f64()),
+            (bf16::from_bits(bits).to_f64(), bf16::from_bits(bits.wrapping_add(1)).to_f64()),
+        ] {
+            let middle = f64::midpoint(value, next);
+            inputs.extend([value, middle, middle.next_up(), middle.next_down()]);
+            inputs.extend([(middle as f32).next_up(), (middle as f32).next_down()].map(f64::from));
+        }
+    }
+    let n = inputs.len();
+    let count = n as u32;
+    let input = device.clone_htod(&inputs)?;
+    let mut rounded = (uninitialized::<f16>(&device, n)?, uninitialized::<bf16>(&device, n)?);
+    let mut from_f32 = (uninitialized::<f16>(&device, n)?, uninitialized::<bf16>(&device, n)?);
+    let mut widened = (uninitialized::<f32>(&device, n)?, uninitialized::<f32>(&device, n)?);
+    launch!(
+        device,
+        "selftest_round",
+        launch(3, 256),
+        &input,
+        &count,
+        &mut rounded.0,
+        &mut rounded.1,
+        &mut from_f32.0,
+        &mut from_f32.1,
+        &mut widened.0,
+        &mut widened.1,
+    )?;
+    let rounded = (device.clone_dtoh(&rounded.0)?, device.clone_dtoh(&rounded.1)?);
+    let from_f32 = (device.clone_dtoh(&from_f32.0)?, device.clone_dtoh(&from_f32.1)?);
+    let widened = (device.clone_dtoh(&widened.0)?, device.clone_dtoh(&widened.1)?);
+    // CUDA has one NaN.
+    let f16_bits = |x: f16| if x.is_nan() { 0x7fff } else { x.to_bits() };
+    let bf16_bits = |x: bf16| if x.is_nan() { 0x7fff } else { x.to_bits() };
+    for (i, &x) in inputs.iter().enumerate() {
+        assert_eq!(rounded.0[i].to_bits(), f16_bits(f16::from_f64(x)), "{x:e}");
+        assert_eq!(rounded.1[i].to_bits(), bf16_bits(bf16::from_f64(x)), "{x:e}");
+        assert_eq!(from_f32.0[i].to_bits(), f16_bits(f16::from_f32(x as f32)), "{x:e}");
+        assert_eq!(from_f32.1[i].to_bits(), bf16_bits(bf16::from_f32(x as f32)), "{x:e}");
+    }
+    for bits in 0..=u16::MAX {
+        let (half, brain) = (f16::from_bits(bits).to_f32(), bf16::from_bits(bits).to_f32());
+        let got = (widened.0[usize::from(bits)], widened.1[usize::from(bits)]);
+        assert!(got.0 == half || (got.0.is_nan() && half.is_nan()), "{bits:x}");
+        assert!(got.1 == brain || (got.1.is_nan() && brain.is_nan()), "{bits:x}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_never_written_is_nan() -> Result<()> {
+    let _driver = Driver::lock();
+    let device = device()?;
+    let memory = device.clone_dtoh(&uninitialized::<f32>(&device, 10)?)?;
+    assert!(memory.iter().all(|x| x.is_nan()));
+
+    let mut out = uninitialized::<f32>(&device, 64)?;
+    launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out)?;
+    let out = device.clone_dtoh(&out)?;
+    assert!(out.contains(&1.0) && out.iter().any(|x| x.is_nan()), "{out:?}");
+
+    let mut out = uninitialized::<f32>(&device, 16)?;
+    launch!(device, "selftest_shuffle_with_exited", launch(1, 32), &mut out)?;
+    assert!(device.clone_dtoh(&out)?.iter().all(|x| x.is_nan()));
+    Ok(())
+}
+
+#[test]
+fn faults_of_kernels_are_errors() -> Result<()> {
+    let _driver = Driver::lock();
+    let device = device()?;
+    let mut out = uninitialized::<f32>(&device, 32)?;
+
+    let error = fault(launch!(device, "selftest_two_barriers", launch(1, 32), &mut out))?;
+    assert!(error.contains("selftest_two_barriers: block (0, 0, 0): threads wait for each other"), "{error}");
+    let error = fault(launch!(device, "selftest_lonely_shuffle", launch(1, 32), &mut out))?;
+    assert!(error.contains("threads wait for each other: (0, 0, 0) at selftest.cu"), "{error}");
+    let error = fault(launch!(device, "selftest_missing_barrier", launch(1, 2000), &mut out))?;
+    assert!(error.contains("can't be launched"), "{error}");
+
+    // The write was done, so it is found again when the memory is freed.
+    let error = fault(launch!(device, "selftest_out_of_bounds", launch(1, 32), &mut out))?;
+    assert!(error.contains("a write out of bounds of device memory"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn counts_and_failures() -> Result<()> {
+    let driver = Driver::lock();
+    let device = device()?;
+    driver.reset_counts();
+    let live = driver.count(c"live_bytes");
+    let mut out = device.clone_htod(&[0f32; 64])?;
+    launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out)?;
+    launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out)?;
+    assert_eq!(driver.count(c"synchronizations"), 0);
+    let _ = device.clone_dtoh(&out)?;
+    let counts = [
+        (c"launches", 2),
+        (c"selftest_missing_barrier", 2),
+        (c"selftest_reverse", 0),
+        (c"allocations", 1),
+        (c"htod_copies", 1),
+        (c"htod_bytes", 256),
+        (c"dtoh_copies", 1),
+        (c"dtoh_bytes", 256),
+        (c"live_bytes", live + 256),
+    ];
+    for (what, count) in counts {
+        assert_eq!(driver.count(what), count, "{what:?}");
+    }
+    assert!(driver.count(c"synchronizations") > 0);
+    drop(out);
+    assert_eq!(driver.count(c"live_bytes"), live);
+
+    driver.fail_allocations_after(1);
+    let mut out = device.clone_htod(&[0f32; 64])?;
+    assert!(device.clone_htod(&[0f32; 64]).is_err());
+    driver.fail_launches(c"selftest_missing_barrier");
+    let error = fault(launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out))?;
+    assert!(error.contains("made to fail"), "{error}");
+    driver.stop_failing();
+    launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out)?;
+    Ok(())
+}
+
+/// A module knows the kernels that its PTX names, with as many parameters.
+#[test]
+fn modules_know_the_kernels_of_their_ptx() -> Result<()> {
+    let _driver = Driver::lock();
+    let device = device()?;
+    let ptx = ".visible .entry selftest_ballot(\n\t.param .u64 selftest_ballot_param_0\n)\n{ ret; }\n\
+               .visible .entry selftest_reverse(\n\t.param .u64 a,\n\t.param .u32 b\n)\n{ ret; }\n";
+    assert!(device.get_or_load_custom_func("selftest_ballot", "with_ptx", ptx).is_ok());
+    let error = |name| format!("{:?}", device.get_or_load_custom_func(name, "with_ptx", ptx).err());
+    assert!(error("selftest_reverse").contains("other parameters"));
+    assert!(error("selftest_sum").contains("the PTX has no kernel"));
+    let nowhere = device.get_or_load_custom_func("no_such_kernel", "without_ptx", "");
+    assert!(format!("{:?}", nowhere.err()).contains("no kernel is compiled for the host"));
+    Ok(())
+}
