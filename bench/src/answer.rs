@@ -132,9 +132,12 @@ impl Question {
                 (steps[0], (rounding + self.norm_tolerance) * steps[0].abs())
             }
             Op::ClipSgd => {
-                let after = oracle::sgd(parameter::<E>(i), &steps, params.lr);
-                let of_step = 2.0 * self.norm_tolerance * params.lr;
-                (after, rounding * after.abs() + of_step * g.abs())
+                let start = parameter::<E>(i);
+                let after = oracle::sgd(start, &steps, params.lr);
+                // Where a step all but cancels a parameter, it is the parameter's rounding that counts.
+                let largest = start.abs().max(after.abs());
+                let of_step = (rounding + 2.0 * self.norm_tolerance) * params.lr;
+                (after, rounding * largest + of_step * g.abs())
             }
             Op::ClipAdamW => {
                 let after = oracle::adamw(parameter::<E>(i), &steps, &params);
