@@ -3,22 +3,22 @@
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{
     Clip, ClippedOptimizer, Error, GradAccumulator, NamedVars, NonFinite, backend, clip_grad_norm,
 };
 use candle_nn::{Linear, Module, VarBuilder, VarMap};
+use support::device::{backends, device};
 use support::gradients::{
     all_values, bits_of_gradients, bits_of_vars, gradients_of, random_values, store_for, store_of,
     tensor, values,
 };
-use support::registry::BACKENDS;
 
 const DTYPES: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
 fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
-    BACKENDS.into_iter().try_for_each(|backend| {
+    backends().into_iter().try_for_each(|backend| {
         backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
     })
 }
@@ -33,7 +33,7 @@ struct Net {
 impl Net {
     fn new(dtype: DType) -> Result<Self> {
         let map = VarMap::new();
-        let vb = VarBuilder::from_varmap(&map, dtype, &Device::Cpu);
+        let vb = VarBuilder::from_varmap(&map, dtype, device());
         let hidden = candle_nn::linear(3, 16, vb.pp("hidden"))?;
         let head = candle_nn::linear(16, 1, vb.pp("head"))?;
         for (i, var) in NamedVars::from(&map).vars().iter().enumerate() {

@@ -3,10 +3,11 @@
 
 use std::sync::mpsc;
 use std::time::Duration;
+use support::device::{backends, device};
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::{
     Clip, ClippedOptimizer, NormType, clip_by_global_norm, clip_grad_norm, clip_grad_value,
@@ -18,7 +19,6 @@ use support::gradients::{
     all_values, bits, gradients_of, random_values, store_for, tensor, values, var_for,
 };
 use support::oracle::{self, assert_all_close, assert_close};
-use support::registry::BACKENDS;
 
 /// A way to edit gradients, and what it should do to each element.
 type Editor = (
@@ -50,7 +50,7 @@ const EDITORS: [Editor; 3] = [
 /// `make` gives Vars and gradients, and tensors whose values must stay.
 fn check(make: impl Fn() -> Result<(Vec<Var>, Vec<Tensor>, Vec<Tensor>)>) -> Result<()> {
     for (name, edit, right) in EDITORS {
-        for backend in BACKENDS {
+        for backend in backends() {
             let what = format!("{name} {backend:?}");
             let (vars, gradients, untouched) = make()?;
             let before = all_values(&gradients)?;
@@ -155,7 +155,7 @@ fn broadcast_and_transposed_gradients() -> Result<()> {
                 column.unsqueeze(0)?.broadcast_as((n, n))?,
                 column.unsqueeze(1)?.broadcast_as((n, n))?,
                 matrix.t()?,
-                Tensor::full(0.75f32, (), &Device::Cpu)?.broadcast_as((2, n))?,
+                Tensor::full(0.75f32, (), device())?.broadcast_as((2, n))?,
             ];
             Ok((vars_for(&gradients)?, gradients, vec![]))
         })?;
@@ -166,7 +166,7 @@ fn broadcast_and_transposed_gradients() -> Result<()> {
 #[test]
 fn an_unlisted_entry_with_the_storage_of_a_listed_one() -> Result<()> {
     for (name, edit, right) in EDITORS {
-        for backend in BACKENDS {
+        for backend in backends() {
             let what = format!("{name} {backend:?}");
             let shared = random(8, 1)?;
             let before = values(&shared)?;
@@ -194,9 +194,9 @@ fn an_unlisted_entry_with_the_storage_of_a_listed_one() -> Result<()> {
 
 #[test]
 fn shared_storage_in_one_step_of_an_optimizer() -> Result<()> {
-    for backend in BACKENDS {
-        let var = Var::new(&[3f64, 4.0], &Device::Cpu)?;
-        let other = Var::new(&[0f64, 0.0], &Device::Cpu)?;
+    for backend in backends() {
+        let var = Var::new(&[3f64, 4.0], device())?;
+        let other = Var::new(&[0f64, 0.0], device())?;
         let vars = vec![var.clone(), other.clone()];
         // Both gradients are the first Var itself: the norm is sqrt(50).
         let mut store = GradStore::default();
@@ -275,8 +275,8 @@ fn calls_from_inside_a_rayon_pool_do_not_hang() -> Result<()> {
 
 #[test]
 fn a_weight_of_another_model_given_as_a_gradient_is_not_scaled() -> Result<()> {
-    let listed = Var::zeros(2, DType::F32, &Device::Cpu)?;
-    let weight = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    let listed = Var::zeros(2, DType::F32, device())?;
+    let weight = Var::new(&[3f32, 4.0], device())?;
     let mut grads = GradStore::default();
     grads.insert(&listed, weight.as_tensor().clone());
     assert_eq!(
@@ -314,13 +314,13 @@ impl Optimizer for Keeper {
 #[test]
 fn copies_that_come_back_as_gradients_are_not_written_to() -> Result<()> {
     let vars: Vec<Var> = (0..2)
-        .map(|_| Var::zeros(2, DType::F64, &Device::Cpu))
+        .map(|_| Var::zeros(2, DType::F64, device()))
         .collect::<candle_core::Result<_>>()?;
     let keeper = Keeper::new(vars.clone(), ())?;
     let mut opt = ClippedOptimizer::wrap(keeper, vars.clone(), Clip::norm(1.0).eps(0.0))?;
     let mut grads = GradStore::default();
-    grads.insert(&vars[0], Tensor::new(&[30f64, 0.0], &Device::Cpu)?);
-    grads.insert(&vars[1], Tensor::new(&[0f64, 40.0], &Device::Cpu)?);
+    grads.insert(&vars[0], Tensor::new(&[30f64, 0.0], device())?);
+    grads.insert(&vars[1], Tensor::new(&[0f64, 40.0], device())?);
     opt.step_report(&grads)?;
     // What the inner optimizer got, crossed over, is the next step's store.
     let kept = opt.inner().1.clone();

@@ -4,10 +4,11 @@
 use std::alloc::System;
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use support::device::device;
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{
     Clip, ClippedOptimizer, GradAccumulator, NonFinite, NormType, StepPath, clip_grad_norm,
@@ -238,7 +239,7 @@ fn checkpoints_are_not_held_in_memory() -> Result<()> {
     let _alone = alone();
     let folder = Folder::in_memory()?;
     let path = folder.join("o");
-    let w = Var::ones(300_000, DType::F32, &Device::Cpu)?;
+    let w = Var::ones(300_000, DType::F32, device())?;
     let mut opt = AdamW::new_lr(vec![w.clone()], 0.1)?;
     opt.backward_step(&w.sqr()?.sum_all()?)?;
     let stats = allocated(|| Ok(opt.save(&path)?))?;

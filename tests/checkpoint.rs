@@ -5,10 +5,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+use support::device::{backends, device};
 
 use anyhow::{Context, Result};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite, NormType};
@@ -166,7 +167,7 @@ fn train(
 fn runs() -> Vec<(String, &'static str, Option<Clip>, Backend)> {
     let clips = [None, Some(Clip::norm(1.0)), Some(Clip::value(0.25))];
     let mut runs = Vec::new();
-    for backend in [Backend::Cpu, Backend::Composed] {
+    for backend in backends() {
         for scenario in SCENARIOS {
             for clip in &clips {
                 let clipped = clip
@@ -260,7 +261,7 @@ fn pair(name: &str, var: &Var) -> (String, Var) {
 }
 
 fn small() -> Result<(Var, Vec<(String, Var)>)> {
-    let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    let w = Var::new(&[3f32, 4.0], device())?;
     Ok((w.clone(), vec![pair("w", &w)]))
 }
 
@@ -275,7 +276,7 @@ fn skips_in_a_row_are_counted_on() -> Result<()> {
     };
     let bad = store_for(
         std::slice::from_ref(&w),
-        &[Tensor::new(&[f32::NAN, 0.0], &Device::Cpu)?],
+        &[Tensor::new(&[f32::NAN, 0.0], device())?],
     );
     let mut opt = make(2)?;
     for _ in 0..2 {
@@ -297,7 +298,7 @@ fn skips_in_a_row_are_counted_on() -> Result<()> {
         ),
         "{error}"
     );
-    let good = store_for(&[w], &[Tensor::ones(2, DType::F32, &Device::Cpu)?]);
+    let good = store_for(&[w], &[Tensor::ones(2, DType::F32, device())?]);
     assert_eq!(resumed.step_report(&good)?.step(), 3);
     Ok(())
 }
@@ -429,7 +430,7 @@ fn others_can_read_the_file() -> Result<()> {
     let mut opt = AdamW::named(vars.clone(), adamw_params())?.master_weights(true);
     opt.step(&gradients(&vars, 3)?)?;
     opt.save(&path)?;
-    let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
+    let tensors = candle_core::safetensors::load(&path, device())?;
     let expected = |name: &str, dtype: DType, shape: &[usize]| {
         let tensor = &tensors[name];
         assert_eq!((tensor.dtype(), tensor.dims()), (dtype, shape), "{name}");
@@ -479,9 +480,9 @@ fn any_name_is_kept_but_not_two_of_one() -> Result<()> {
     ];
     let vars: Vec<Var> = names
         .iter()
-        .map(|_| Var::new(&[1f32], &Device::Cpu))
+        .map(|_| Var::new(&[1f32], device()))
         .collect::<candle_core::Result<_>>()?;
-    let gradient = |i: usize| Tensor::new(&[i as f32], &Device::Cpu);
+    let gradient = |i: usize| Tensor::new(&[i as f32], device());
     let grads: Vec<Tensor> = (0..vars.len())
         .map(gradient)
         .collect::<candle_core::Result<_>>()?;
@@ -499,7 +500,7 @@ fn any_name_is_kept_but_not_two_of_one() -> Result<()> {
         ParamsAdamW::default(),
     )?;
     resumed.load(&path)?;
-    let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
+    let tensors = candle_core::safetensors::load(&path, device())?;
     let moment = |name: &str| tensors[&format!("{name}.first_moment")].to_vec1::<f32>();
     assert_eq!(moment("a.first_moment")?, [0.1f32]);
 
@@ -526,7 +527,7 @@ fn a_wrapper_saves_under_its_names_also_what_inner_mut_put_in() -> Result<()> {
     opt.inner_mut().backward_step(&w.sqr()?.sum_all()?)?;
     opt.save(folder.join("o"))?;
     assert!(
-        candle_core::safetensors::load(folder.join("o"), &Device::Cpu)?
+        candle_core::safetensors::load(folder.join("o"), device())?
             .contains_key("w.momentum_buffer")
     );
     *opt.inner_mut() = make()?;
@@ -564,7 +565,7 @@ fn refusal(
 
 #[test]
 fn what_differs_is_named() -> Result<()> {
-    let var = |shape: &[usize], dtype| Var::ones(shape, dtype, &Device::Cpu);
+    let var = |shape: &[usize], dtype| Var::ones(shape, dtype, device());
     let f32 = DType::F32;
     let model = |names: &[(&str, &[usize], DType)]| -> Result<NamedVars> {
         let pairs: Vec<(String, Var)> = names
@@ -714,7 +715,7 @@ fn a_save_that_cannot_be_leaves_what_is_there() -> Result<()> {
 
 /// An optimizer whose file is larger than 64 KiB.
 fn large() -> Result<AdamW> {
-    let w = Var::ones(20_000, DType::F32, &Device::Cpu)?;
+    let w = Var::ones(20_000, DType::F32, device())?;
     let mut opt = AdamW::named(vec![pair("w", &w)], ParamsAdamW::default())?;
     opt.backward_step(&w.sqr()?.sum_all()?)?;
     Ok(opt)

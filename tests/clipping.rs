@@ -7,11 +7,12 @@ use candle_grad_clip::{
     ClipGradNorm, NormType, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with,
     clip_grad_value, clip_grads_with_norm, total_norm,
 };
+use support::device::{backends, kernels};
 use support::gradients::{
     all_values, bits_of_gradients, gradients_of, random_values, store_of, tensor,
 };
 use support::oracle::{self, assert_all_close, assert_close, tolerance};
-use support::registry::{BACKENDS, DTYPES};
+use support::registry::DTYPES;
 
 const NORM_TYPES: [NormType; 5] = [
     NormType::L1,
@@ -24,7 +25,7 @@ const NORM_TYPES: [NormType; 5] = [
 /// Calls `promise` with gradients of every dtype, on every backend, and the tolerance there.
 fn for_every_table(promise: impl Fn(&[Tensor], f64, &str) -> Result<()>) -> Result<()> {
     for dtypes in DTYPES {
-        for backend in BACKENDS {
+        for backend in backends() {
             let shapes: [&[usize]; 4] = [&[7, 5], &[11], &[], &[2, 3, 2]];
             let gradient = |(i, shape): (usize, &&[usize])| {
                 let values = random_values(shape.iter().product(), i as u64);
@@ -35,7 +36,7 @@ fn for_every_table(promise: impl Fn(&[Tensor], f64, &str) -> Result<()>) -> Resu
                 .enumerate()
                 .map(gradient)
                 .collect::<candle_core::Result<_>>()?;
-            let floor = if backend == BACKENDS[0] { 1e-12 } else { 2e-6 };
+            let floor = if backend == kernels() { 1e-12 } else { 2e-6 };
             let tolerance = dtypes.iter().map(|d| tolerance(*d)).fold(floor, f64::max);
             let what = format!("{dtypes:?} {backend:?}");
             backend::with(backend, || promise(&gradients, tolerance, &what))?;

@@ -24,8 +24,8 @@ use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::{ClipGradNorm, NonFinite, NormType, backend};
+use support::device::backends;
 use support::gradients::{all_values, gradients_of, tensor};
-use support::registry::BACKENDS;
 
 /// Relative, in f64.
 const EXACT: f64 = 1e-12;
@@ -33,7 +33,7 @@ const DTYPES: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
 /// Runs a body on every backend.
 fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
-    BACKENDS.into_iter().try_for_each(|backend| {
+    backends().into_iter().try_for_each(|backend| {
         backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
     })
 }

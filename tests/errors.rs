@@ -1,12 +1,13 @@
 //! The text of every error is whole, and stays so in candle's error and in `anyhow`'s.
 #![allow(clippy::unwrap_used)]
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::{
     Clip, ClipGradNorm, ClippedOptimizer, Error, NormType, clip_grad_norm, clip_grad_norm_with,
     clip_grad_value, clip_grads_with_norm, loss, total_norm,
 };
 use candle_nn::{Optimizer, SGD};
+use support::device::device;
 use support::gradients::{store_of, tensor};
 
 /// Every kind of error, with its text.
@@ -71,7 +72,7 @@ fn every_error() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
          rate or look at the data",
     ));
 
-    let var = Var::zeros(2, DType::F32, &Device::Cpu)?;
+    let var = Var::zeros(2, DType::F32, device())?;
     let x = var.as_tensor();
     errors.push((
         loss::weighted_power(x, x, x, 0.5).unwrap_err(),
@@ -100,7 +101,7 @@ fn candle_keeps_the_whole_text() -> candle_grad_clip::Result<()> {
 
 #[test]
 fn an_error_of_candle_stays_the_same() -> candle_grad_clip::Result<()> {
-    let x = Tensor::zeros(2, DType::F32, &Device::Cpu)?;
+    let x = Tensor::zeros(2, DType::F32, device())?;
     let candle = x.reshape(3).unwrap_err();
     let text = candle.to_string();
     let ours = Error::from(candle);
@@ -117,13 +118,13 @@ fn question_mark_works_in_every_result() {
         Ok(())
     }
     fn candle() -> candle_core::Result<()> {
-        let x = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
+        let x = Tensor::zeros(1, DType::F32, device())?;
         x.reshape(1)?;
         ours()?;
         Ok(())
     }
     fn anyhow() -> anyhow::Result<()> {
-        Tensor::zeros(1, DType::F32, &Device::Cpu)?;
+        Tensor::zeros(1, DType::F32, device())?;
         ours()?;
         Ok(())
     }

@@ -3,11 +3,12 @@
 
 use anyhow::Result;
 use candle_core::{DType, Tensor, Var};
-use candle_grad_clip::backend::{self, Backend};
+use candle_grad_clip::backend;
 use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups, PerGroup, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite, NormType};
 use candle_nn::{Optimizer, ParamsAdamW, SGD};
 use support::checkpoints::Folder;
+use support::device::backends;
 use support::gradients::{all_values, bits_of_vars, random_values, store_for, tensor, values};
 use support::oracle;
 
@@ -118,7 +119,7 @@ fn by_hand(gradients: &[Tensor], max_norm: f64, p: f64) -> Result<(Vec<Vec<f64>>
 #[test]
 fn a_group_limit_holds_beside_the_limit_of_all() -> Result<()> {
     let dtype = DType::F64;
-    for backend in [Backend::Cpu, Backend::Composed] {
+    for backend in backends() {
         for norm_type in [NormType::L2, NormType::L1, NormType::Inf, NormType::P(3.0)] {
             for max_norm in [0.05, 1.0, 1e6] {
                 for fused in [false, true] {

@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::path::Path;
+use support::device::device;
 
 use anyhow::Result;
-use candle_core::{DType, Device, Var};
+use candle_core::{DType, Var};
 use candle_grad_clip::optim::AdamW;
 use candle_grad_clip::{Clip, ClippedOptimizer, Error};
 use candle_nn::{Optimizer, ParamsAdamW};
@@ -15,10 +16,10 @@ use support::checkpoints::{Folder, edited, split, with_header};
 
 /// A small optimizer that has taken a step, and its Var.
 fn optimizer() -> Result<(Var, ClippedOptimizer<AdamW>)> {
-    let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    let w = Var::new(&[3f32, 4.0], device())?;
     let vars = vec![
         ("w".to_string(), w.clone()),
-        ("x".to_string(), Var::zeros(1, DType::F64, &Device::Cpu)?),
+        ("x".to_string(), Var::zeros(1, DType::F64, device())?),
     ];
     let opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
     let mut opt = ClippedOptimizer::wrap(opt, vars, Clip::norm(1.0))?;

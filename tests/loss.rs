@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::Error;
 use candle_grad_clip::loss::weighted_power;
+use support::device::device;
 use support::gradients::{random_values, tensor, values};
 use support::oracle::{assert_all_close, assert_close};
 
@@ -97,10 +98,7 @@ fn the_gradient_at_zero_error_is_zero() -> Result<()> {
     for dtype in [DType::F32, DType::F64] {
         for power in POWERS {
             let target = tensor(&[1.0, -2.0, 0.0], 3, dtype)?;
-            let (pred, weight) = (
-                Var::from_tensor(&target)?,
-                Var::ones(3, dtype, &Device::Cpu)?,
-            );
+            let (pred, weight) = (Var::from_tensor(&target)?, Var::ones(3, dtype, device())?);
             let loss = weighted_power(&pred, &target, &weight, power)?;
             assert_eq!(values(&loss)?, [0.0]);
             let grads = loss.backward()?;
@@ -121,8 +119,8 @@ fn the_gradient_is_finite_near_zero() -> Result<()> {
     for power in POWERS {
         for error in [1e-45, 1e-38, -1e-30, 1e-7, -1e-3] {
             let pred = Var::from_tensor(&tensor(&[error], 1, DType::F32)?)?;
-            let zero = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
-            let one = Tensor::ones(1, DType::F32, &Device::Cpu)?;
+            let zero = Tensor::zeros(1, DType::F32, device())?;
+            let one = Tensor::ones(1, DType::F32, device())?;
             let grads = weighted_power(&pred, &zero, &one, power)?.backward()?;
             let slope = values(grads.get(&pred).unwrap())?[0];
             assert!(
@@ -174,7 +172,7 @@ fn shapes_broadcast_and_gradients_come_back_in_theirs() -> Result<()> {
 fn strided_inputs_are_read_right() -> Result<()> {
     let pred = tensor(&random_values(N, 1), (3, 4), DType::F64)?;
     let target = tensor(&random_values(N, 2), (3, 4), DType::F64)?;
-    let weight = Tensor::ones((), DType::F64, &Device::Cpu)?;
+    let weight = Tensor::ones((), DType::F64, device())?;
     let straight = weighted_power(&pred, &target, &weight, 3.0)?;
     let transposed = weighted_power(&pred.t()?, &target.t()?, &weight, 3.0)?;
     assert_close(
@@ -188,7 +186,7 @@ fn strided_inputs_are_read_right() -> Result<()> {
 
 #[test]
 fn a_bad_power_and_inputs_that_do_not_fit_are_errors() -> Result<()> {
-    let x = Tensor::ones(3, DType::F32, &Device::Cpu)?;
+    let x = Tensor::ones(3, DType::F32, device())?;
     for power in [0.0, 0.999, -1.0, f64::NAN, f64::INFINITY] {
         let error = weighted_power(&x, &x, &x, power).unwrap_err();
         assert!(
@@ -196,8 +194,8 @@ fn a_bad_power_and_inputs_that_do_not_fit_are_errors() -> Result<()> {
             "{error}"
         );
     }
-    let other = Tensor::ones(4, DType::F32, &Device::Cpu)?;
-    let double = Tensor::ones(3, DType::F64, &Device::Cpu)?;
+    let other = Tensor::ones(4, DType::F32, device())?;
+    let double = Tensor::ones(3, DType::F64, device())?;
     for y in [other, double] {
         assert!(matches!(
             weighted_power(&x, &y, &x, 2.0),

@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use support::device::{backends, device};
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups, ParamsSgd, Sgd};
 use candle_grad_clip::{
     Clip, ClippedOptimizer, Error, GradAccumulator, LossScaler, NamedVars, NonFinite, backend,
@@ -16,10 +17,9 @@ use support::checkpoints::{Folder, edited};
 use support::gradients::{
     bits_of_vars, loss_with_gradients, random_values, store_for, tensor, values,
 };
-use support::registry::BACKENDS;
 
 fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
-    BACKENDS.into_iter().try_for_each(|backend| {
+    backends().into_iter().try_for_each(|backend| {
         backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
     })
 }
@@ -338,7 +338,7 @@ struct Net {
 impl Net {
     fn new(dtype: DType) -> Result<Self> {
         let map = VarMap::new();
-        let vb = VarBuilder::from_varmap(&map, dtype, &Device::Cpu);
+        let vb = VarBuilder::from_varmap(&map, dtype, device());
         let hidden = candle_nn::linear(4, 32, vb.pp("hidden"))?;
         let head = candle_nn::linear(32, 1, vb.pp("head"))?;
         for (i, var) in NamedVars::from(&map).vars().iter().enumerate() {

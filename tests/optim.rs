@@ -3,11 +3,12 @@
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
-use candle_grad_clip::backend::{self, Backend};
+use candle_core::{DType, Tensor, Var};
+use candle_grad_clip::backend;
 use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite, StepPath};
 use candle_nn::{Optimizer, ParamsAdamW};
+use support::device::{backends, device};
 use support::gradients::{bits, bits_of_vars, random_values, store_for, tensor, values};
 
 const SHAPES: [&[usize]; 5] = [&[40, 30], &[7], &[], &[2, 3, 5], &[1025]];
@@ -208,7 +209,7 @@ fn halves_are_updated_in_f32_and_rounded_once() -> Result<()> {
 
 #[test]
 fn vars_are_updated_in_place() -> Result<()> {
-    let w = Var::new(&[1f32, 2.0], &Device::Cpu)?;
+    let w = Var::new(&[1f32, 2.0], device())?;
     let clone = w.as_detached_tensor();
     Sgd::new_lr(vec![w.clone()], 0.5)?.backward_step(&w.sum_all()?)?;
     assert_eq!(clone.to_vec1::<f32>()?, [0.5, 1.5]);
@@ -218,9 +219,9 @@ fn vars_are_updated_in_place() -> Result<()> {
 /// A gradient that is a Var, its own or another: read as it was before the step.
 #[test]
 fn gradients_that_share_storage_with_vars_are_read_before_anything_is_written() -> Result<()> {
-    for backend in [Backend::Cpu, Backend::Composed] {
-        let a = Var::new(&[1f32, 2.0], &Device::Cpu)?;
-        let b = Var::new(&[10f32, 20.0], &Device::Cpu)?;
+    for backend in backends() {
+        let a = Var::new(&[1f32, 2.0], device())?;
+        let b = Var::new(&[10f32, 20.0], device())?;
         let mut grads = GradStore::default();
         grads.insert(&a, b.as_detached_tensor());
         grads.insert(&b, b.as_tensor().clone());
@@ -238,11 +239,11 @@ fn gradients_that_share_storage_with_vars_are_read_before_anything_is_written() 
 #[test]
 fn the_wrapper_may_have_other_vars_than_the_optimizer() -> Result<()> {
     let all: Vec<Var> = (0..4)
-        .map(|i| Var::new(&[f64::from(i)], &Device::Cpu))
+        .map(|i| Var::new(&[f64::from(i)], device()))
         .collect::<candle_core::Result<_>>()?;
     let mut grads = GradStore::default();
     for var in &all {
-        grads.insert(var, Tensor::new(&[8f64], &Device::Cpu)?);
+        grads.insert(var, Tensor::new(&[8f64], device())?);
     }
     let inner = vec![all[3].clone(), all[1].clone(), all[0].clone()];
     let clipped = vec![
@@ -295,7 +296,7 @@ fn state_follows_its_var_into_another_order() -> Result<()> {
 
 #[test]
 fn another_optimizer_put_in_through_inner_mut_is_fused_too() -> Result<()> {
-    let w = Var::new(&[1f32, 2.0], &Device::Cpu)?;
+    let w = Var::new(&[1f32, 2.0], device())?;
     let make = || Sgd::new_lr(vec![w.clone()], 0.5);
     let named = vec![("w".to_string(), w.clone())];
     let mut opt = ClippedOptimizer::wrap(make()?, named, Clip::value(1.0))?;
@@ -309,7 +310,7 @@ fn another_optimizer_put_in_through_inner_mut_is_fused_too() -> Result<()> {
 
 #[test]
 fn a_step_that_fails_or_is_skipped_changes_nothing() -> Result<()> {
-    for backend in [Backend::Cpu, Backend::Composed] {
+    for backend in backends() {
         let vars = vars(DType::F32)?;
         let same = self::vars(DType::F32)?;
         let params = ParamsAdamW::default();
@@ -329,7 +330,7 @@ fn a_step_that_fails_or_is_skipped_changes_nothing() -> Result<()> {
                 let error = opt.step_report(&store_for(&vars, &bad)).unwrap_err();
                 assert!(matches!(error, Error::NonFinite { .. }), "{error}");
                 opt.set_clip(clip.clone())?;
-                bad[4] = Tensor::zeros(3, DType::F32, &Device::Cpu)?;
+                bad[4] = Tensor::zeros(3, DType::F32, device())?;
                 let error = opt.step_report(&store_for(&vars, &bad)).unwrap_err();
                 assert!(matches!(error, Error::Mismatch { .. }), "{error}");
                 opt.set_learning_rate(f64::NAN);
@@ -394,14 +395,14 @@ fn bad_hyper_parameters_are_refused_by_name() -> Result<()> {
 #[test]
 fn empty_and_integer_vars_are_left_alone() -> Result<()> {
     let vars = vec![
-        Var::zeros((0, 3), DType::F32, &Device::Cpu)?,
-        Var::zeros(2, DType::U32, &Device::Cpu)?,
-        Var::new(&[1f32], &Device::Cpu)?,
+        Var::zeros((0, 3), DType::F32, device())?,
+        Var::zeros(2, DType::U32, device())?,
+        Var::new(&[1f32], device())?,
     ];
-    for backend in [Backend::Cpu, Backend::Composed] {
+    for backend in backends() {
         let mut grads = GradStore::default();
-        grads.insert(&vars[0], Tensor::zeros((0, 3), DType::F32, &Device::Cpu)?);
-        grads.insert(&vars[2], Tensor::new(&[1f32], &Device::Cpu)?);
+        grads.insert(&vars[0], Tensor::zeros((0, 3), DType::F32, device())?);
+        grads.insert(&vars[2], Tensor::new(&[1f32], device())?);
         let opt = AdamW::new(vars.clone(), ParamsAdamW::default())?;
         let mut opt = ClippedOptimizer::wrap(opt, vars.clone(), Clip::norm(0.5))?;
         backend::with(backend, || opt.step(&grads))?;

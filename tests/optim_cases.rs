@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use support::device::kernels;
 
 use candle_core::DType;
 use candle_grad_clip::backend::{self, Backend};
@@ -79,7 +80,7 @@ fn every_case_agrees_on(backend: Backend) {
 
 #[test]
 fn every_case_agrees_on_cpu() {
-    every_case_agrees_on(Backend::Cpu);
+    every_case_agrees_on(kernels());
 }
 
 #[test]
@@ -216,7 +217,7 @@ fn away(x: f64, allowed: f64, dtype: DType) -> f64 {
 fn every_expectation_that_is_changed_is_found() {
     let mut changed = 0;
     for case in &cases() {
-        let outcome = backend::with(Backend::Cpu, || case.run(Way::Step)).unwrap();
+        let outcome = backend::with(kernels(), || case.run(Way::Step)).unwrap();
         let found = |wrong: &OptimCase, what: &str| {
             let differences = wrong.differences(&outcome);
             let faults = differences.iter().filter(|one| one.is_fault()).count();
@@ -324,7 +325,7 @@ fn every_mistake_is_found() {
             let mut wrong = case.clone();
             if mistake(&mut wrong) {
                 made += 1;
-                found += usize::from(!faults(case, &wrong, Way::Step, Backend::Cpu).is_empty());
+                found += usize::from(!faults(case, &wrong, Way::Step, kernels()).is_empty());
             }
         }
         println!("{what}: found in {found} of {made} cases");

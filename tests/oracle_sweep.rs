@@ -1,11 +1,12 @@
 //! The norm against a compensated f64 sum, over the whole range of every dtype.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use candle_grad_clip::{
     ClipGradNorm, NormType, clip_grad_norm, clip_grad_norm_with, clip_grads_with_norm, total_norm,
 };
 use half::{bf16, f16};
+use support::device::device;
 use support::gradients::{
     all_values, gradients_of, random_values, store_of, tensor, values, wide_values,
 };
@@ -146,7 +147,7 @@ fn a_root_past_f64s_maximum_is_infinite_and_still_clipped() -> Result<()> {
 
 #[test]
 fn a_hundred_thousand_bf16_ones() -> Result<()> {
-    let (vars, store) = store_of(&[Tensor::ones(100_000, DType::BF16, &Device::Cpu)?])?;
+    let (vars, store) = store_of(&[Tensor::ones(100_000, DType::BF16, device())?])?;
     let norm = total_norm(&store, &vars, NormType::L2)?;
     assert_close(
         norm,
@@ -179,7 +180,7 @@ fn sixteen_million_values() -> Result<()> {
     let mut rng = fastrand::Rng::with_seed(1);
     let elements: Vec<f32> = (0..n).map(|_| rng.f32() - 0.5).collect();
     let wide: Vec<f64> = elements.iter().map(|x| f64::from(*x)).collect();
-    let gradient = Tensor::from_vec(elements, n, &Device::Cpu)?;
+    let gradient = Tensor::from_vec(elements, n, device())?;
     let (vars, store) = store_of(&[gradient])?;
     for p in [1.0, 2.0, f64::INFINITY] {
         let ours = total_norm(&store, &vars, NormType::from(p))?;

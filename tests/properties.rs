@@ -1,7 +1,7 @@
 //! Properties that hold for any gradients.
 #![allow(clippy::unwrap_used)]
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::{
     Clip, ClipGradNorm, ClippedOptimizer, NormType, clip_by_global_norm, clip_grad_norm,
@@ -9,6 +9,7 @@ use candle_grad_clip::{
 };
 use candle_nn::Optimizer;
 use proptest::prelude::*;
+use support::device::{backends, device, kernels};
 use support::gradients::{
     all_values, bits, bits_of_gradients, bits_of_vars, gradients_of, store_for, store_of, tensor,
     values, var_for,
@@ -48,7 +49,7 @@ fn any_gradients() -> impl Strategy<Value = Vec<Tensor>> {
 }
 
 fn any_backend() -> impl Strategy<Value = Backend> {
-    prop::sample::select(vec![Backend::Cpu, Backend::Composed])
+    prop::sample::select(backends().to_vec())
 }
 
 /// Half a unit in the last place of the coarsest dtype.
@@ -129,7 +130,7 @@ proptest! {
         let before = all_values(&gradients).unwrap();
         let norm = backend::with(backend, || clip_grad_norm_with(&mut store, &vars, &options)).unwrap();
         let right = oracle::norm(&before, norm_type.p());
-        let floor = if backend == Backend::Cpu { 1e-12 } else { 1e-5 };
+        let floor = if backend != Backend::Composed { 1e-12 } else { 1e-5 };
         prop_assert!((norm - right).abs() <= floor * right, "{norm} for {right}");
 
         let after = all_values(&gradients_of(&store, &vars).unwrap()).unwrap();
@@ -214,7 +215,7 @@ proptest! {
             let given: Vec<Tensor> = opt.inner().steps[0].iter().flatten().cloned().collect();
             (all_values(&given).unwrap(), report.to_record().unwrap())
         };
-        let (cpu, cpu_record) = run(Backend::Cpu);
+        let (cpu, cpu_record) = run(kernels());
         let (composed, composed_record) = run(Backend::Composed);
         let tolerance = rounding(&gradients).max(1e-5);
         for (x, y) in cpu.iter().zip(&composed) {
@@ -272,7 +273,7 @@ fn places_really_share() -> Result<()> {
     let (vars, gradients) = place(&[Place::Own, Place::Same(0), Place::OfVar(0)])?;
     assert_eq!(bits(&gradients[0])?, bits(&gradients[1])?);
     assert_eq!(bits(&gradients[2])?, bits(&vars[0])?);
-    vars[0].set(&Tensor::zeros((N, N), DType::F32, &Device::Cpu)?)?;
+    vars[0].set(&Tensor::zeros((N, N), DType::F32, device())?)?;
     assert!(
         values(&gradients[2])?.iter().all(|x| *x == 0.0),
         "the same storage"

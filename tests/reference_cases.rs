@@ -5,6 +5,7 @@ use candle_core::DType;
 use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::{ClipGradNorm, Error, NonFinite, clip_grad_norm_with};
 use support::cases::{self, Case, CaseFile, Op, Policy};
+use support::device::{backends, kernels};
 use support::gradients::bits_of_gradients;
 
 fn policy(case: &Case) -> NonFinite {
@@ -47,7 +48,7 @@ fn every_case_agrees_on(backend: Backend) {
 
 #[test]
 fn every_case_agrees_on_cpu() {
-    every_case_agrees_on(Backend::Cpu);
+    every_case_agrees_on(kernels());
 }
 
 #[test]
@@ -115,7 +116,7 @@ fn where_a_case_differs_the_framework_is_beyond_the_tolerance() {
     let files = cases::all().unwrap();
     let mut failures = Vec::new();
     for (file, case) in each(&files) {
-        let outcome = backend::with(Backend::Cpu, || case.run(file.eps, policy(case))).unwrap();
+        let outcome = backend::with(kernels(), || case.run(file.eps, policy(case))).unwrap();
         if case.differs.is_some() == case.framework_agrees(&outcome) {
             failures.push(format!("{}: {:?}", case.id, case.differs));
         }
@@ -131,7 +132,7 @@ fn gradients_that_are_not_finite_are_an_error_by_default_and_stay_as_they_were()
         if case.op != Op::ClipGradNorm || case.policy != Policy::Propagate {
             continue;
         }
-        for backend in [Backend::Cpu, Backend::Composed] {
+        for backend in backends() {
             let (vars, mut grads) = case.store().unwrap();
             let before = bits_of_gradients(&grads, &vars).unwrap();
             let options = ClipGradNorm {

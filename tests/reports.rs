@@ -3,14 +3,14 @@
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars, NonFinite, NormType, StepPath};
 use candle_nn::{Optimizer, SGD, VarBuilder, VarMap};
+use support::device::{backends, device, kernels};
 use support::gradients::{all_values, random_values, store_for, tensor};
 use support::optimizers::Recorder;
 use support::oracle::{self, assert_close, tolerance};
-use support::registry::BACKENDS;
 
 /// Two Vars, `a` of six values and `b` of three, and gradients for them.
 fn named(dtype: DType) -> Result<(NamedVars, Vec<Var>, Vec<Tensor>)> {
@@ -43,7 +43,7 @@ fn given(opt: &ClippedOptimizer<Recorder>) -> Result<Vec<f64>> {
 #[test]
 fn norms_and_coefficient_are_those_of_the_gradients_before_and_after() -> Result<()> {
     for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
-        for backend in BACKENDS {
+        for backend in backends() {
             for norm_type in [NormType::L1, NormType::L2, NormType::Inf, NormType::P(3.0)] {
                 let limits = [
                     Clip::norm(0.5),
@@ -58,7 +58,7 @@ fn norms_and_coefficient_are_those_of_the_gradients_before_and_after() -> Result
                     let store = store_for(&vars, &gradients);
                     let record = backend::with(backend, || opt.step_report(&store))?.to_record()?;
 
-                    let floor = if backend == BACKENDS[0] { 1e-12 } else { 2e-6 };
+                    let floor = if backend == kernels() { 1e-12 } else { 2e-6 };
                     let tolerance = tolerance(dtype).max(floor);
                     let (before, after) = (all_values(&gradients)?, given(&opt)?);
                     let p = norm_type.p();
@@ -98,7 +98,7 @@ fn norms_and_coefficient_are_those_of_the_gradients_before_and_after() -> Result
 fn a_gradient_at_the_rounded_bound_is_not_clipped() -> Result<()> {
     // 0.1 is no f32, f16 or bf16: the bound that elements get is its rounded value, above it.
     for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
-        for backend in BACKENDS {
+        for backend in backends() {
             let what = format!("{dtype:?} {backend:?}");
             let gradients = [tensor(&[0.3, -0.2, 0.05], 3, dtype)?];
             let vars = [support::gradients::var_for(&gradients[0])?];
@@ -159,7 +159,7 @@ fn every_report_keeps_its_own_numbers() -> Result<()> {
 fn param_norms_come_on_demand_by_name_in_order() -> Result<()> {
     let (named, vars, gradients) = named(DType::F64)?;
     let store = store_for(&vars, &gradients);
-    for backend in BACKENDS {
+    for backend in backends() {
         let inner = Recorder::new(vars.clone(), false)?;
         let mut opt = ClippedOptimizer::wrap(inner, named.clone(), Clip::norm(1.0))?;
         let report = backend::with(backend, || opt.step_report(&store))?;
@@ -197,7 +197,7 @@ fn the_largest_param_norms_come_first_and_nan_before_all() -> Result<()> {
     let mut named = Vec::new();
     let mut store = candle_core::backprop::GradStore::default();
     for (name, norm) in names.into_iter().zip(norms) {
-        let var = Var::zeros(1, DType::F32, &Device::Cpu)?;
+        let var = Var::zeros(1, DType::F32, device())?;
         if let Some(norm) = norm {
             store.insert(&var, tensor(&[norm], 1, DType::F32)?);
         }
@@ -218,11 +218,11 @@ fn the_largest_param_norms_come_first_and_nan_before_all() -> Result<()> {
 #[test]
 fn missing_vars_are_named_but_for_the_expected_ones() -> Result<()> {
     let varmap = VarMap::new();
-    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, device());
     let head = candle_nn::linear(3, 1, vb.pp("head"))?;
     candle_nn::linear(3, 3, vb.pp("forgotten"))?;
     candle_nn::batch_norm(3, 1e-5, vb.pp("norm"))?;
-    let x = Tensor::ones((2, 3), DType::F32, &Device::Cpu)?;
+    let x = Tensor::ones((2, 3), DType::F32, device())?;
     let loss = candle_nn::Module::forward(&head, &x)?.sum_all()?;
 
     let opt = SGD::new(varmap.all_vars(), 0.1)?;
@@ -250,7 +250,7 @@ fn missing_vars_are_named_but_for_the_expected_ones() -> Result<()> {
 
 #[test]
 fn names_come_from_the_map_the_list_or_the_place() -> Result<()> {
-    let var = || Var::zeros(2, DType::F32, &Device::Cpu);
+    let var = || Var::zeros(2, DType::F32, device());
     let (a, b) = (var()?, var()?);
     let list = vec![("z".to_string(), a.clone()), ("y".to_string(), b.clone())];
     assert_eq!(
@@ -278,7 +278,7 @@ fn names_come_from_the_map_the_list_or_the_place() -> Result<()> {
     );
 
     let varmap = VarMap::new();
-    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, device());
     let mut names: Vec<String> = (0..30).map(|i| format!("layer.{i}")).collect();
     for name in &names {
         vb.get_with_hints(1, name, candle_nn::init::ZERO)?;
@@ -307,7 +307,7 @@ fn a_cleaned_step_counts_what_was_bad() -> Result<()> {
 
 #[test]
 fn a_norm_that_f64_does_not_hold_is_reported_right_after_clipping() -> Result<()> {
-    let var = Var::zeros(3, DType::F64, &Device::Cpu)?;
+    let var = Var::zeros(3, DType::F64, device())?;
     let mut opt = ClippedOptimizer::wrap(
         SGD::new(vec![var.clone()], 0.0)?,
         vec![var.clone()],
@@ -315,12 +315,12 @@ fn a_norm_that_f64_does_not_hold_is_reported_right_after_clipping() -> Result<()
     )?;
     let mut grads = GradStore::default();
     let values = [f64::MAX, f64::MAX, f64::INFINITY];
-    grads.insert(&var, Tensor::new(&values, &Device::Cpu)?);
+    grads.insert(&var, Tensor::new(&values, device())?);
     let report = opt.step_report(&grads)?;
     assert!((report.clipped_norm()? - 1.0).abs() < 1e-12, "{report:?}");
     assert_eq!(report.non_finite()?, 1);
     // A root that overflows: the coefficient is below what f64 holds.
-    let many = Var::zeros(20_000, DType::F64, &Device::Cpu)?;
+    let many = Var::zeros(20_000, DType::F64, device())?;
     let mut opt = ClippedOptimizer::wrap(
         SGD::new(vec![many.clone()], 0.0)?,
         vec![many.clone()],

@@ -5,20 +5,20 @@
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::{
     Clip, ClipGradNorm, ClippedOptimizer, Error, NonFinite, NormType, Summary, clip_by_global_norm,
     clip_grad_norm, clip_grad_norm_with, clip_grad_value, clip_grads_with_norm, total_norm,
 };
 use candle_nn::{Optimizer, SGD};
+use support::device::{backends, device};
 use support::gradients::{
     all_values, bits, bits_of_gradients, bits_of_vars, gradients_of, store_for, store_of, tensor,
     values, var_for,
 };
 use support::optimizers::Recorder;
 use support::oracle::assert_close;
-use support::registry::BACKENDS;
 
 const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
@@ -26,7 +26,7 @@ const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 /// the norm that all agree on.
 fn everything(gradients: &[Tensor]) -> Result<f64> {
     let mut norms = Vec::new();
-    for backend in BACKENDS {
+    for backend in backends() {
         backend::with(backend, || -> Result<()> {
             let fresh = || -> Result<(Vec<Var>, GradStore)> {
                 let copies: candle_core::Result<Vec<Tensor>> =
@@ -66,7 +66,7 @@ fn everything(gradients: &[Tensor]) -> Result<f64> {
 #[test]
 fn no_vars_and_an_empty_store() -> Result<()> {
     assert_eq!(everything(&[])?, 0.0);
-    let vars = [Var::ones(3, DType::F32, &Device::Cpu)?];
+    let vars = [Var::ones(3, DType::F32, device())?];
     let mut empty = GradStore::default();
     assert_eq!(total_norm(&empty, &vars, NormType::L2)?, 0.0);
     assert_eq!(clip_grad_norm(&mut empty, &vars, 1.0)?, 0.0);
@@ -114,7 +114,7 @@ fn scalars_and_single_elements() -> Result<()> {
 
 #[test]
 fn a_var_listed_twice_counts_and_scales_once() -> Result<()> {
-    for backend in BACKENDS {
+    for backend in backends() {
         backend::with(backend, || -> Result<()> {
             let gradient = tensor(&[3.0, 4.0], 2, DType::F64)?;
             let (vars, mut store) = store_of(&[gradient])?;
@@ -157,8 +157,8 @@ fn tied_weights_count_once_under_their_first_name() -> Result<()> {
 
 /// A refused gradient, beside a good one, and the text of its error.
 fn refused() -> Result<Vec<(Var, Tensor, &'static str)>> {
-    let var = || Var::zeros((2, 3), DType::F32, &Device::Cpu);
-    let like = |dtype| Tensor::ones((2, 3), dtype, &Device::Cpu);
+    let var = || Var::zeros((2, 3), DType::F32, device());
+    let like = |dtype| Tensor::ones((2, 3), dtype, device());
     Ok(vec![
         (
             var()?,
@@ -191,7 +191,7 @@ fn refused() -> Result<Vec<(Var, Tensor, &'static str)>> {
             "the gradient of var.1 is F8E4M3, expected F32, F64, F16 or BF16",
         ),
         (
-            Var::zeros((2, 3), DType::U32, &Device::Cpu)?,
+            Var::zeros((2, 3), DType::U32, device())?,
             like(DType::U32)?,
             "the gradient of var.1 is U32, expected F32, F64, F16 or BF16",
         ),
@@ -206,7 +206,7 @@ fn a_gradient_that_does_not_fit_is_an_error_that_changes_nothing() -> Result<()>
         let mut store = store_for(&vars, &[good.clone(), gradient, good.copy()?]);
         let gradients = bits_of_gradients(&store, &vars)?;
         let weights = bits_of_vars(&vars)?;
-        for backend in BACKENDS {
+        for backend in backends() {
             backend::with(backend, || {
                 let mut errors = vec![
                     total_norm(&store, &vars, NormType::L2).unwrap_err(),
@@ -315,7 +315,7 @@ fn options_out_of_range_are_errors_that_change_nothing() -> Result<()> {
 
 #[test]
 fn a_clip_out_of_range_is_refused_by_all_that_take_one() -> Result<()> {
-    let vars = vec![Var::zeros(2, DType::F32, &Device::Cpu)?];
+    let vars = vec![Var::zeros(2, DType::F32, device())?];
     let mut opt = ClippedOptimizer::wrap(SGD::new(vars.clone(), 0.1)?, vars.clone(), Clip::none())?;
     let limits = [0.0, -0.0, -1.0, f64::NAN, -f64::INFINITY];
     let mut refused: Vec<Clip> = Vec::new();
@@ -342,7 +342,7 @@ fn a_clip_out_of_range_is_refused_by_all_that_take_one() -> Result<()> {
 #[test]
 fn an_infinite_limit_never_writes_nan() -> Result<()> {
     for bad in [f64::NAN, f64::INFINITY] {
-        for backend in BACKENDS {
+        for backend in backends() {
             let (vars, mut store) = store_of(&[tensor(&[bad, 2.0], 2, DType::F32)?])?;
             let before = bits_of_gradients(&store, &vars)?;
             let options = ClipGradNorm {
@@ -367,7 +367,7 @@ fn an_infinite_limit_never_writes_nan() -> Result<()> {
 
 #[test]
 fn policies_of_the_free_function() -> Result<()> {
-    for backend in BACKENDS {
+    for backend in backends() {
         backend::with(backend, || -> Result<()> {
             let with = |non_finite| -> Result<(candle_grad_clip::Result<f64>, Vec<f64>)> {
                 let gradients = [
@@ -402,14 +402,14 @@ fn policies_of_the_free_function() -> Result<()> {
 
 #[test]
 fn gradients_that_carry_the_graph_are_taken() -> Result<()> {
-    let x = Var::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu)?;
-    let var = Var::zeros((2, 2), DType::F32, &Device::Cpu)?;
+    let x = Var::new(&[[1f32, 2.0], [3.0, 4.0]], device())?;
+    let var = Var::zeros((2, 2), DType::F32, device())?;
     let tracked = (x.as_tensor() * 10.0)?;
     assert!(tracked.track_op());
     let mut store = GradStore::default();
     store.insert(&var, tracked);
     let weights = bits(&x)?;
-    for backend in BACKENDS {
+    for backend in backends() {
         let vars = std::slice::from_ref(&var);
         backend::with(backend, || clip_grad_norm(&mut store, vars, 1.0))?;
         let norm = total_norm(&store, vars, NormType::L2)?;

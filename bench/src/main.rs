@@ -21,6 +21,7 @@ mod peer;
 mod record;
 mod results;
 mod rival;
+mod rules;
 mod sets;
 mod steps;
 mod timing;
@@ -33,6 +34,7 @@ use crate::compare::Compare;
 use crate::growth::Growth;
 use crate::kept::Kept;
 use crate::record::Output;
+use crate::rules::Rules;
 use crate::sets::Set;
 use crate::timing::{Threads, time_set};
 
@@ -62,6 +64,7 @@ enum Command {
     #[cfg(feature = "cuda")]
     Cuda(cuda::Cuda),
     Growth(Growth),
+    Rules(Rules),
     #[command(hide = true)]
     Kept(Kept),
 }
@@ -73,6 +76,7 @@ fn main() -> Result<()> {
         #[cfg(feature = "cuda")]
         Some(Command::Cuda(cuda)) => return cuda.run(),
         Some(Command::Growth(growth)) => return growth.run(),
+        Some(Command::Rules(rules)) => return rules.run(),
         Some(Command::Kept(kept)) => return kept.run(),
         None => {}
     }

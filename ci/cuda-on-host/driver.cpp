@@ -68,13 +68,17 @@ Result complain(Result result, const std::string& text) {
 
 // ---- Memory ----
 
-bool is_intact(Pointer start, size_t bytes) {
-    auto untouched = [](const unsigned char* band) { return std::all_of(band, band + BAND, [](unsigned char b) { return b == 0xff; }); };
-    return untouched(reinterpret_cast<unsigned char*>(start - BAND)) && untouched(reinterpret_cast<unsigned char*>(start + bytes));
+/// Whether the bands around an allocation were written to; they are mended, so that it is told once.
+bool was_overrun(Pointer start, size_t bytes) {
+    bool damaged = false;
+    for (auto* band : {reinterpret_cast<unsigned char*>(start - BAND), reinterpret_cast<unsigned char*>(start + bytes)}) {
+        damaged |= std::any_of(band, band + BAND, [](unsigned char b) { return b != 0xff; });
+        memset(band, 0xff, BAND);
+    }
+    return damaged;
 }
 
 Result allocate(Pointer* out, size_t bytes) {
-    if (bytes == 0) return INVALID_VALUE;
     if (allocations_left == 0 || live_bytes + bytes > TOTAL_BYTES) return complain(OUT_OF_MEMORY, "out of memory");
     if (allocations_left != UINT64_MAX) allocations_left--;
     char* memory = static_cast<char*>(aligned_alloc(BAND, (bytes + 3 * BAND - 1) / BAND * BAND));
@@ -92,12 +96,12 @@ Result release(Pointer start) {
     auto found = allocations.find(start);
     if (found == allocations.end()) return complain(INVALID_VALUE, "a free of what is not allocated");
     size_t bytes = found->second;
-    if (!is_intact(start, bytes)) return complain(LAUNCH_FAILED, "a write out of bounds of the freed memory");
+    bool overrun = was_overrun(start, bytes);
     memset(reinterpret_cast<void*>(start), 0xff, bytes);
     free(reinterpret_cast<void*>(start - BAND));
     allocations.erase(found);
     live_bytes -= bytes;
-    return SUCCESS;
+    return overrun ? complain(LAUNCH_FAILED, "a write out of bounds of the freed memory") : SUCCESS;
 }
 
 /// Whether that is within one allocation.
@@ -109,6 +113,7 @@ bool is_device(Pointer start, size_t bytes) {
 }
 
 Result copy(Pointer to, Pointer from, size_t bytes, bool to_device, bool from_device) {
+    if (bytes == 0) return SUCCESS;
     if ((to_device && !is_device(to, bytes)) || (from_device && !is_device(from, bytes)))
         return complain(INVALID_VALUE, "a copy of " + std::to_string(bytes) + " bytes is out of bounds of the device memory");
     const char* what = !from_device ? "htod" : !to_device ? "dtoh" : "dtod";
@@ -124,8 +129,16 @@ Result synchronize() {
 }
 } // namespace
 
-API Result cuMemAlloc_v2(Pointer* out, size_t bytes) { LOCK_AND_CHECK_CONTEXT; return allocate(out, bytes); }
-API Result cuMemAllocAsync(Pointer* out, size_t bytes, void*) { LOCK_AND_CHECK_CONTEXT; return allocate(out, bytes); }
+API Result cuMemAlloc_v2(Pointer* out, size_t bytes) {
+    LOCK_AND_CHECK_CONTEXT;
+    return bytes == 0 ? complain(INVALID_VALUE, "an allocation of no bytes") : allocate(out, bytes);
+}
+// Of no bytes it gives null, on which candle counts for scalars.
+API Result cuMemAllocAsync(Pointer* out, size_t bytes, void*) {
+    LOCK_AND_CHECK_CONTEXT;
+    *out = 0;
+    return bytes == 0 ? SUCCESS : allocate(out, bytes);
+}
 API Result cuMemFree_v2(Pointer start) { LOCK_AND_CHECK_CONTEXT; return release(start); }
 API Result cuMemFreeAsync(Pointer start, void*) { LOCK_AND_CHECK_CONTEXT; return release(start); }
 API Result cuMemHostAlloc(void** out, size_t bytes, unsigned) {
@@ -141,7 +154,7 @@ API Result cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
 }
 API Result cuMemsetD8Async(Pointer start, unsigned char value, size_t bytes, void*) {
     LOCK_AND_CHECK_CONTEXT;
-    if (!is_device(start, bytes)) return complain(INVALID_VALUE, "a memset is out of bounds of the device memory");
+    if (bytes > 0 && !is_device(start, bytes)) return complain(INVALID_VALUE, "a memset is out of bounds of the device memory");
     memset(reinterpret_cast<void*>(start), value, bytes);
     return SUCCESS;
 }
@@ -308,15 +321,15 @@ API Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz,
     const auto& kernel = *static_cast<Kernel*>(function);
     if (extra || gx == 0 || gy == 0 || gz == 0 || bx == 0 || by == 0 || bz == 0 || gx > INT_MAX || gy > 65535 || gz > 65535 ||
         bx > 1024 || by > 1024 || bz > 64 || uint64_t(bx) * by * bz > 1024 || shared_bytes > 48 << 10)
-        return complain(INVALID_VALUE, kernel.name + ": such a grid, block or shared memory can't be launched");
+        return complain(INVALID_VALUE, kernel.name + ": such a grid, block or shared memory is impossible");
     counts["launches"]++;
     counts[kernel.name]++;
     if (failing_kernels.count(kernel.name)) return complain(LAUNCH_OUT_OF_RESOURCES, kernel.name + ": made to fail");
     std::string fault = cuda_on_host::run_grid(kernel, dim3(gx, gy, gz), dim3(bx, by, bz), params);
     if (!fault.empty()) return complain(LAUNCH_FAILED, fault);
-    for (auto [start, bytes] : allocations)
-        if (!is_intact(start, bytes)) return complain(LAUNCH_FAILED, kernel.name + ": a write out of bounds of device memory");
-    return SUCCESS;
+    bool overrun = false;
+    for (auto [start, bytes] : allocations) overrun |= was_overrun(start, bytes);
+    return overrun ? complain(LAUNCH_FAILED, kernel.name + ": a write out of bounds of device memory") : SUCCESS;
 }
 
 namespace cuda_on_host {

@@ -1,4 +1,4 @@
-//! Line charts as SVG and PNG, on any machine: no system font, no font or image library of the system.
+//! Line charts and heat maps as SVG and PNG, on any machine: no system font, no font or image library of the system.
 //!
 //! `plotters` draws the SVG, `resvg` renders the PNG from that SVG, so both show the same picture,
 //! and a font is compiled in. Logarithmic axes, ticks and gaps are ours (`axis`, `range`, `data`),
@@ -9,6 +9,7 @@
 mod axis;
 mod data;
 mod draw;
+mod heat;
 mod legend;
 mod range;
 mod raster;
@@ -69,10 +70,37 @@ pub struct Series {
 /// # Errors
 /// When a picture cannot be drawn or a file cannot be written.
 pub fn line_chart(spec: &Chart, stem: &Path) -> anyhow::Result<()> {
-    let svg = draw::svg(spec)?;
-    let png = raster::png(&svg)?;
+    write(&draw::svg(spec)?, stem)
+}
+
+fn write(svg: &str, stem: &Path) -> anyhow::Result<()> {
+    let png = raster::png(svg)?;
     write_whole(&with_suffix(stem, "svg"), svg.as_bytes())?;
     write_whole(&with_suffix(stem, "png"), &png)
+}
+
+/// Values by name and x, such as the norm of each Var's gradient by step: light is large, on a logarithmic scale.
+#[derive(Clone, Debug, Default)]
+pub struct HeatMap {
+    /// The line at the top.
+    pub title: String,
+    /// What the x axis shows.
+    pub x_label: String,
+    /// What the colours show.
+    pub value_label: String,
+    /// The columns, each 1 after the one before.
+    pub x: Vec<f64>,
+    /// From top to bottom: a name, and a value a column; `None` is marked as missing, what is not finite and 0 have
+    /// colours of their own. Values below 0 count as 0.
+    pub rows: Vec<(String, Vec<Option<f64>>)>,
+}
+
+/// Writes the map to `stem.svg` and `stem.png`, each complete or not at all.
+///
+/// # Errors
+/// When a picture cannot be drawn or a file cannot be written.
+pub fn heat_map(map: &HeatMap, stem: &Path) -> anyhow::Result<()> {
+    write(&heat::svg(map)?, stem)
 }
 
 /// Appends `.suffix`; unlike `Path::with_extension` it keeps a dot in the stem (`lr-0.1`).

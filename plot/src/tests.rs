@@ -196,3 +196,115 @@ fn named_places_stand_where_numbers_would() {
     assert!(svg.contains("one tensor") && svg.contains("many tensors"));
     assert!(!svg.contains(">0.5<"), "no numbers on the x axis");
 }
+
+fn map(rows: Vec<(String, Vec<Option<f64>>)>) -> HeatMap {
+    HeatMap {
+        title: "Norms <by> step".into(),
+        x_label: "step".into(),
+        value_label: "norm".into(),
+        x: (1..=rows[0].1.len()).map(|x| x as f64).collect(),
+        rows,
+    }
+}
+
+/// The pixels of a heat map, drawn into a folder of its own, and its SVG.
+fn heated(map: &HeatMap) -> (String, Pixmap) {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("norms");
+    heat_map(map, &stem).unwrap();
+    let svg = fs::read_to_string(dir.path().join("norms.svg")).unwrap();
+    let png = Pixmap::load_png(dir.path().join("norms.png")).unwrap();
+    (svg, png)
+}
+
+#[test]
+fn a_heat_map_has_names_a_scale_and_light_for_what_is_large() {
+    let rows = vec![
+        ("large".into(), vec![Some(100.0); 50]),
+        ("small".into(), vec![Some(1.0); 50]),
+    ];
+    let (svg, png) = heated(&map(rows));
+    for text in [
+        "Norms &lt;by&gt; step",
+        "large",
+        "small",
+        "step",
+        "norm",
+        "10",
+        "50",
+    ] {
+        assert!(svg.contains(&format!("\n{text}\n")), "{text}: {svg}");
+    }
+    for absent in ["missing", "NaN", "zero"] {
+        assert!(!svg.contains(absent), "{absent}");
+    }
+    // The two colours that most of the picture has, beside white and the grid.
+    let mut colors: Vec<(usize, [u8; 3])> = Vec::new();
+    for pixel in png.pixels() {
+        let color = [pixel.red(), pixel.green(), pixel.blue()];
+        match colors.iter_mut().find(|(_, other)| *other == color) {
+            Some((count, _)) => *count += 1,
+            None => colors.push((1, color)),
+        }
+    }
+    colors.sort_unstable();
+    let [.., second, first, (_, [255, 255, 255])] = colors[..] else {
+        panic!("{colors:?}");
+    };
+    assert!(second.0 > 30_000, "{second:?}");
+    let (light, dark) = if first.1[1] > second.1[1] {
+        (first.1, second.1)
+    } else {
+        (second.1, first.1)
+    };
+    assert!(light[0] > 200 && light[1] > 200, "yellow: {light:?}");
+    assert!(dark[1] < 60 && dark[2] > 60, "violet: {dark:?}");
+    let place = |[red, green, blue]: [u8; 3]| {
+        let wanted = PremultipliedColorU8::from_rgba(red, green, blue, 255).unwrap();
+        let mut found = png.pixels().chunks(png.width() as usize);
+        found.position(|row| row[..1200].contains(&wanted)).unwrap()
+    };
+    assert!(place(light) < place(dark), "the first row is at the top");
+}
+
+#[test]
+fn missing_zero_and_non_finite_cells_are_marked() {
+    let values = [None, Some(0.0), Some(f64::NAN), Some(1.0)];
+    let rows = vec![
+        ("w".into(), values.to_vec()),
+        ("v".into(), vec![Some(2.0); 4]),
+    ];
+    let (svg, png) = heated(&map(rows));
+    for text in ["missing", "zero", "NaN or infinite"] {
+        assert!(svg.contains(&format!("\n{text}\n")), "{text}");
+    }
+    let (grey, red) = (count(&png, 200, 200, 200), count(&png, 220, 0, 0));
+    assert!(grey > 5_000 && red > 5_000, "{grey} {red}");
+}
+
+#[test]
+fn any_heat_map_is_drawn() {
+    let odd = [
+        None,
+        Some(f64::NAN),
+        Some(f64::INFINITY),
+        Some(-1.0),
+        Some(0.0),
+        Some(5e-324),
+        Some(f64::MAX),
+    ];
+    for columns in [0, 1, 7, 2000] {
+        for names in [0, 1, 39, 1000] {
+            let row = |at: usize| {
+                let value = |column: usize| odd[(column + at) % odd.len()];
+                (format!("v\u{0}ar.{at}"), (0..columns).map(value).collect())
+            };
+            heat::svg(&HeatMap {
+                x: (0..columns).map(|x| x as f64).collect(),
+                rows: (0..names).map(row).collect(),
+                ..HeatMap::default()
+            })
+            .unwrap();
+        }
+    }
+}

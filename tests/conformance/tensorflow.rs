@@ -1,11 +1,12 @@
 //! TensorFlow's `clip_ops_test.py`.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::{
     Error, NonFinite, NormType, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with,
     clip_grad_value, clip_grads_with_norm, total_norm,
 };
+use support::device::device;
 use support::gradients::{bits_of_gradients, gradients_of, store_for, store_of, tensor, values};
 use support::oracle::{assert_all_close, assert_close};
 
@@ -47,7 +48,7 @@ fn v5_gradients_without_elements_are_fine() -> Result<()> {
     on_every_backend(|| {
         for dtype in DTYPES {
             for shape in [vec![0], vec![7, 0], vec![0, 7], vec![3, 0, 2]] {
-                let empty = || Tensor::zeros(shape.as_slice(), dtype, &Device::Cpu);
+                let empty = || Tensor::zeros(shape.as_slice(), dtype, device());
                 let full = tensor(&[3.0, 4.0], 2, dtype)?;
                 let (vars, mut grads) = store_of(&[empty()?, full, empty()?])?;
                 clip_grad_value(&mut grads, &vars, 3.0)?;
@@ -68,7 +69,7 @@ fn v5_gradients_without_elements_are_fine() -> Result<()> {
 #[test]
 fn v6_a_gradient_of_another_shape_is_an_error() -> Result<()> {
     on_every_backend(|| {
-        let var = Var::zeros((2, 3), DType::F32, &Device::Cpu)?;
+        let var = Var::zeros((2, 3), DType::F32, device())?;
         let vars = [var];
         let mut grads = store_for(&vars, &[tensor(&[1.0; 6], (3, 2), DType::F32)?]);
         for result in [
@@ -172,7 +173,7 @@ fn g1_clip_by_global_norm_with_and_without_missing_gradients() -> Result<()> {
                     "5",
                 );
                 // Once more, with a Var that has no gradient between the two.
-                vars.insert(1, Var::zeros(3, dtype, &Device::Cpu)?);
+                vars.insert(1, Var::zeros(3, dtype, device())?);
             }
         }
         Ok(())

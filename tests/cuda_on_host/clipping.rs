@@ -24,25 +24,35 @@ fn tensors(seed: u64, dtypes: &[DType], device: &Device) -> Result<Vec<Tensor>> 
 }
 
 /// The Vars after some clipped steps, and the numbers of the reports.
-fn train<O: Optimizer>(
+fn train<O: Optimizer + 'static>(
     config: O::Config,
     clip: &Clip,
     dtypes: &[DType],
     device: &Device,
 ) -> Result<(Vec<Tensor>, Vec<f64>)> {
-    let vars = tensors(100, dtypes, device)?.iter().map(Var::from_tensor).collect::<Result<Vec<_>, _>>()?;
+    let vars = tensors(100, dtypes, device)?
+        .iter()
+        .map(Var::from_tensor)
+        .collect::<Result<Vec<_>, _>>()?;
     let inner = O::new(vars.clone(), config)?;
     let mut opt = ClippedOptimizer::wrap(inner, vars.clone(), clip.clone())?.with_param_norms(true);
     let mut numbers = Vec::new();
     for step in 0..3 {
         let report = opt.step_report(&store_for(&vars, &tensors(step, dtypes, device)?))?;
-        numbers.extend([report.total_norm()?, report.clipped_norm()?, report.num_clipped()? as f64]);
+        numbers.extend([
+            report.total_norm()?,
+            report.clipped_norm()?,
+            report.num_clipped()? as f64,
+        ]);
         numbers.extend(report.param_norms()?.iter().map(|(_, norm)| norm));
     }
-    Ok((vars.iter().map(|var| var.as_tensor().clone()).collect(), numbers))
+    Ok((
+        vars.iter().map(|var| var.as_tensor().clone()).collect(),
+        numbers,
+    ))
 }
 
-fn is_that_of_the_cpu<O: Optimizer>(config: O::Config, what: &str) -> Result<()>
+fn is_that_of_the_cpu<O: Optimizer + 'static>(config: O::Config, what: &str) -> Result<()>
 where
     O::Config: Clone,
 {
@@ -81,19 +91,29 @@ where
 
 #[test]
 fn with_adamw_of_candle() -> Result<()> {
-    let config = ParamsAdamW { lr: 0.125, ..ParamsAdamW::default() };
+    let config = ParamsAdamW {
+        lr: 0.125,
+        ..ParamsAdamW::default()
+    };
     is_that_of_the_cpu::<candle_nn::AdamW>(config, "candle's AdamW")
 }
 
 #[test]
 fn with_fused_adamw() -> Result<()> {
-    let config = ParamsAdamW { lr: 0.125, ..ParamsAdamW::default() };
+    let config = ParamsAdamW {
+        lr: 0.125,
+        ..ParamsAdamW::default()
+    };
     is_that_of_the_cpu::<optim::AdamW>(config, "fused AdamW")
 }
 
 #[test]
 fn with_fused_sgd() -> Result<()> {
-    let config = ParamsSgd { lr: 0.0625, momentum: 0.75, ..ParamsSgd::default() };
+    let config = ParamsSgd {
+        lr: 0.0625,
+        momentum: 0.75,
+        ..ParamsSgd::default()
+    };
     is_that_of_the_cpu::<Sgd>(config, "fused SGD")
 }
 
@@ -103,11 +123,18 @@ fn non_finite_gradients_are_counted_and_zeroed() -> Result<()> {
     let clip = Clip::norm(1.0).non_finite(NonFinite::Zero);
     let step = |device: &Device| -> Result<(f64, u64, Tensor)> {
         let var = Var::zeros(5, DType::F32, device)?;
-        let grad = Tensor::new(&[3f32, f32::NAN, f32::INFINITY, 4.0, f32::NEG_INFINITY], device)?;
+        let grad = Tensor::new(
+            &[3f32, f32::NAN, f32::INFINITY, 4.0, f32::NEG_INFINITY],
+            device,
+        )?;
         let inner = candle_nn::SGD::new(vec![var.clone()], 1.0)?;
         let mut opt = ClippedOptimizer::wrap(inner, vec![var.clone()], clip.clone())?;
         let report = opt.step_report(&store_for(&[var.clone()], &[grad]))?;
-        Ok((report.total_norm()?, report.non_finite()?, var.as_tensor().clone()))
+        Ok((
+            report.total_norm()?,
+            report.non_finite()?,
+            var.as_tensor().clone(),
+        ))
     };
     let (got, want) = (step(&Device::new_cuda(0)?)?, step(&Device::Cpu)?);
     assert_eq!((got.0, got.1), (want.0, want.1));

@@ -1,7 +1,9 @@
 //! What runs and what is found by the driver, by the kernels of `ci/cuda-on-host/selftest.cu`.
 
 use anyhow::{Result, bail};
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DriverError, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, DriverError, LaunchConfig, PushKernelArg,
+};
 use candle_core::{CudaDevice, Device};
 use half::{bf16, f16};
 use support::cuda_on_host::Driver;
@@ -93,35 +95,69 @@ fn shared_memory_by_the_launch_and_ballots() -> Result<()> {
     // The second warp has 8 lanes, the first of which is thread 32.
     let mut out = uninitialized::<u32>(&device, 40)?;
     launch!(device, "selftest_ballot", launch(1, 40), &mut out)?;
-    let bits = |first: u32, lanes: u32| (0..lanes).filter(|i| (first + i).is_multiple_of(3)).map(|i| 1 << i).sum::<u32>();
+    let bits = |first: u32, lanes: u32| {
+        let set = (0..lanes).filter(|lane| (first + lane) % 3 == 0);
+        set.map(|lane| 1 << lane).sum::<u32>()
+    };
     let out = device.clone_dtoh(&out)?;
     assert!(out[..32].iter().all(|mask| *mask == bits(0, 32)));
     assert!(out[32..].iter().all(|mask| *mask == bits(32, 8)));
     Ok(())
 }
 
-/// Every value of both formats, its neighbours in f32 and f64, and the midpoint to the next.
+/// The bits of a value, of its midpoint to the next, and of what lies just beside that, as f64.
+fn rounded(to_f64: impl Fn(u16) -> f64) -> Vec<(f64, u16)> {
+    let mut cases = vec![(f64::NAN, 0x7fff)]; // CUDA has one NaN
+    for sign in [0, 0x8000] {
+        for bits in (sign..sign + 0x7fff).take_while(|bits| to_f64(*bits).is_finite()) {
+            let (value, next) = (to_f64(bits), to_f64(bits + 1));
+            // Infinity begins half a step after the largest value, as if the exponent went on.
+            let next = if next.is_infinite() {
+                value + (value - to_f64(bits - 1))
+            } else {
+                next
+            };
+            let middle = f64::midpoint(value, next);
+            let (inward, outward) = if sign == 0 {
+                (middle.next_down(), middle.next_up())
+            } else {
+                (middle.next_up(), middle.next_down())
+            };
+            cases.extend([
+                (value, bits),
+                (middle, bits + bits % 2),
+                (inward, bits),
+                (outward, bits + 1),
+            ]);
+        }
+    }
+    cases
+}
+
 #[test]
 fn half_precision_rounds_to_the_bit() -> Result<()> {
     let _driver = Driver::lock();
     let device = device()?;
-    let mut inputs = Vec::new();
-    for bits in 0..=u16::MAX {
-        for (value, next) in [
-            (f16::from_bits(bits).to_f64(), f16::from_bits(bits.wrapping_add(1)).to_f64()),
-            (bf16::from_bits(bits).to_f64(), bf16::from_bits(bits.wrapping_add(1)).to_f64()),
-        ] {
-            let middle = f64::midpoint(value, next);
-            inputs.extend([value, middle, middle.next_up(), middle.next_down()]);
-            inputs.extend([(middle as f32).next_up(), (middle as f32).next_down()].map(f64::from));
-        }
-    }
+    let cases = (
+        rounded(|bits| f16::from_bits(bits).to_f64()),
+        rounded(|bits| bf16::from_bits(bits).to_f64()),
+    );
+    let inputs: Vec<f64> = cases.0.iter().chain(&cases.1).map(|case| case.0).collect();
     let n = inputs.len();
     let count = n as u32;
     let input = device.clone_htod(&inputs)?;
-    let mut rounded = (uninitialized::<f16>(&device, n)?, uninitialized::<bf16>(&device, n)?);
-    let mut from_f32 = (uninitialized::<f16>(&device, n)?, uninitialized::<bf16>(&device, n)?);
-    let mut widened = (uninitialized::<f32>(&device, n)?, uninitialized::<f32>(&device, n)?);
+    let mut rounded = (
+        uninitialized::<f16>(&device, n)?,
+        uninitialized::<bf16>(&device, n)?,
+    );
+    let mut from_f32 = (
+        uninitialized::<f16>(&device, n)?,
+        uninitialized::<bf16>(&device, n)?,
+    );
+    let mut widened = (
+        uninitialized::<f32>(&device, n)?,
+        uninitialized::<f32>(&device, n)?,
+    );
     launch!(
         device,
         "selftest_round",
@@ -135,23 +171,59 @@ fn half_precision_rounds_to_the_bit() -> Result<()> {
         &mut widened.0,
         &mut widened.1,
     )?;
-    let rounded = (device.clone_dtoh(&rounded.0)?, device.clone_dtoh(&rounded.1)?);
-    let from_f32 = (device.clone_dtoh(&from_f32.0)?, device.clone_dtoh(&from_f32.1)?);
-    let widened = (device.clone_dtoh(&widened.0)?, device.clone_dtoh(&widened.1)?);
-    // CUDA has one NaN.
-    let f16_bits = |x: f16| if x.is_nan() { 0x7fff } else { x.to_bits() };
-    let bf16_bits = |x: bf16| if x.is_nan() { 0x7fff } else { x.to_bits() };
-    for (i, &x) in inputs.iter().enumerate() {
-        assert_eq!(rounded.0[i].to_bits(), f16_bits(f16::from_f64(x)), "{x:e}");
-        assert_eq!(rounded.1[i].to_bits(), bf16_bits(bf16::from_f64(x)), "{x:e}");
-        assert_eq!(from_f32.0[i].to_bits(), f16_bits(f16::from_f32(x as f32)), "{x:e}");
-        assert_eq!(from_f32.1[i].to_bits(), bf16_bits(bf16::from_f32(x as f32)), "{x:e}");
+    let rounded = (
+        device.clone_dtoh(&rounded.0)?,
+        device.clone_dtoh(&rounded.1)?,
+    );
+    for (i, (x, bits)) in cases.0.iter().enumerate() {
+        assert_eq!(rounded.0[i].to_bits(), *bits, "{x:e} to f16");
     }
+    for (i, (x, bits)) in cases.1.iter().enumerate() {
+        assert_eq!(
+            rounded.1[cases.0.len() + i].to_bits(),
+            *bits,
+            "{x:e} to bf16"
+        );
+    }
+    let from_f32 = (
+        device.clone_dtoh(&from_f32.0)?,
+        device.clone_dtoh(&from_f32.1)?,
+    );
+    for (i, x) in inputs
+        .iter()
+        .map(|x| *x as f32)
+        .enumerate()
+        .filter(|(_, x)| !x.is_nan())
+    {
+        assert_eq!(
+            from_f32.0[i].to_bits(),
+            f16::from_f32(x).to_bits(),
+            "{x:e} to f16"
+        );
+        assert_eq!(
+            from_f32.1[i].to_bits(),
+            bf16::from_f32(x).to_bits(),
+            "{x:e} to bf16"
+        );
+    }
+    let widened = (
+        device.clone_dtoh(&widened.0)?,
+        device.clone_dtoh(&widened.1)?,
+    );
     for bits in 0..=u16::MAX {
-        let (half, brain) = (f16::from_bits(bits).to_f32(), bf16::from_bits(bits).to_f32());
+        let (half, brain) = (
+            f16::from_bits(bits).to_f32(),
+            bf16::from_bits(bits).to_f32(),
+        );
         let got = (widened.0[usize::from(bits)], widened.1[usize::from(bits)]);
-        assert!(got.0 == half || (got.0.is_nan() && half.is_nan()), "{bits:x}");
-        assert!(got.1 == brain || (got.1.is_nan() && brain.is_nan()), "{bits:x}");
+        assert!(
+            got.0 == half || (got.0.is_nan() && half.is_nan()),
+            "{bits:x}"
+        );
+        assert!(
+            got.1 == brain || (got.1.is_nan() && brain.is_nan()),
+            "{bits:x}"
+        );
     }
     Ok(())
 }
@@ -166,10 +238,18 @@ fn what_was_never_written_is_nan() -> Result<()> {
     let mut out = uninitialized::<f32>(&device, 64)?;
     launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out)?;
     let out = device.clone_dtoh(&out)?;
-    assert!(out.contains(&1.0) && out.iter().any(|x| x.is_nan()), "{out:?}");
+    assert!(
+        out.contains(&1.0) && out.iter().any(|x| x.is_nan()),
+        "{out:?}"
+    );
 
     let mut out = uninitialized::<f32>(&device, 16)?;
-    launch!(device, "selftest_shuffle_with_exited", launch(1, 32), &mut out)?;
+    launch!(
+        device,
+        "selftest_shuffle_with_exited",
+        launch(1, 32),
+        &mut out
+    )?;
     assert!(device.clone_dtoh(&out)?.iter().all(|x| x.is_nan()));
     Ok(())
 }
@@ -180,16 +260,45 @@ fn faults_of_kernels_are_errors() -> Result<()> {
     let device = device()?;
     let mut out = uninitialized::<f32>(&device, 32)?;
 
-    let error = fault(launch!(device, "selftest_two_barriers", launch(1, 32), &mut out))?;
-    assert!(error.contains("selftest_two_barriers: block (0, 0, 0): threads wait for each other"), "{error}");
-    let error = fault(launch!(device, "selftest_lonely_shuffle", launch(1, 32), &mut out))?;
-    assert!(error.contains("threads wait for each other: (0, 0, 0) at selftest.cu"), "{error}");
-    let error = fault(launch!(device, "selftest_missing_barrier", launch(1, 2000), &mut out))?;
-    assert!(error.contains("can't be launched"), "{error}");
+    let error = fault(launch!(
+        device,
+        "selftest_two_barriers",
+        launch(1, 32),
+        &mut out
+    ))?;
+    assert!(
+        error.contains("selftest_two_barriers: block (0, 0, 0): threads wait for each other"),
+        "{error}"
+    );
+    let error = fault(launch!(
+        device,
+        "selftest_lonely_shuffle",
+        launch(1, 32),
+        &mut out
+    ))?;
+    assert!(
+        error.contains("threads wait for each other: (0, 0, 0) at selftest.cu"),
+        "{error}"
+    );
+    let error = fault(launch!(
+        device,
+        "selftest_missing_barrier",
+        launch(1, 2000),
+        &mut out
+    ))?;
+    assert!(error.contains("is impossible"), "{error}");
 
-    // The write was done, so it is found again when the memory is freed.
-    let error = fault(launch!(device, "selftest_out_of_bounds", launch(1, 32), &mut out))?;
-    assert!(error.contains("a write out of bounds of device memory"), "{error}");
+    let error = fault(launch!(
+        device,
+        "selftest_out_of_bounds",
+        launch(1, 32),
+        &mut out
+    ))?;
+    assert!(
+        error.contains("a write out of bounds of device memory"),
+        "{error}"
+    );
+    launch!(device, "selftest_missing_barrier", launch(1, 32), &mut out)?;
     Ok(())
 }
 
@@ -226,7 +335,12 @@ fn counts_and_failures() -> Result<()> {
     let mut out = device.clone_htod(&[0f32; 64])?;
     assert!(device.clone_htod(&[0f32; 64]).is_err());
     driver.fail_launches(c"selftest_missing_barrier");
-    let error = fault(launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out))?;
+    let error = fault(launch!(
+        device,
+        "selftest_missing_barrier",
+        launch(1, 64),
+        &mut out
+    ))?;
     assert!(error.contains("made to fail"), "{error}");
     driver.stop_failing();
     launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out)?;
@@ -240,8 +354,17 @@ fn modules_know_the_kernels_of_their_ptx() -> Result<()> {
     let device = device()?;
     let ptx = ".visible .entry selftest_ballot(\n\t.param .u64 selftest_ballot_param_0\n)\n{ ret; }\n\
                .visible .entry selftest_reverse(\n\t.param .u64 a,\n\t.param .u32 b\n)\n{ ret; }\n";
-    assert!(device.get_or_load_custom_func("selftest_ballot", "with_ptx", ptx).is_ok());
-    let error = |name| format!("{:?}", device.get_or_load_custom_func(name, "with_ptx", ptx).err());
+    assert!(
+        device
+            .get_or_load_custom_func("selftest_ballot", "with_ptx", ptx)
+            .is_ok()
+    );
+    let error = |name| {
+        format!(
+            "{:?}",
+            device.get_or_load_custom_func(name, "with_ptx", ptx).err()
+        )
+    };
     assert!(error("selftest_reverse").contains("other parameters"));
     assert!(error("selftest_sum").contains("the PTX has no kernel"));
     let nowhere = device.get_or_load_custom_func("no_such_kernel", "without_ptx", "");

@@ -13,7 +13,10 @@ use support::gradients::values;
 fn assert_close(got: &Tensor, want: &Tensor, tolerance: f64, what: &str) -> Result<()> {
     let (got, want) = (values(got)?, values(want)?);
     ensure!(got.len() == want.len(), "{what}: other shapes");
-    let largest = want.iter().filter(|x| x.is_finite()).fold(0f64, |a, x| a.max(x.abs()));
+    let largest = want
+        .iter()
+        .filter(|x| x.is_finite())
+        .fold(0f64, |a, x| a.max(x.abs()));
     for (i, (got, want)) in got.into_iter().zip(want).enumerate() {
         let same = got == want || (got.is_nan() && want.is_nan());
         ensure!(

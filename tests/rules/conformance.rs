@@ -1,13 +1,11 @@
 //! The cases of other implementations' own tests.
 
 use anyhow::Result;
-use candle_grad_clip::backend::Backend;
 use candle_grad_clip::{Clip, SkipReason, ZClip, ZClipMode};
+use support::device::{backends, kernels};
 use support::oracle::{assert_all_close, assert_close};
 
 use super::{Gradients, plain, step};
-
-const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Composed];
 
 /// Gradients of this norm.
 fn of_norm(norm: f64) -> Gradients {
@@ -21,7 +19,7 @@ fn of_norm(norm: f64) -> Gradients {
 /// optax' `_clipping_test.py`: 50 rounds of `clip_by_block_rms(1 / i)` on ([500, 5], [300, 3]).
 #[test]
 fn optax_block_rms() -> Result<()> {
-    for backend in BACKENDS {
+    for backend in backends() {
         for round in 1..=50 {
             let max_rms = 1.0 / f64::from(round);
             let (named, mut opt) = plain(Clip::block_rms(max_rms))?;
@@ -42,7 +40,7 @@ fn optax_block_rms() -> Result<()> {
 /// Keras' `clipnorm=1` on [100, 100].
 #[test]
 fn keras_clipnorm() -> Result<()> {
-    for backend in BACKENDS {
+    for backend in backends() {
         let (named, mut opt) = plain(Clip::param_norm(1.0).eps(0.0))?;
         let gradients = vec![Some(vec![100.0, 100.0, 0.0]), Some(vec![0.5]), None];
         let (got, report) = step(&mut opt, &named, &gradients, backend)?;
@@ -61,7 +59,7 @@ fn keras_clipnorm() -> Result<()> {
 /// ZClip's tests: mean 1, variance 0.25, z 2, norm 3.
 #[test]
 fn zclip_limits() -> Result<()> {
-    for backend in BACKENDS {
+    for backend in backends() {
         for (mode, limit) in [
             (ZClipMode::ZScore, 1.5),
             (ZClipMode::Mean, 1.0),
@@ -100,22 +98,22 @@ fn zclip_warmup_and_skip() -> Result<()> {
     for norm in [1.0, 1.1, 0.9, 1e3, 1.0] {
         // A spike in the warm-up is not one yet.
         assert!(
-            !step(&mut opt, &named, &of_norm(norm), Backend::Cpu)?
+            !step(&mut opt, &named, &of_norm(norm), kernels())?
                 .1
                 .skipped()?
         );
     }
     let (named, mut opt) = plain(rule.into())?;
     for norm in [1.0, 1.1, 0.9, 1.05, 0.95] {
-        step(&mut opt, &named, &of_norm(norm), Backend::Cpu)?;
+        step(&mut opt, &named, &of_norm(norm), kernels())?;
     }
     for _ in 0..8 {
-        let (got, report) = step(&mut opt, &named, &of_norm(1e3), Backend::Cpu)?;
+        let (got, report) = step(&mut opt, &named, &of_norm(1e3), kernels())?;
         assert_eq!(report.skip_reason()?, Some(SkipReason::LargeNorm));
         assert!(got.concat().iter().all(|x| *x == 0.0));
     }
     assert!(
-        !step(&mut opt, &named, &of_norm(1.1), Backend::Cpu)?
+        !step(&mut opt, &named, &of_norm(1.1), kernels())?
             .1
             .skipped()?
     );
@@ -125,7 +123,7 @@ fn zclip_warmup_and_skip() -> Result<()> {
 /// Megatron's: limit 1, 2x2 ones.
 #[test]
 fn megatron_skips_above_a_limit() -> Result<()> {
-    for backend in BACKENDS {
+    for backend in backends() {
         let (named, mut opt) = plain(Clip::skip_norm(1.0))?;
         let ones = vec![None, None, Some(vec![1.0; 4])];
         let (got, report) = step(&mut opt, &named, &ones, backend)?;
@@ -143,7 +141,7 @@ fn megatron_skips_above_a_limit() -> Result<()> {
 /// OLMo-core would skip everything, here the rule waits for two.)
 #[test]
 fn olmo_skips_a_spike_and_goes_on() -> Result<()> {
-    for backend in BACKENDS {
+    for backend in backends() {
         let (named, mut opt) = plain("skip:z=1,window=2".parse()?)?;
         for (norm, skipped) in [
             (2.0, false),
@@ -161,13 +159,13 @@ fn olmo_skips_a_spike_and_goes_on() -> Result<()> {
     for at in 0..64 {
         let norm = if at % 2 == 0 { 1.0 } else { 1.5 };
         assert!(
-            !step(&mut opt, &named, &of_norm(norm), Backend::Cpu)?
+            !step(&mut opt, &named, &of_norm(norm), kernels())?
                 .1
                 .skipped()?
         );
     }
     assert!(
-        step(&mut opt, &named, &of_norm(9.0), Backend::Cpu)?
+        step(&mut opt, &named, &of_norm(9.0), kernels())?
             .1
             .skipped()?
     );

@@ -1,8 +1,8 @@
 //! Every method over 120 random histories.
 
 use anyhow::Result;
-use candle_grad_clip::backend::Backend;
 use candle_grad_clip::{Clip, SkipReason};
+use support::device::backends;
 use support::oracle::{assert_all_close, assert_close};
 
 use super::{Gradients, fused, plain, random_history, step};
@@ -58,7 +58,7 @@ fn squares(values: &[f64]) -> f64 {
 fn compare(clip: &Clip, mut formula: impl FnMut() -> Formula) -> Result<()> {
     let (mut clipped, mut skipped) = (0, 0);
     for seed in 0..HISTORIES {
-        let backend = [Backend::Cpu, Backend::Composed][seed as usize % 2];
+        let backend = backends()[seed as usize % 2];
         let clip = clip.clone().max_skips(1000);
         let (named, mut of_candle) = plain(clip.clone())?;
         let (named_fused, mut of_ours) = fused(clip.clone())?;

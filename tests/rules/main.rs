@@ -1,19 +1,25 @@
 //! Methods that choose their own limit, each against its equation written out again, over random histories.
 #![allow(clippy::unwrap_used)]
 
+mod agc;
 mod conformance;
 mod formulas;
 mod history;
+mod list;
+mod loss;
+mod own;
 mod resume;
+mod schedule;
 mod text;
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{Clip, ClippedOptimizer, StepReport};
 use candle_nn::{Optimizer, SGD};
+use support::device::device;
 use support::gradients::{tensor, values};
 
 /// The gradients of a step: of each Var that has one.
@@ -27,10 +33,7 @@ pub(crate) const SIZES: [usize; 3] = [3, 1, 4];
 /// Vars at zero, so that a step of rate 1 leaves in them what the optimizer got, with its sign turned and no rounding.
 pub(crate) fn zeros() -> Result<Named> {
     let var = |(i, n): (usize, &usize)| -> Result<_> {
-        Ok((
-            format!("layer{i}"),
-            Var::zeros(*n, DType::F64, &Device::Cpu)?,
-        ))
+        Ok((format!("layer{i}"), Var::zeros(*n, DType::F64, device())?))
     };
     SIZES.iter().enumerate().map(var).collect()
 }
@@ -116,6 +119,7 @@ pub(crate) fn with_history() -> Vec<Clip> {
         "zclip:warmup=200",
         "adagc:warmup=6,beta=0.7",
         "skip:z=1.5,window=12,max_norm=3",
+        "skip:z=1.5,window=12+zclip:warmup=4,z=1,max_norm=inf+adagc:warmup=6,beta=0.7+norm:2",
     ]
     .iter()
     .map(|text| text.parse::<Clip>().unwrap().max_skips(1000))

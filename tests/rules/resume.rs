@@ -1,9 +1,9 @@
 //! The history of a rule in a checkpoint.
 
 use anyhow::Result;
-use candle_grad_clip::backend::Backend;
 use candle_grad_clip::{Clip, ClippedOptimizer};
 use support::checkpoints::{Folder, edited};
+use support::device::kernels;
 
 use super::{fused, random_history, step, with_history};
 
@@ -20,11 +20,11 @@ fn n_steps_saved_and_n_more_are_2n() -> Result<()> {
                 let (named, mut whole) = fused(clip.clone())?;
                 let mut right = Vec::new();
                 for gradients in &history {
-                    right.push(step(&mut whole, &named, gradients, Backend::Cpu)?);
+                    right.push(step(&mut whole, &named, gradients, kernels())?);
                 }
                 let (named, mut first) = fused(clip.clone())?;
                 for gradients in &history[..n] {
-                    step(&mut first, &named, gradients, Backend::Cpu)?;
+                    step(&mut first, &named, gradients, kernels())?;
                 }
                 first.save(&path)?;
                 // Vars in another order, by a wrapper that knows nothing of the clip.
@@ -35,7 +35,7 @@ fn n_steps_saved_and_n_more_are_2n() -> Result<()> {
                 second.load(&path)?;
                 assert_eq!(second.clip(), &clip);
                 for (gradients, (right, report)) in history[n..].iter().zip(&right[n..]) {
-                    let (got, resumed) = step(&mut second, &named, gradients, Backend::Cpu)?;
+                    let (got, resumed) = step(&mut second, &named, gradients, kernels())?;
                     assert!(close(&got, right), "{clip}, {seed}");
                     assert_eq!(resumed.skip_reason()?, report.skip_reason()?, "{clip}");
                     assert_eq!(resumed.step(), report.step(), "{clip}");
@@ -68,8 +68,8 @@ fn in_the_same_order_the_bits_are_equal() -> Result<()> {
             drop(next);
             resumed = ClippedOptimizer::wrap(inner, named_resumed.clone(), Clip::none())?;
             resumed.load(&path)?;
-            let right = step(&mut whole, &named, gradients, Backend::Cpu)?.0;
-            let got = step(&mut resumed, &named_resumed, gradients, Backend::Cpu)?.0;
+            let right = step(&mut whole, &named, gradients, kernels())?.0;
+            let got = step(&mut resumed, &named_resumed, gradients, kernels())?.0;
             assert_eq!(got, right, "{clip}");
         }
     }
@@ -82,7 +82,7 @@ fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Resul
     let path = folder.join("optimizer.safetensors");
     let (named, mut opt) = fused(Clip::auto(10.0))?;
     for gradients in random_history(1, 5) {
-        step(&mut opt, &named, &gradients, Backend::Cpu)?;
+        step(&mut opt, &named, &gradients, kernels())?;
     }
     opt.save(&path)?;
     let bytes = std::fs::read(&path)?;

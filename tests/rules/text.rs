@@ -38,11 +38,12 @@ fn method() -> impl Strategy<Value = Clip> {
             warmup,
         })
     });
-    let skip = (limit(), limit(), 2..1000usize, limit());
-    let skip = skip.prop_map(|(norm, z, window, max_norm)| {
+    let skip = (limit(), limit(), limit(), 2..1000usize, limit());
+    let skip = skip.prop_map(|(norm, z, loss_z, window, max_norm)| {
         Clip::from(SkipSteps {
             norm,
             z,
+            loss_z,
             window,
             max_norm,
         })

@@ -1,7 +1,8 @@
 //! The reference cases: what other frameworks return, as data. See `tests/cases/README.md`.
 
+use crate::device::{device, kernels};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Var};
+use candle_core::{DType, Var};
 use candle_grad_clip::backend::Backend;
 use candle_grad_clip::{
     ClipGradNorm, NonFinite, NormType, clip_by_global_norm, clip_grad_norm_with, clip_grad_value,
@@ -153,7 +154,7 @@ impl Case {
         let (mut vars, mut grads) = (Vec::new(), GradStore::default());
         for one in &self.tensors {
             let shape = one.shape.as_slice();
-            let var = Var::zeros(shape, one.dtype, &Device::Cpu)?;
+            let var = Var::zeros(shape, one.dtype, device())?;
             if let Some(grad) = &one.grad {
                 grads.insert(&var, tensor(&in_dtype(grad, one.dtype), shape, one.dtype)?);
             }
@@ -229,7 +230,7 @@ impl Case {
         if let (Some(ours), Some(theirs), None) =
             (outcome.total_norm, self.total_norm, &self.differs)
             && !self
-                .widest(|row| row.grad(Backend::Cpu))
+                .widest(|row| row.grad(kernels()))
                 .allows(ours, theirs.0)
         {
             faults.push(format!("norm {ours:e}, the framework's {:e}", theirs.0));
@@ -249,13 +250,13 @@ impl Case {
     /// Whether the framework's answer is ours.
     #[must_use]
     pub fn framework_agrees(&self, outcome: &Outcome) -> bool {
-        let tolerance = self.widest(|row| row.grad(Backend::Cpu));
+        let tolerance = self.widest(|row| row.grad(kernels()));
         let norm_agrees = match (outcome.total_norm, self.total_norm) {
             (Some(ours), Some(theirs)) => tolerance.allows(theirs.0, ours),
             _ => true,
         };
         let grads_agree = outcome.grads.iter().zip(&self.tensors).all(|(ours, one)| {
-            let tolerance = Row::of(one.dtype).grad(Backend::Cpu);
+            let tolerance = Row::of(one.dtype).grad(kernels());
             let theirs = one
                 .theirs
                 .as_ref()
@@ -334,7 +335,7 @@ impl Row {
     }
 
     fn grad(self, backend: Backend) -> Tolerance {
-        let relative = if backend == Backend::Cpu {
+        let relative = if backend != Backend::Composed {
             self.cpu
         } else {
             self.composed
@@ -347,7 +348,7 @@ impl Row {
 
     /// Norms are f64 numbers, also those of small dtypes.
     fn norm(self, backend: Backend) -> Tolerance {
-        let relative = if backend == Backend::Cpu {
+        let relative = if backend != Backend::Composed {
             self.cpu_norm
         } else {
             self.composed_norm

@@ -3,18 +3,19 @@
 //! Every function fails only where candle does.
 #![allow(clippy::missing_errors_doc)]
 
+use crate::device::device;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, Var};
+use candle_core::{CpuStorage, DType, Result, Shape, Storage, Tensor, Var};
 use half::{bf16, f16};
 
 /// A tensor of any float dtype from f64 values.
 pub fn tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-    Tensor::from_slice(values, shape.into(), &Device::Cpu)?.to_dtype(dtype)
+    Tensor::from_slice(values, shape.into(), device())?.to_dtype(dtype)
 }
 
 /// A Var of zeros, shaped and typed as `gradient` is.
 pub fn var_for(gradient: &Tensor) -> Result<Var> {
-    Var::zeros(gradient.shape(), gradient.dtype(), &Device::Cpu)
+    Var::zeros(gradient.shape(), gradient.dtype(), device())
 }
 
 /// Vars of zeros and a store that holds `gradients` as theirs.
@@ -35,7 +36,7 @@ pub fn store_for(vars: &[Var], gradients: &[Tensor]) -> GradStore {
 
 /// A scalar whose gradient with respect to each Var is the tensor beside it, to the bit.
 pub fn loss_with_gradients(vars: &[Var], gradients: &[Tensor]) -> Result<Tensor> {
-    let mut loss = Tensor::new(0f64, &Device::Cpu)?;
+    let mut loss = Tensor::new(0f64, device())?;
     for (var, gradient) in vars.iter().zip(gradients) {
         let product = var.to_dtype(DType::F64)? * gradient.to_dtype(DType::F64)?;
         loss = (loss + product?.sum_all()?)?;

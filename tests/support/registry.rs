@@ -20,9 +20,6 @@ pub const DTYPES: [&[DType]; 5] = [
     &[DType::F32, DType::BF16, DType::F64, DType::F16],
 ];
 
-/// The backends.
-pub const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Composed];
-
 /// Shapes of the Vars: a matrix, a vector, a scalar, a tensor of rank 3.
 const SHAPES: [&[usize]; 4] = [&[5, 4], &[3], &[], &[2, 3, 2]];
 
@@ -159,7 +156,7 @@ pub mod config {
 macro_rules! for_every_row {
     ($promise:path) => {
         for dtypes in $crate::registry::DTYPES {
-            for backend in $crate::registry::BACKENDS {
+            for backend in $crate::device::backends() {
                 use $crate::registry::{Row, config};
                 $promise(&Row::<candle_nn::SGD> {
                     optimizer: "candle SGD",

@@ -2,7 +2,7 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use crate::simd::dispatch;
-use crate::{BLOCK, Element};
+use crate::{BLOCK, Element, GradEdit};
 
 /// What to do to every element.
 ///
@@ -94,13 +94,13 @@ impl Edit {
 /// edit(&mut values, Edit::Clamp { clip_value: 1.0, clip_coef: 1.0, zero_non_finite: true });
 /// assert_eq!(values, [1.0, -1.0, 0.0]);
 /// ```
-pub fn edit<E: Element>(values: &mut [E], edit: Edit) {
+pub fn edit<'a, E: Element>(values: &mut [E], edit: impl Into<GradEdit<'a>>) {
+    let edit = edit.into();
     if values.len() <= BLOCK {
-        edit_block(values, edit);
+        edit_block(0, values, edit);
     } else {
-        values
-            .par_chunks_mut(BLOCK)
-            .for_each(|block| edit_block(block, edit));
+        let blocks = values.par_chunks_mut(BLOCK).enumerate();
+        blocks.for_each(|(i, block)| edit_block(i * BLOCK, block, edit));
     }
 }
 
@@ -116,19 +116,21 @@ pub fn edit<E: Element>(values: &mut [E], edit: Edit) {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn edit_into<E: Element>(source: &[E], target: &mut [E], edit: Edit) {
+pub fn edit_into<'a, E: Element>(source: &[E], target: &mut [E], edit: impl Into<GradEdit<'a>>) {
+    let edit = edit.into();
     assert_eq!(
         source.len(),
         target.len(),
         "source and target differ in length"
     );
     if source.len() <= BLOCK {
-        edit_block_into(source, target, edit);
+        edit_block_into(0, source, target, edit);
     } else {
         source
             .par_chunks(BLOCK)
             .zip(target.par_chunks_mut(BLOCK))
-            .for_each(|(source, target)| edit_block_into(source, target, edit));
+            .enumerate()
+            .for_each(|(i, (source, target))| edit_block_into(i * BLOCK, source, target, edit));
     }
 }
 
@@ -298,10 +300,17 @@ macro_rules! specialise {
 }
 pub(crate) use specialise;
 
-fn edit_block<E: Element>(values: &mut [E], edit: Edit) {
-    specialise!(edit, op => dispatch(EditInPlace(values, op)));
+/// Edits a block that begins with the element at `start`.
+fn edit_block<E: Element>(start: usize, values: &mut [E], edit: GradEdit<'_>) {
+    match edit {
+        GradEdit::All(edit) => specialise!(edit, op => dispatch(EditInPlace(values, op))),
+        GradEdit::Units(edit) => edit.edit(start, values),
+    }
 }
 
-fn edit_block_into<E: Element>(source: &[E], target: &mut [E], edit: Edit) {
-    specialise!(edit, op => dispatch(EditInto(source, target, op)));
+fn edit_block_into<E: Element>(start: usize, source: &[E], target: &mut [E], edit: GradEdit<'_>) {
+    match edit {
+        GradEdit::All(edit) => specialise!(edit, op => dispatch(EditInto(source, target, op))),
+        GradEdit::Units(edit) => edit.edit_into(start, source, target),
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! - [`measure`](fn@measure) reads a slice once and returns its [`Stats`]: the power sum of its
 //!   finite elements, and how many were not finite.
+//! - [`measure_units`] does so for each row or column of a matrix.
 //! - [`edit`](fn@edit) scales, clamps or cleans a slice in place; [`edit_into`] writes the result
 //!   elsewhere.
 //! - [`update`](fn@update) takes an optimizer's step, [`AdamW`] or [`Sgd`], with the gradient edited on the way.
@@ -17,6 +18,8 @@
 
 mod accumulate;
 mod adamw;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod edit;
 mod element;
 mod measure;
@@ -24,6 +27,7 @@ mod norm_type;
 mod partial_power;
 mod sgd;
 mod simd;
+mod units;
 mod update;
 mod wide;
 
@@ -35,6 +39,7 @@ pub use measure::{ClampStats, Stats, measure, measure_clamped};
 pub use norm_type::NormType;
 pub use partial_power::{Norm, PartialPower};
 pub use sgd::Sgd;
+pub use units::{GradEdit, UnitEdit, Units, measure_units};
 pub use update::{MOMENTS, Rule, Update, update};
 pub use wide::{Wide, WideVec};
 

@@ -2,7 +2,7 @@ use pulp::NullaryFnOnce;
 
 use crate::edit::{AsIs, specialise};
 use crate::simd::{dispatch, dispatch_256};
-use crate::{BLOCK, Edit, Element, Wide};
+use crate::{BLOCK, Element, GradEdit, Wide};
 
 /// Elements that are widened and edited at once, into a buffer on the stack that stays in the cache.
 const CHUNK: usize = 1024;
@@ -92,29 +92,48 @@ fn split<W>(values: &mut [W], mid: usize) -> (&mut [W], &mut [W]) {
 ///
 /// # Panics
 /// If slices differ in length.
-pub fn update<E: Element>(update: Update<'_, E>, edit: Edit, rule: &impl Rule) {
+pub fn update<'a, E: Element>(
+    update: Update<'_, E>,
+    edit: impl Into<GradEdit<'a>>,
+    rule: &impl Rule,
+) {
     update.check();
-    run(update, edit, rule);
+    run(0, update, edit.into(), rule);
 }
 
-fn run<E: Element>(update: Update<'_, E>, edit: Edit, rule: &impl Rule) {
+fn run<E: Element>(start: usize, update: Update<'_, E>, edit: GradEdit<'_>, rule: &impl Rule) {
     let len = update.params.len();
     if len <= BLOCK {
-        return block(update, edit, rule);
+        return block(start, update, edit, rule);
     }
     let mid = (len / 2).next_multiple_of(BLOCK);
     let (first, rest) = update.split_at(mid);
-    rayon::join(|| run(first, edit, rule), || run(rest, edit, rule));
+    rayon::join(
+        || run(start, first, edit, rule),
+        || run(start + mid, rest, edit, rule),
+    );
 }
 
-fn block<E: Element>(mut rest: Update<'_, E>, edit: Edit, rule: &impl Rule) {
+/// A block whose first element is the one at `start`.
+fn block<E: Element>(
+    mut start: usize,
+    mut rest: Update<'_, E>,
+    edit: GradEdit<'_>,
+    rule: &impl Rule,
+) {
     let (mut grads, mut wide) = ([E::Wide::default(); CHUNK], [E::Wide::default(); CHUNK]);
     while !rest.params.is_empty() {
         let len = CHUNK.min(rest.params.len());
         let (chunk, others) = rest.split_at(len);
         rest = others;
         let grads = &mut grads[..len];
-        specialise!(edit, op => dispatch(Widen(chunk.grads, &mut *grads, op)));
+        match edit {
+            GradEdit::All(edit) => {
+                specialise!(edit, op => dispatch(Widen(chunk.grads, &mut *grads, op)));
+            }
+            GradEdit::Units(edit) => edit.widen(start, chunk.grads, grads),
+        }
+        start += len;
         if !chunk.master.is_empty() {
             dispatch_256(Apply(rule, &mut *chunk.master, grads, chunk.moments));
             dispatch(Narrow(&*chunk.master, chunk.params));

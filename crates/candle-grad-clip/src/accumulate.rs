@@ -369,7 +369,7 @@ impl GradAccumulator {
             |(_, wide, _)| wide,
             |(_, wide, result)| match result.dtype() == wide.dtype() {
                 true if coef == 1.0 => Ok(()),
-                true => backend::edit_cpu(wide, scale),
+                true => backend::edit_cpu(wide, scale.into()),
                 false => backend::round_cpu(result, wide, coef),
             },
         )?;

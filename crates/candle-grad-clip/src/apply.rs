@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId};
-use candle_grad_clip_kernels::{BLOCK, Edit};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
 use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
@@ -45,12 +45,13 @@ pub(crate) fn edit_in_place(
         if !needs_edit(entry, edit) {
             continue;
         }
-        if entry.place == Place::Cpu && !is_taken(entry.storage) {
+        if entry.place.is_in_place() && !is_taken(entry.storage) {
             jobs.push(Job {
                 grad,
                 target: None,
                 edit,
                 elements: entry.elements,
+                place: entry.place,
             });
         } else {
             replacements.push((var.id(), backend::edited(grad, entry.place, edit)?));
@@ -93,6 +94,7 @@ pub(crate) fn edit_copies(
                 target: Some(target.clone()),
                 edit,
                 elements: entry.elements,
+                place: entry.place,
             });
             target
         };
@@ -139,14 +141,14 @@ impl Scratch {
 
 /// Whether the edit changes this gradient: not one without elements (which candle's in-place
 /// operations refuse, as its strides contain a 0), nor, at a coefficient of 1, a clean one.
-fn needs_edit(entry: &Entry<'_>, edit: Edit) -> bool {
+fn needs_edit(entry: &Entry<'_>, edit: GradEdit<'_>) -> bool {
     match edit {
         _ if entry.elements == 0 => false,
-        Edit::Scale {
+        GradEdit::All(Edit::Scale {
             clip_coef: 1.0,
             zero_non_finite,
-        } => zero_non_finite && entry.measured.stats.non_finite() > 0,
-        Edit::Scale { .. } | Edit::Clamp { .. } => true,
+        }) => zero_non_finite && entry.measured.stats.non_finite() > 0,
+        GradEdit::All(Edit::Scale { .. } | Edit::Clamp { .. }) | GradEdit::Units(_) => true,
     }
 }
 
@@ -198,18 +200,35 @@ impl<'a> SharedStorage<'a> {
 struct Job<'g> {
     grad: &'g Tensor,
     target: Option<Tensor>,
-    edit: Edit,
+    edit: GradEdit<'g>,
     elements: usize,
+    place: Place,
 }
 
-/// Does all jobs.
+/// Does all jobs: those on GPUs first, as launching them is what can fail.
 fn run(jobs: &[Job<'_>], work: Work) -> Result<()> {
+    if jobs.iter().any(|job| job.place.is_cuda()) {
+        run_on_gpu(jobs)?;
+    }
     let run = |job: &Job<'_>| match &job.target {
+        _ if job.place.is_cuda() => Ok(()),
         Some(target) => backend::edit_cpu_into(job.grad, target, job.edit),
         None => backend::edit_cpu(job.grad, job.edit),
     };
     let elements = |job: &Job<'_>| job.elements;
     run_all(jobs, work, elements, |job| job.grad, run)
+}
+
+fn run_on_gpu(jobs: &[Job<'_>]) -> Result<()> {
+    let jobs: Vec<&Job<'_>> = jobs.iter().filter(|job| job.place.is_cuda()).collect();
+    let sources = jobs.iter().map(|job| job.grad.contiguous());
+    let sources: Vec<Tensor> = sources.collect::<candle_core::Result<_>>()?;
+    let mut edits = Vec::with_capacity(jobs.len());
+    for (job, source) in jobs.iter().zip(&sources) {
+        let target = job.target.as_ref().unwrap_or(job.grad);
+        edits.push((source, target, backend::whole(job.edit)?));
+    }
+    backend::edit_cuda(&edits)
 }
 
 /// Does all jobs: small ones in parallel, a task for many; each large one by itself, as it is

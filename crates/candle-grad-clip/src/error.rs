@@ -170,7 +170,53 @@ pub enum Error {
         /// The [`Clip`](crate::Clip) as text.
         clip: String,
     },
-    /// A text that is no [`Clip`](crate::Clip).
+    /// The same, the last of them since its loss was too large.
+    #[error(
+        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the loss {loss} is too large for the \
+         rule {clip}; the weights are as they were before the first of them; look at the data, or take a rule that \
+         allows more"
+    )]
+    TooManyLargeLosses {
+        /// Skipped steps in a row, this one included.
+        skips: u32,
+        /// How many are allowed.
+        max_skips: u32,
+        /// The loss of this step.
+        loss: f64,
+        /// The [`Clip`](crate::Clip) as text.
+        clip: String,
+    },
+    /// The same, the last of them by a [`ClipRule`](crate::ClipRule).
+    #[error(
+        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the ClipRule skipped a step of norm \
+         {total_norm}; the weights are as they were before the first of them"
+    )]
+    TooManyRuleSkips {
+        /// Skipped steps in a row, this one included.
+        skips: u32,
+        /// How many are allowed.
+        max_skips: u32,
+        /// The norm of this step's gradients.
+        total_norm: f64,
+    },
+    /// A loss that is not one number, for a rule that looks at it.
+    #[error("the loss has shape {shape:?}, expected one number: the clip looks at it (loss_z)")]
+    LossShape {
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A Var of a rank for which [`AgcUnits::Optax`](crate::AgcUnits::Optax) has no units.
+    #[error(
+        "{var} has shape {shape:?}, and the units of optax are those of ranks 0 to 4: take AgcUnits::Rows or \
+         AgcUnits::Columns, or leave it out by `exclude`"
+    )]
+    AgcRank {
+        /// Name of the Var.
+        var: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A text that is no [`Clip`](crate::Clip), or clips that can't come one after the other.
     ///
     /// ```
     /// use candle_grad_clip::{Clip, Error};

@@ -64,6 +64,7 @@ mod clip;
 mod error;
 mod functions;
 mod grads;
+mod late;
 pub mod loss;
 mod loss_scaler;
 mod measure;
@@ -73,12 +74,13 @@ mod optimizer;
 mod report;
 mod serde_float;
 mod summary;
+mod units;
 mod vars;
 
 pub use accumulate::GradAccumulator;
 pub use clip::{
-    AdaGc, AutoClip, Clip, GroupRecord, NonFinite, QuantileClip, SkipReason, SkipSteps, ZClip,
-    ZClipMode,
+    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GroupRecord, Measured, NonFinite,
+    QuantileClip, SkipReason, SkipSteps, ZClip, ZClipMode,
 };
 pub use error::{Error, Result};
 pub use functions::{

@@ -9,13 +9,14 @@ use rustc_hash::{FxBuildHasher, FxHashSet};
 use crate::Result;
 use crate::backend::{self, Backends, Place};
 use crate::grads::collect;
+use crate::units::MeasuredUnits;
 use crate::vars::VarList;
 
 /// Vars that one task collects and measures.
 const VARS_PER_TASK: usize = 64;
 
 /// What is to be measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Request {
     pub(crate) norm_type: NormType,
     /// Also measure the gradients as they would be when clamped to this.
@@ -77,7 +78,7 @@ pub(crate) struct Entry<'g> {
     pub(crate) grad: Option<&'g Tensor>,
     pub(crate) place: Place,
     pub(crate) elements: usize,
-    /// Where the storage is: equal for tensors that share it. Only known on CPU.
+    /// Where the storage is: equal for tensors that share it. Not known for [`Place::Elsewhere`].
     pub(crate) storage: usize,
     pub(crate) measured: GradStats,
 }
@@ -93,11 +94,15 @@ impl Entry<'_> {
 }
 
 /// The gradients of some Vars, in the order of the Vars, and what measuring them told.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Measurements<'g> {
     pub(crate) entries: Vec<Entry<'g>>,
     pub(crate) total: GradStats,
     pub(crate) norm_type: NormType,
+    /// If the rule clips units.
+    pub(crate) units: Option<MeasuredUnits>,
+    /// The loss of the step, if the rule asks for it and it is known.
+    pub(crate) loss: Option<f64>,
 }
 
 impl Measurements<'_> {
@@ -164,6 +169,7 @@ pub(crate) fn measure<'g>(
     request: Request,
 ) -> Result<Measurements<'g>> {
     let mut entries = walk(vars, grads, Some(request))?;
+    backend::measure_cuda(&mut entries, request)?;
     backend::measure_composed(&mut entries, request)?;
     let mut total = GradStats::ZERO;
     for entry in entries.iter().filter(|entry| entry.grad.is_some()) {
@@ -173,6 +179,8 @@ pub(crate) fn measure<'g>(
         entries,
         total,
         norm_type: request.norm_type,
+        units: None,
+        loss: None,
     })
 }
 
@@ -207,7 +215,7 @@ pub(crate) fn walk<'g>(
             return Ok(());
         };
         for entry in entries.iter_mut().filter(|entry| entry.elements > BLOCK) {
-            if entry.place != Place::Elsewhere {
+            if entry.place.is_cpu() {
                 backend::measure_cpu(entry, request)?;
             }
         }
@@ -241,11 +249,11 @@ fn walk_block<'g>(
     {
         let Some(grad) = entry.grad else { continue };
         match request {
-            Some(request) if entry.elements <= BLOCK => {
+            Some(request) if entry.place.is_cpu() && entry.elements <= BLOCK => {
                 backend::measure_cpu(entry, request)?;
             }
-            Some(_) => {}
-            None => entry.storage = backend::storage_address(grad),
+            Some(_) if entry.place.is_cpu() => {} // large: later, in parallel
+            _ => entry.storage = backend::storage_address(grad),
         }
     }
     Ok(())

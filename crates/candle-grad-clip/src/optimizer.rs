@@ -1,23 +1,29 @@
+mod rule;
+mod schedule;
+
 use std::any::type_name;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip_kernels::Edit;
 use candle_nn::Optimizer;
 
 use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::checkpoint::WrapperRecord;
 use crate::clip::{
-    Action, Clip, Decision, Edits, Limits, NonFinite, Observed, RuleState, SkipReason,
+    Action, Clip, ClipRule, Decision, Edits, Limits, NonFinite, Observed, Own, RuleState,
+    SkipReason,
 };
 use crate::functions::{insert, non_finite_error};
+use crate::late::{LateStep, LateSteps};
 use crate::loss_scaler::LossScaler;
-use crate::measure::{Measurements, measure_unscaled};
+use crate::measure::{Entry, Measurements, Request, measure_unscaled, walk};
 use crate::optim::{self, Clipped, ParamGroups};
 use crate::report::{StepPath, StepRecord, StepReport};
+use crate::units::{UnitPlan, measure_units};
 use crate::vars::NamedVars;
 use crate::{Error, Result};
 
@@ -94,12 +100,20 @@ pub struct ClippedOptimizer<O: Optimizer> {
     clip: Clip,
     /// What the clip remembers of the steps that were taken.
     rule: RuleState,
+    /// If the clip has a rule for units.
+    units: Option<Arc<UnitPlan>>,
+    /// The limit of each step, in place of the clip's.
+    schedule: Option<schedule::Schedule>,
+    /// A rule of the user's, in place of the clip's.
+    own: Option<Box<dyn ClipRule>>,
     limits: Limits,
     expect_missing: Vec<String>,
     with_param_norms: bool,
     loss_scaler: Option<LossScaler>,
     step: u64,
     skips_in_a_row: u32,
+    /// Steps whose results are still on a GPU.
+    late: LateSteps,
     /// Copies of gradients for `step(&GradStore)`.
     scratch: Scratch,
     missing: Missing,
@@ -126,12 +140,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// A field of `clip` outside its range.
+    /// A field of `clip` outside its range; for [`Clip::agc`] a pattern that matches no Var, or a Var whose rank it knows no units for.
     pub fn wrap(mut inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
         clip.check()?;
         let vars = vars.into();
+        let units = clip.unit_plan(&vars)?;
         if let Some(fused) = optim::fused(&mut inner) {
-            fused.adopt(&vars);
+            fused.adopt(&vars)?;
         }
         Ok(Self {
             inner,
@@ -139,12 +154,16 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             vars,
             clip,
             rule: RuleState::default(),
+            units,
+            schedule: None,
+            own: None,
             limits: Limits::default(),
             expect_missing: Vec::new(),
             with_param_norms: false,
             loss_scaler: None,
             step: 0,
             skips_in_a_row: 0,
+            late: LateSteps::default(),
             missing: Missing::default(),
             last_report: None,
         })
@@ -154,7 +173,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     ///
     /// A clip of the same method keeps what the one before has seen of the training (a shorter window keeps the latest
     /// norms); another method starts anew.
-    /// A schedule is a call before each step: `opt.set_clip(Clip::norm(max_norm_at(step)))?`.
+    /// A limit that follows the step: [`with_max_norm_schedule`](Self::with_max_norm_schedule).
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -172,13 +191,26 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// A field of `clip` outside its range; the old one stays then.
+    /// As [`wrap`](Self::wrap); a [`Clip::value`] or [`Clip::agc`] beside groups with limits. The old one stays then.
     pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
+        let units = self.check_clip(&clip)?;
+        clip.adapt(&mut self.rule);
+        self.clip = clip;
+        self.units = units;
+        Ok(())
+    }
+
+    /// Checks a clip for these Vars and groups, and returns the units that it asks for.
+    fn check_clip(&self, clip: &Clip) -> Result<Option<Arc<UnitPlan>>> {
         clip.check()?;
         clip.check_groups(self.limits.groups().has_limits())?;
-        clip.adapt(&mut self.rule, &self.clip);
-        self.clip = clip;
-        Ok(())
+        if self.schedule.is_some() {
+            clip.check_schedule()?;
+        }
+        if self.own.is_some() {
+            rule::check_none(clip)?;
+        }
+        clip.unit_plan(&self.vars)
     }
 
     /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
@@ -193,7 +225,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.clip.check_groups(groups.has_limits())?;
         let limits = Limits::new(groups.clone(), self.vars.names())?;
         if let Some(fused) = optim::fused(&mut self.inner) {
-            fused.adopt(&self.vars);
+            fused.adopt(&self.vars)?;
             fused.trained_mut().set_groups(groups)?;
         } else if groups.has_rates() {
             let group = groups.iter().find(|group| group.has_rates());
@@ -345,8 +377,40 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; an
     /// error of the inner optimizer. But for the last, nothing is changed.
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
-        let measured = self.measure(grads)?;
-        let decision = self.decide(&measured)?;
+        self.step_with(grads, None)
+    }
+
+    /// As [`step_report`](Self::step_report), with the loss of the step, for a rule that looks at it
+    /// ([`SkipSteps::loss_z`](crate::SkipSteps::loss_z)): the loss itself, not scaled by a [`LossScaler`].
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], "skip:loss_z=6,window=4".parse()?)?;
+    /// let grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?;
+    /// for loss in [1.0, 1.1] {
+    ///     assert!(!opt.step_report_with_loss(&grads, loss)?.skipped()?);
+    /// }
+    /// assert!(opt.step_report_with_loss(&grads, 9.0)?.skipped()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`step_report`](Self::step_report).
+    pub fn step_report_with_loss(&mut self, grads: &GradStore, loss: f64) -> Result<StepReport> {
+        self.step_with(grads, Some(loss))
+    }
+
+    fn step_with(&mut self, grads: &GradStore, loss: Option<f64>) -> Result<StepReport> {
+        if let Some(report) = self.step_on_device(grads)? {
+            return Ok(report);
+        }
+        let (measured, decision) = self.measure_and_decide(grads, loss)?;
         if let Some(report) = self.fused_step(grads, &measured, &decision)? {
             return Ok(self.finish(report, &decision.observed));
         }
@@ -383,11 +447,16 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// As [`ClippedOptimizer::step_report`], and those of `backward`.
+    /// As [`ClippedOptimizer::step_report`], and those of `backward`; a loss that is not one number for a rule that looks at it.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
+        let own = self.own.as_ref();
+        let reads = self.clip.reads_loss() || own.is_some_and(|own| own.reads_loss());
+        let value = reads.then(|| loss_value(loss)).transpose()?;
         let mut grads = self.scale_loss(loss)?.backward()?;
-        let measured = self.measure(&grads)?;
-        let decision = self.decide(&measured)?;
+        if let Some(report) = self.step_on_device(&grads)? {
+            return Ok(report);
+        }
+        let (measured, decision) = self.measure_and_decide(&grads, value)?;
         if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
             return Ok(self.finish(report, &decision.observed));
         }
@@ -474,6 +543,76 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.inner
     }
 
+    /// A step that a GPU decides, without waiting for it, where that can be: the inner optimizer is one of ours, the clip one
+    /// of the global norm, to a value or none, and all gradients are on one GPU.
+    fn step_on_device(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
+        self.late.notice(self.vars.names())?;
+        let step = self.launch_step(grads)?;
+        if step.is_none()
+            && let Some(skips) = self.late.settle(self.vars.names())?
+        {
+            self.skips_in_a_row = skips;
+        }
+        Ok(step)
+    }
+
+    fn launch_step(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
+        let plain = self.limits.is_empty() && self.loss_scaler.is_none() && self.own.is_none();
+        if plain {
+            self.schedule()?;
+        }
+        let (true, Some(plan)) = (plain, self.clip.plan()) else {
+            return Ok(None);
+        };
+        let Some(fused) = optim::fused(&mut self.inner) else {
+            return Ok(None);
+        };
+        if !self.vars.vars().iter().any(|var| var.device().is_cuda()) {
+            return Ok(None); // before the gradients are looked up
+        }
+        fused.adopt(&self.vars)?;
+        let entries = walk(self.vars.list(), grads, None)?;
+        let edit = match plan.request.clip_value {
+            Some(clip_value) => Edit::Clamp {
+                clip_value,
+                clip_coef: 1.0,
+                zero_non_finite: false,
+            },
+            None => Edit::NOTHING,
+        };
+        let clipped = Clipped {
+            vars: &self.vars,
+            entries: &entries,
+            edits: &Edits::All(edit),
+        };
+        let result =
+            fused.device_step(clipped, &plan, self.skips_in_a_row, self.with_param_norms)?;
+        let Some(result) = result else {
+            return Ok(None);
+        };
+        self.step += 1;
+        let with_grad = entries.iter().enumerate();
+        let with_grad = with_grad.filter(|(_, entry)| entry.grad.is_some() && entry.elements > 0);
+        let with_grad = with_grad.map(|(index, _)| index).collect();
+        let late = Arc::new(LateStep::new(
+            result,
+            self.clip.clone(),
+            self.step,
+            with_grad,
+        ));
+        self.late.push(late.clone());
+        tracing::debug!(step = self.step, "step launched");
+        let report = StepReport {
+            record: StepRecord::launched(self.step, plan.request.norm_type),
+            late: Some(late),
+            missing: self.missing(&entries),
+            names: self.vars.shared_names().clone(),
+            param_norms: None,
+        };
+        self.last_report = Some(report.clone());
+        Ok(Some(report))
+    }
+
     /// A step of an inner optimizer that is one of ours, with what was decided folded into its update.
     fn fused_step(
         &mut self,
@@ -489,7 +628,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let Some(fused) = optim::fused(&mut self.inner) else {
             return Ok(None);
         };
-        fused.adopt(&self.vars); // again, as `inner_mut` may have put another in its place
+        fused.adopt(&self.vars)?; // again, as `inner_mut` may have put another in its place
         let clipped = Clipped {
             vars: &self.vars,
             entries: &measured.entries,
@@ -505,14 +644,44 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             .map_or(1.0, LossScaler::current_scale)
     }
 
+    /// What is measured, and what is to be done, with the errors that end a step before it began.
+    fn measure_and_decide<'g>(
+        &mut self,
+        grads: &'g GradStore,
+        loss: Option<f64>,
+    ) -> Result<(Measurements<'g>, Decision)> {
+        self.schedule()?;
+        let mut measured = self.measure(grads, loss, self.clip.request())?;
+        let own = self.ask_own_rule(&measured)?;
+        let clip_value = own.as_ref().and_then(|own| own.decision.bound());
+        if clip_value.is_some() {
+            let request = Request {
+                clip_value,
+                ..self.clip.request()
+            };
+            measured = self.measure(grads, loss, request)?;
+        }
+        let decision = self.decide(&measured, own)?;
+        Ok((measured, decision))
+    }
+
     /// Measures the gradients as they are without the loss's scale.
-    fn measure<'g>(&self, grads: &'g GradStore) -> Result<Measurements<'g>> {
-        let request = self.clip.request();
-        measure_unscaled(self.vars.list(), grads, request, self.loss_scale())
+    fn measure<'g>(
+        &self,
+        grads: &'g GradStore,
+        loss: Option<f64>,
+        request: Request,
+    ) -> Result<Measurements<'g>> {
+        let (vars, scale) = (self.vars.list(), self.loss_scale());
+        let measured = match &self.units {
+            Some(units) => measure_units(vars, grads, request.norm_type, units, scale),
+            None => measure_unscaled(vars, grads, request, scale),
+        };
+        Ok(Measurements { loss, ..measured? })
     }
 
     /// The decision, with the errors that end a step before it began.
-    fn decide(&mut self, measured: &Measurements<'_>) -> Result<Decision> {
+    fn decide(&mut self, measured: &Measurements<'_>, own: Option<Own>) -> Result<Decision> {
         let scale = self.loss_scale();
         let bad = measured.total.stats.non_finite();
         if scale > 1.0 && bad > 0 {
@@ -527,7 +696,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         }
         let decision = self
             .clip
-            .decide(&self.rule, measured, &self.limits)
+            .decide(&self.rule, measured, &self.limits, own)
             .of_scaled(scale);
         let Action::Refuse(reason) = decision.action else {
             self.skips_in_a_row = 0;
@@ -570,6 +739,29 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                 }
                 tracing::warn!(step, total_norm, "step skipped: the norm is too large");
             }
+            SkipReason::LargeLoss => {
+                let loss = measured.loss.unwrap_or(f64::NAN);
+                if skips > max_skips {
+                    return Err(Error::TooManyLargeLosses {
+                        skips,
+                        max_skips,
+                        loss,
+                        clip: self.clip.to_string(),
+                    });
+                }
+                tracing::warn!(step, loss, "step skipped: the loss is too large");
+            }
+            SkipReason::Rule => {
+                let total_norm = measured.norm().value();
+                if skips > max_skips {
+                    return Err(Error::TooManyRuleSkips {
+                        skips,
+                        max_skips,
+                        total_norm,
+                    });
+                }
+                tracing::warn!(step, total_norm, "step skipped: by the ClipRule");
+            }
         }
         Ok(decision)
     }
@@ -580,36 +772,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         decision: &Decision,
         path: StepPath,
     ) -> StepReport {
-        let record = StepRecord {
-            step: self.step + 1,
-            norm_type: measured.norm_type,
-            total_norm: match self.clip.non_finite {
-                NonFinite::Zero => measured.norm().value(),
-                _ => measured.total_norm(),
-            },
-            clipped_norm: decision.clipped_norm,
-            clip_coef: decision.clip_coef,
-            was_clipped: decision.was_clipped,
-            num_clipped: decision.num_clipped,
-            skipped: matches!(decision.action, Action::Refuse(_)),
-            skip_reason: match decision.action {
-                Action::Refuse(reason) => Some(reason),
-                Action::Leave | Action::Edit(_) => None,
-            },
-            non_finite: measured.total.stats.non_finite(),
-            path: match decision.action {
-                Action::Refuse(_) => StepPath::Skipped,
-                Action::Leave if path != StepPath::Fused => StepPath::Unchanged,
-                Action::Leave | Action::Edit(_) => path,
-            },
-            groups: decision.groups.clone(),
-            missing: Vec::new(),
-            param_norms: Vec::new(),
-        };
+        let step = self.step + 1;
+        let record = StepRecord::new(step, measured, decision, self.clip.non_finite, path);
         let param_norms = self.with_param_norms.then(|| measured.param_norms().into());
-        let missing = self.missing(measured);
+        let missing = self.missing(&measured.entries);
         StepReport {
             record,
+            late: None,
             missing,
             names: self.vars.shared_names().clone(),
             param_norms,
@@ -617,15 +786,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// Names of the float Vars without a gradient; warns of them once.
-    fn missing(&mut self, measured: &Measurements<'_>) -> Arc<[String]> {
+    fn missing(&mut self, entries: &[Entry<'_>]) -> Arc<[String]> {
         let vars = self.vars.vars();
         let expected = |name: &str| {
             self.expect_missing
                 .iter()
                 .any(|prefix| name.starts_with(prefix))
         };
-        let without = measured
-            .entries
+        let without = entries
             .iter()
             .enumerate()
             .filter(|(_, entry)| entry.grad.is_none());
@@ -655,6 +823,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// The step is done as decided: only now the rule's history takes it in.
     fn finish(&mut self, report: StepReport, observed: &Observed) -> StepReport {
         self.clip.observe(&mut self.rule, observed);
+        self.observe_own_rule(observed);
         self.step = report.record.step;
         let finite = report.record.non_finite == 0;
         // Not for a step that the policy took all the same.
@@ -677,6 +846,20 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 }
 
+/// The loss as a number, read from its device.
+fn loss_value(loss: &Tensor) -> Result<f64> {
+    if loss.elem_count() != 1 {
+        return Err(Error::LossShape {
+            shape: loss.dims().to_vec(),
+        });
+    }
+    let value = loss
+        .detach()
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F64)?;
+    Ok(value.flatten_all()?.to_vec1::<f64>()?[0])
+}
+
 /// Checkpoints, of the optimizers that have them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the step counter, the skips
@@ -689,8 +872,9 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             clip: self.clip.clone(),
             rule: self.rule.record(self.vars.names()),
             step: self.step,
-            skips_in_a_row: self.skips_in_a_row,
+            skips_in_a_row: self.late.skips_in_a_row()?.unwrap_or(self.skips_in_a_row),
             loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
+            own_rule: self.own.as_ref().map(|own| own.save()).unwrap_or_default(),
         };
         self.inner
             .save_to(path.as_ref(), Some((&self.vars, wrapper)))
@@ -730,18 +914,33 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// # Errors
     /// As [`optim::AdamW::load`]. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.inner.adopt(&self.vars); // `inner_mut` may have put another in its place
-        if let Some(wrapper) = self.inner.load_from(path.as_ref())? {
+        self.inner.adopt(&self.vars)?; // `inner_mut` may have put another in its place
+        let path = path.as_ref();
+        let (vars, has_limits) = (&self.vars, self.limits.groups().has_limits());
+        let (own, has_schedule) = (&mut self.own, self.schedule.is_some());
+        let mut units = None;
+        let mut check = |wrapper: &WrapperRecord| {
+            let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
+            clip.check_groups(has_limits)?;
+            if has_schedule {
+                clip.check_schedule()?;
+            }
+            units = clip.unit_plan(vars)?;
+            rule::load(own.as_mut(), clip, state, path)
+        };
+        if let Some(wrapper) = self.inner.load_from(path, &mut check)? {
             self.rule = wrapper.rule.state(self.vars.names());
             self.clip = wrapper.clip;
+            self.units = units;
             // Whatever the file says, in the window's length.
-            self.clip.adapt(&mut self.rule, &self.clip);
+            self.clip.adapt(&mut self.rule);
             self.step = wrapper.step;
             self.skips_in_a_row = wrapper.skips_in_a_row;
             if let Some(scaling) = wrapper.loss_scaler {
                 self.loss_scaler = Some(LossScaler(scaling));
             }
         }
+        self.late = LateSteps::default();
         self.last_report = None;
         Ok(())
     }

@@ -3,7 +3,9 @@ use std::sync::Arc;
 use candle_grad_clip_kernels::NormType;
 
 use crate::Result;
-use crate::clip::{GroupRecord, SkipReason};
+use crate::clip::{Action, Decision, GroupRecord, NonFinite, SkipReason};
+use crate::late::LateStep;
+use crate::measure::Measurements;
 
 /// How a step got its gradients.
 ///
@@ -28,7 +30,8 @@ pub enum StepPath {
     InPlace,
     /// Edited copies in the wrapper's own buffer, as the store was the caller's.
     Copied,
-    /// As they came, by one of [`optim`](crate::optim)'s optimizers, which edits them on the way into its update.
+    /// As they came, by one of [`optim`](crate::optim)'s optimizers, which edits them on the way into its update. Where a GPU
+    /// decides, [`StepReport::path`] says so of skipped steps too, as it waits for nothing; [`StepReport::to_record`] knows.
     Fused,
     /// The inner optimizer was not called.
     Skipped,
@@ -65,7 +68,10 @@ pub enum StepPath {
 /// [`ClippedOptimizer::step_report`]: crate::ClippedOptimizer::step_report
 #[derive(Clone)]
 pub struct StepReport {
+    /// All of it; of a late step what is known without its numbers.
     pub(crate) record: StepRecord,
+    /// The numbers of a step that a GPU has decided.
+    pub(crate) late: Option<Arc<LateStep>>,
     pub(crate) missing: Arc<[String]>,
     /// Of all Vars, in their order.
     pub(crate) names: Arc<[String]>,
@@ -99,13 +105,14 @@ pub struct StepRecord {
     /// The same after clipping; 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clipped_norm: f64,
-    /// What every gradient was multiplied by, at most 1 (the smallest where each Var has its own); 1 for a value clip, 0
+    /// What every gradient was multiplied by, at most 1 (the smallest where each Var or unit has its own); 1 for a value clip, 0
     /// for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
     /// Whether clipping changed anything.
     pub was_clipped: bool,
-    /// Elements that a value clip changed; 0 for a norm clip, which changes all or none.
+    /// Elements that a value clip changed, or units that [`Clip::agc`](crate::Clip::agc) changed; 0 for a norm clip, which changes all
+    /// or none.
     pub num_clipped: u64,
     /// Whether the step was skipped.
     pub skipped: bool,
@@ -126,6 +133,64 @@ pub struct StepRecord {
     pub param_norms: Vec<(String, f64)>,
 }
 
+impl StepRecord {
+    /// What is known of a step that a GPU is still to decide.
+    pub(crate) fn launched(step: u64, norm_type: NormType) -> Self {
+        Self {
+            step,
+            norm_type,
+            total_norm: f64::NAN,
+            clipped_norm: f64::NAN,
+            clip_coef: f64::NAN,
+            was_clipped: false,
+            num_clipped: 0,
+            skipped: false,
+            skip_reason: None,
+            non_finite: 0,
+            path: StepPath::Fused,
+            groups: Vec::new(),
+            missing: Vec::new(),
+            param_norms: Vec::new(),
+        }
+    }
+
+    /// The record of a step that was decided so, but for what has names.
+    pub(crate) fn new(
+        step: u64,
+        measured: &Measurements<'_>,
+        decision: &Decision,
+        non_finite: NonFinite,
+        path: StepPath,
+    ) -> Self {
+        Self {
+            step,
+            norm_type: measured.norm_type,
+            total_norm: match non_finite {
+                NonFinite::Zero => measured.norm().value(),
+                _ => measured.total_norm(),
+            },
+            clipped_norm: decision.clipped_norm,
+            clip_coef: decision.clip_coef,
+            was_clipped: decision.was_clipped,
+            num_clipped: decision.num_clipped,
+            skipped: matches!(decision.action, Action::Refuse(_)),
+            skip_reason: match decision.action {
+                Action::Refuse(reason) => Some(reason),
+                Action::Leave | Action::Edit(_) => None,
+            },
+            non_finite: measured.total.stats.non_finite(),
+            path: match decision.action {
+                Action::Refuse(_) => StepPath::Skipped,
+                Action::Leave if path != StepPath::Fused => StepPath::Unchanged,
+                Action::Leave | Action::Edit(_) => path,
+            },
+            groups: decision.groups.clone(),
+            missing: Vec::new(),
+            param_norms: Vec::new(),
+        }
+    }
+}
+
 /// Shows [`StepReport::to_record`].
 impl std::fmt::Debug for StepReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -136,6 +201,14 @@ impl std::fmt::Debug for StepReport {
 }
 
 impl StepReport {
+    /// The numbers, which may have to be read from a GPU.
+    fn record(&self) -> Result<&StepRecord> {
+        match &self.late {
+            Some(late) => late.record(),
+            None => Ok(&self.record),
+        }
+    }
+
     /// The step's number, from 1; skipped steps count.
     ///
     /// ```
@@ -209,7 +282,7 @@ impl StepReport {
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn total_norm(&self) -> Result<f64> {
-        Ok(self.record.total_norm)
+        Ok(self.record()?.total_norm)
     }
 
     /// Norm of all gradients as one vector after clipping; 0 for a skipped step. Computed from the
@@ -226,11 +299,11 @@ impl StepReport {
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn clipped_norm(&self) -> Result<f64> {
-        Ok(self.record.clipped_norm)
+        Ok(self.record()?.clipped_norm)
     }
 
     /// What every gradient was multiplied by: `min(1, max_norm / (total_norm + eps))`. The
-    /// smallest where each Var has its own, 1 for a value clip, 0 for a skipped step.
+    /// smallest where each Var or unit has its own, 1 for a value clip, 0 for a skipped step.
     ///
     /// ```
     #[doc = include_str!("step_example.md")]
@@ -243,7 +316,7 @@ impl StepReport {
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn clip_coef(&self) -> Result<f64> {
-        Ok(self.record.clip_coef)
+        Ok(self.record()?.clip_coef)
     }
 
     /// Whether clipping changed anything.
@@ -259,10 +332,10 @@ impl StepReport {
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn was_clipped(&self) -> Result<bool> {
-        Ok(self.record.was_clipped)
+        Ok(self.record()?.was_clipped)
     }
 
-    /// How many elements a value clip changed.
+    /// How many elements a value clip changed; how many units, for [`Clip::agc`](crate::Clip::agc).
     ///
     /// ```
     #[doc = include_str!("step_example.md")]
@@ -275,7 +348,7 @@ impl StepReport {
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn num_clipped(&self) -> Result<u64> {
-        Ok(self.record.num_clipped)
+        Ok(self.record()?.num_clipped)
     }
 
     /// Whether the step was skipped: see [`StepReport::skip_reason`].
@@ -292,10 +365,10 @@ impl StepReport {
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn skipped(&self) -> Result<bool> {
-        Ok(self.record.skipped)
+        Ok(self.record()?.skipped)
     }
 
-    /// Why the step was skipped, if it was: gradients that are not finite, or a norm that was too large for the rule.
+    /// Why the step was skipped, if it was: gradients that are not finite, or a norm or loss that was too large for the rule.
     ///
     /// ```
     #[doc = include_str!("step_example.md")]
@@ -309,7 +382,7 @@ impl StepReport {
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn skip_reason(&self) -> Result<Option<SkipReason>> {
-        Ok(self.record.skip_reason)
+        Ok(self.record()?.skip_reason)
     }
 
     /// How many elements were NaN or infinite, as the gradients came.
@@ -325,7 +398,7 @@ impl StepReport {
     /// # Errors
     /// If it has to be read from a GPU, and that fails.
     pub fn non_finite(&self) -> Result<u64> {
-        Ok(self.record.non_finite)
+        Ok(self.record()?.non_finite)
     }
 
     /// The norm of each Var's gradient before clipping, by name, in the order of the Vars: empty
@@ -344,8 +417,10 @@ impl StepReport {
     ///
     /// [`ClippedOptimizer::with_param_norms`]: crate::ClippedOptimizer::with_param_norms
     pub fn param_norms(&self) -> Result<Vec<(&str, f64)>> {
-        let Some(norms) = &self.param_norms else {
-            return Ok(Vec::new());
+        let norms = match (&self.param_norms, &self.late) {
+            (Some(norms), _) => norms,
+            (None, Some(late)) => late.param_norms(self.names.len())?.unwrap_or_default(),
+            (None, None) => return Ok(Vec::new()),
         };
         Ok(self
             .names
@@ -405,7 +480,7 @@ impl StepReport {
         Ok(StepRecord {
             missing: self.missing.to_vec(),
             param_norms: param_norms.collect(),
-            ..self.record.clone()
+            ..self.record()?.clone()
         })
     }
 }

@@ -3,7 +3,7 @@
 //! A checkpoint is a folder `checkpoint-000100` in the run's, with 100 for the steps done:
 //!
 //! - `weights.safetensors`, `optimizer.safetensors`: the model, and the optimizer with its clipping
-//! - `steps.csv`: what all steps did, for the files at the end
+//! - `steps.csv`, `param_norms.csv`: what all steps did, for the files at the end
 //! - `state.json`: how the run was called for, and the rest
 //! - `crc32c.json`: a checksum of each of these
 //!
@@ -20,12 +20,13 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_grad_clip::{ClippedOptimizer, optim};
 use serde::{Deserialize, Serialize};
 
+use crate::param_norms::ParamNorms;
 use crate::run::{Run, Step};
 use crate::settings::Settings;
 use crate::source::Source;
 
 /// Changes with the files' meaning.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const PREFIX: &str = "checkpoint-";
 const UNFINISHED: &str = "checkpoint.tmp";
@@ -34,9 +35,10 @@ const REMOVED: &str = "checkpoint.old";
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STEPS: &str = "steps.csv";
+const PARAM_NORMS: &str = "param_norms.csv";
 const STATE: &str = "state.json";
 const CHECKSUMS: &str = "crc32c.json";
-const CHECKED: [&str; 4] = [WEIGHTS, OPTIMIZER, STEPS, STATE];
+const CHECKED: [&str; 5] = [WEIGHTS, OPTIMIZER, STEPS, PARAM_NORMS, STATE];
 
 /// `state.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,6 +64,8 @@ pub struct Checkpoint {
     pub state: State,
     /// What the steps so far did.
     steps: Vec<Step>,
+    /// The norms of their gradients.
+    param_norms: ParamNorms,
 }
 
 impl Checkpoint {
@@ -114,6 +118,7 @@ impl Checkpoint {
         loaded.with_context(|| format!("can't go on from `{}`", weights.display()))?;
         optimizer.load(self.path.join(OPTIMIZER))?;
         run.steps = self.steps(&run.settings);
+        run.param_norms.clone_from(&self.param_norms);
         run.missing.clone_from(&self.state.missing);
         run.training_time = self.state.training_time;
         Ok(())
@@ -183,9 +188,10 @@ impl Checkpoints {
         run.weights.0.save(unfinished.join(WEIGHTS))?;
         optimizer.save(unfinished.join(OPTIMIZER))?;
         write_steps(&unfinished.join(STEPS), &run.steps)?;
+        run.param_norms.write_csv(&unfinished.join(PARAM_NORMS))?;
         let state = State {
             format: FORMAT,
-            settings: run.settings,
+            settings: run.settings.clone(),
             source: self.source.clone(),
             save_every: self.save_every,
             missing: run.missing.clone(),
@@ -266,10 +272,17 @@ fn read(path: &Path, step: usize) -> Result<Checkpoint> {
         "{STEPS} has {} steps, expected 1 to {step}",
         steps.len()
     );
+    let param_norms = ParamNorms::read_csv(&path.join(PARAM_NORMS)).context(PARAM_NORMS)?;
+    ensure!(
+        param_norms.len() == step,
+        "{PARAM_NORMS} has {} steps, expected {step}",
+        param_norms.len()
+    );
     Ok(Checkpoint {
         path: path.to_owned(),
         state,
         steps,
+        param_norms,
     })
 }
 

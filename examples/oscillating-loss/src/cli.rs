@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use candle_grad_clip::NonFinite;
+use candle_grad_clip::{Clip, NonFinite};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::arm::Arm;
+use crate::arms::Arms;
 use crate::checkpoint::{self, Checkpoint, Checkpoints, State};
+use crate::commands::study::{self, Study};
 use crate::commands::{compare, find_max_norm, story, sweep, train};
 use crate::experiment::Experiment;
 use crate::given::Given;
@@ -41,14 +43,14 @@ enum Command {
         #[command(flatten)]
         rate: Rate,
         #[command(flatten)]
-        arms: Arms,
+        arms: ArmsArg,
     },
     /// Each way of clipping at several learning rates.
     Sweep {
         #[command(flatten)]
         common: Common,
         #[command(flatten)]
-        arms: Arms,
+        arms: ArmsArg,
         /// Learning rates, separated by commas.
         #[arg(long = "lr", value_delimiter = ',', value_parser = positive, default_values_t = sweep::RATES)]
         rates: Vec<f64>,
@@ -56,6 +58,9 @@ enum Command {
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..), default_value_t = sweep::SEEDS)]
         seeds: u64,
     },
+    /// Every way of clipping on both optimizers and two powers of the loss: hours. What is done already is not done
+    /// again.
+    Study(StudyArgs),
     /// The norms that training has without clipping, and what fraction each limit would clip.
     FindMaxNorm {
         #[command(flatten)]
@@ -125,13 +130,18 @@ struct TrainArgs {
     common: Common,
     #[command(flatten)]
     rate: Rate,
-    /// What to do to the gradients: `none`, `norm:MAX_NORM` or `value:CLIP_VALUE`.
-    #[arg(long, default_value = "norm:1.0")]
+    /// What to do to the gradients: `none`, `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`, `zclip:z=2,warmup=50`,
+    /// or another rule as the library's `Clip` reads it.
+    #[arg(long, default_value = "norm:1.0", value_name = "RULE")]
     clip: Arm,
     /// Saves a checkpoint in the results' folder every N steps, at the end and on Ctrl-C; --resume goes on
     /// from the last one. Checkpoints of an earlier run in this folder are removed.
     #[arg(long, value_name = "N", value_parser = count())]
     save_every: Option<u64>,
+    /// Adds a histogram of each Var's gradient, before clipping, to the TensorBoard events every N steps. Not with
+    /// checkpoints, which don't keep them.
+    #[arg(long, value_name = "N", value_parser = count(), conflicts_with_all = ["save_every", "resume"])]
+    histograms: Option<u64>,
     /// Goes on with the run whose results are in DIR, even if it was killed: all files become those of a run
     /// without a break, but for times. Its options need not be repeated, and none may contradict it; a larger
     /// --steps makes it longer.
@@ -140,10 +150,40 @@ struct TrainArgs {
 }
 
 #[derive(Debug, Args)]
-struct Arms {
-    /// What to do to the gradients, separated by commas: `none`, `norm:MAX_NORM` or `value:CLIP_VALUE`.
-    #[arg(long = "clip", value_delimiter = ',', default_values_t = Arm::STORY)]
-    arms: Vec<Arm>,
+struct StudyArgs {
+    /// What to do to the gradients; see `sweep --help`.
+    #[arg(long = "clip", default_value = study::ARMS, value_name = "RULES")]
+    lists: Vec<Arms>,
+    /// Which optimizers.
+    #[arg(long = "optimizer", value_enum, value_delimiter = ',', default_values_t = [OptimizerKind::Sgd, OptimizerKind::AdamW])]
+    optimizers: Vec<OptimizerKind>,
+    /// Exponents of the loss.
+    #[arg(long = "power", value_delimiter = ',', value_parser = at_least_one, default_values_t = study::POWERS)]
+    powers: Vec<f64>,
+    /// Learning rates [default: five, half a decade apart, around the best ones of the optimizer].
+    #[arg(long = "lr", value_delimiter = ',', value_parser = positive)]
+    rates: Vec<f64>,
+    /// Seeds for each, from 0 upwards.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), default_value_t = study::SEEDS)]
+    seeds: u64,
+    /// Only the N rates of each rule that were best with seed 0, which must be done.
+    #[arg(long, value_name = "N", value_parser = count())]
+    best: Option<u64>,
+    /// Steps of a run.
+    #[arg(long, value_parser = count(), default_value_t = Settings::default().steps as u64)]
+    steps: u64,
+    /// Where the runs are kept.
+    #[arg(long, value_name = "DIR", default_value = "bench/study")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct ArmsArg {
+    /// What to do to the gradients, separated by commas or in several --clip: `none`, `norm:MAX_NORM`,
+    /// `value:CLIP_VALUE`, `auto`, `zclip:z=2,warmup=50`, or another rule as the library's `Clip` reads it. After a comma,
+    /// `option=value` belongs to the rule before it.
+    #[arg(long = "clip", default_value = Arms::STORY, value_name = "RULES")]
+    lists: Vec<Arms>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -169,12 +209,10 @@ impl From<NonFiniteArg> for NonFinite {
     }
 }
 
-const DEFAULT_STEPS: usize = 500;
-
 impl Common {
     /// Reads the data and proves that results can be written: all that can go wrong before training.
     fn experiment<'a>(&self, name: &str, interrupt: &'a AtomicBool) -> Result<Experiment<'a>> {
-        let base = self.settings(Arm::None, story::SHOWN_LR);
+        let base = self.settings(&Arm::from(Clip::none()), story::SHOWN_LR);
         let out = self
             .out
             .clone()
@@ -182,9 +220,9 @@ impl Common {
         experiment(&self.source()?, base, &out, interrupt)
     }
 
-    fn settings(&self, arm: Arm, lr: f64) -> Settings {
+    fn settings(&self, arm: &Arm, lr: f64) -> Settings {
         Settings {
-            arm,
+            arm: arm.clone(),
             non_finite: self.non_finite.into(),
             optimizer: self.optimizer,
             momentum: self.momentum,
@@ -192,7 +230,9 @@ impl Common {
             power: self.power,
             alpha: self.alpha,
             batch: self.batch as usize,
-            steps: self.steps.map_or(DEFAULT_STEPS, |steps| steps as usize),
+            steps: self
+                .steps
+                .map_or(Settings::default().steps, |steps| steps as usize),
             eval_every: self.eval_every as usize,
             seed: self.seed,
         }
@@ -221,6 +261,7 @@ fn experiment<'a>(
 /// If an input is wrong, a file can't be written or the device fails; a run that diverges is none.
 pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
     let experiment = match &cli.command {
+        Some(Command::Study(args)) => return study(args, interrupt),
         None => {
             let experiment = cli.story.experiment("story", interrupt)?;
             story::run(&experiment)?;
@@ -231,8 +272,9 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
             Some(folder) => resume(given, folder, interrupt)?,
         },
         Some(Command::Compare { common, rate, arms }) => {
+            let arms = Arms::join(&arms.lists)?;
             let experiment = common.experiment("compare", interrupt)?;
-            let plan = compare::plan(&experiment, &arms.arms, rate.lr);
+            let plan = compare::plan(&experiment, &arms, rate.lr);
             experiment.write_config("compare", &plan)?;
             let runs = compare::run(&experiment, &plan)?;
             experiment.write_results(&runs)?;
@@ -244,8 +286,9 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
             rates,
             seeds,
         }) => {
+            let arms = Arms::join(&arms.lists)?;
             let experiment = common.experiment("sweep", interrupt)?;
-            let plan = sweep::plan(&experiment, &arms.arms, rates, *seeds);
+            let plan = sweep::plan(&experiment, &arms, rates, *seeds);
             experiment.write_config("sweep", &plan)?;
             let runs = sweep::run(&experiment, &plan)?;
             sweep::report(&experiment, &runs)?;
@@ -258,7 +301,7 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
                 .steps
                 .map_or(find_max_norm::STEPS, |steps| steps as usize);
             let plan = find_max_norm::plan(&experiment, *lr, steps);
-            experiment.write_config("find-max-norm", &[plan])?;
+            experiment.write_config("find-max-norm", std::slice::from_ref(&plan))?;
             let run = find_max_norm::run(&experiment, &plan)?;
             experiment.write_results(&[run])?;
             experiment
@@ -268,10 +311,25 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
+fn study(args: &StudyArgs, interrupt: &AtomicBool) -> Result<()> {
+    let study = Study {
+        arms: Arms::join(&args.lists)?,
+        optimizers: args.optimizers.clone(),
+        powers: args.powers.clone(),
+        rates: args.rates.clone(),
+        seeds: args.seeds,
+        steps: args.steps as usize,
+    };
+    let out = OutDir::create(&args.out)?;
+    let source = Source::new(DeviceKind::Cpu, None)?;
+    let best = args.best.map(|count| count as usize);
+    study::run(&study, best, &source, &out, interrupt)
+}
+
 /// A new run.
 fn begin<'a>(args: &TrainArgs, interrupt: &'a AtomicBool) -> Result<Experiment<'a>> {
     let experiment = args.common.experiment("train", interrupt)?;
-    let settings = args.common.settings(args.clip, args.rate.lr);
+    let settings = args.common.settings(&args.clip, args.rate.lr);
     let out = experiment.out.path().to_owned();
     checkpoint::clear(&out)?;
     let checkpoints = match args.save_every {
@@ -283,7 +341,8 @@ fn begin<'a>(args: &TrainArgs, interrupt: &'a AtomicBool) -> Result<Experiment<'
             resumed: None,
         }),
     };
-    train::run(&experiment, settings, checkpoints.as_ref())?;
+    let histograms = args.histograms.map(|every| every as usize);
+    train::run(&experiment, &settings, checkpoints.as_ref(), histograms)?;
     Ok(experiment)
 }
 
@@ -303,12 +362,12 @@ fn resume<'a>(
     let TrainArgs {
         common, rate, clip, ..
     } = &given.args;
-    let asked = common.settings(*clip, rate.lr);
+    let asked = common.settings(clip, rate.lr);
     given.check((&asked, &common.source()?), (&saved, &source))?;
     source.check_unchanged()?;
     let steps = common.steps.map_or(saved.steps, |steps| steps as usize);
     let settings = Settings { steps, ..saved };
-    let experiment = experiment(&source, settings, out, interrupt)?;
+    let experiment = experiment(&source, settings.clone(), out, interrupt)?;
     let checkpoints = Checkpoints {
         out: out.to_owned(),
         save_every: given
@@ -318,7 +377,7 @@ fn resume<'a>(
         source,
         resumed: Some(checkpoint),
     };
-    train::run(&experiment, settings, Some(&checkpoints))?;
+    train::run(&experiment, &settings, Some(&checkpoints), None)?;
     Ok(experiment)
 }
 

@@ -1,6 +1,5 @@
 //! Two sentences that follow from the numbers, whatever these say.
 
-use crate::arm::Arm;
 use crate::baseline::Baselines;
 use crate::score::USABLE_WITHIN;
 use crate::summary::Standing;
@@ -12,11 +11,11 @@ const EQUAL_WITHIN: f64 = 0.02;
 /// Does clipping help, and what does it not do? None without an arm that clips and one that doesn't.
 #[must_use]
 pub fn sentences(standings: &[Standing], baselines: &Baselines) -> Vec<String> {
-    let none = standings.iter().find(|standing| standing.arm == Arm::None);
+    let none = standings.iter().find(|standing| standing.arm.is_none());
     let clipped = standings
         .iter()
-        .find(|standing| matches!(standing.arm, Arm::Norm(_)));
-    let clipped = clipped.or_else(|| standings.iter().find(|standing| standing.arm != Arm::None));
+        .find(|standing| standing.arm.method() == "norm");
+    let clipped = clipped.or_else(|| standings.iter().find(|standing| !standing.arm.is_none()));
     match (none, clipped) {
         (Some(none), Some(clipped)) => {
             vec![

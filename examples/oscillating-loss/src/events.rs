@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use candle_core::backprop::GradStore;
+use candle_grad_clip::NamedVars;
 
+use crate::histogram::Histogram;
 use crate::run::Step;
 use crate::tensorboard::EventWriter;
 
@@ -58,6 +61,22 @@ impl Events {
         } else {
             Ok(())
         }
+    }
+
+    /// Adds a histogram of the gradient of each Var that has one.
+    ///
+    /// # Errors
+    /// If a gradient can't be read, or the file not written.
+    pub fn gradients(&self, step: usize, vars: &NamedVars, grads: &GradStore) -> Result<()> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, var) in vars.names().iter().zip(vars.vars()) {
+            if let Some(grad) = grads.get(var) {
+                let histogram = Histogram::of_tensor(grad)?;
+                let tag = format!("gradients/{name}");
+                state.writer.histogram(&tag, step as u64, histogram)?;
+            }
+        }
+        Ok(())
     }
 
     /// Brings the rest to the disk.

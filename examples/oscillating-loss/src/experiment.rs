@@ -53,12 +53,12 @@ impl<'a> Experiment<'a> {
 
     /// The common settings with another arm, learning rate and seed.
     #[must_use]
-    pub fn settings(&self, arm: Arm, lr: f64, seed: u64) -> Settings {
+    pub fn settings(&self, arm: &Arm, lr: f64, seed: u64) -> Settings {
         Settings {
-            arm,
+            arm: arm.clone(),
             lr,
             seed,
-            ..self.base
+            ..self.base.clone()
         }
     }
 

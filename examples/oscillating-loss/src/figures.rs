@@ -1,6 +1,5 @@
 //! The three pictures.
 
-use crate::arm::Arm;
 use crate::baseline::Baselines;
 use crate::run::{Run, Step};
 use crate::score::median;
@@ -47,14 +46,15 @@ pub fn grad_norm(runs: &[Run]) -> Chart {
         before.nan_at = diverged_at(run).into_iter().collect();
         let mut series = vec![before];
         let mut horizontal = Vec::new();
-        match run.settings.arm {
-            Arm::None => series[0].name = "none".into(),
-            Arm::Norm(max_norm) => horizontal.push((format!("max_norm {max_norm}"), max_norm)),
-            // Its limit holds for single elements: no line for it here.
-            Arm::Value(_) => {}
-        }
-        if run.settings.arm != Arm::None {
+        let arm = &run.settings.arm;
+        if arm.is_none() {
+            series[0].name = arm.to_string();
+        } else {
             series.push(line("after", true, |step| step.clipped_norm));
+        }
+        // Other limits move, or are none of this norm.
+        if let Some(max_norm) = arm.max_norm() {
+            horizontal.push((format!("max_norm {max_norm}"), max_norm));
         }
         Panel {
             x_label: "step".into(),
@@ -92,8 +92,8 @@ pub fn sweep(standings: &[Standing], baselines: &Baselines) -> Chart {
         ("persistence".into(), baselines.persistence),
     ];
     let title = standings.first().map_or_else(String::new, |standing| {
-        let settings = standing.runs[0].settings;
-        let Settings { power, steps, .. } = settings;
+        let settings = &standing.runs[0].settings;
+        let Settings { power, steps, .. } = *settings;
         format!(
             "Weighted power loss by learning rate, {}, power {power}, {steps} steps",
             settings.optimizer_name()
@@ -154,6 +154,13 @@ fn points(run: &Run, value: impl Fn(&Step) -> Option<f64>) -> Vec<(f64, f64)> {
 
 fn diverged_at(run: &Run) -> Option<f64> {
     run.diverged.as_ref().map(|_| (run.steps.len() + 1) as f64)
+}
+
+/// The title of a picture of one run.
+#[must_use]
+pub fn title(run: &Run) -> String {
+    let setting = setting(std::slice::from_ref(run));
+    format!("Gradient norm of each Var, {}, {setting}", run.settings.arm)
 }
 
 fn setting(runs: &[Run]) -> String {

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod arm;
+pub mod arms;
 pub mod baseline;
 pub mod checkpoint;
 pub mod cli;
@@ -16,17 +17,21 @@ pub mod events;
 pub mod experiment;
 pub mod figures;
 pub mod given;
+pub mod histogram;
 pub mod init;
 pub mod interrupt;
 pub mod metrics;
 pub mod model;
 pub mod out_dir;
+pub mod outcome;
 pub mod parallel;
+pub mod param_norms;
 pub mod progress;
 pub mod run;
 pub mod score;
 pub mod settings;
 pub mod source;
+pub mod study_table;
 pub mod summary;
 pub mod table;
 pub mod tensorboard;

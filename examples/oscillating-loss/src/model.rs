@@ -70,7 +70,7 @@ impl Forecaster {
                 .collect::<Result<_>>()?,
             ln_f: LayerNorm::new(vb.pp("ln_f"))?,
             head: Linear::new(WIDTH, 1, vb.pp("head"))?,
-            mask: causal_mask(vb.device())?,
+            mask: causal_mask(vb.device())?.to_dtype(vb.dtype())?,
         })
     }
 }

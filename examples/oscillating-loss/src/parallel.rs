@@ -21,7 +21,10 @@ pub trait Watch: Sync {
     fn step(&self, at: usize, step: &Step) -> Result<()>;
 
     /// A run is over.
-    fn end(&self, at: usize, run: &Run);
+    ///
+    /// # Errors
+    /// Ends all runs.
+    fn end(&self, at: usize, run: &Run) -> Result<()>;
 }
 
 /// Trains with each of the settings, as many at a time as there are cores (one at a time on a GPU),
@@ -47,8 +50,8 @@ pub fn train_all(
                 break;
             };
             let run = train(settings, weather, interrupt, |step, _| watch.step(at, step))
+                .and_then(|run| watch.end(at, &run).map(|()| run))
                 .inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
-            watch.end(at, &run);
             runs.push((at, run));
         }
         Ok(runs)

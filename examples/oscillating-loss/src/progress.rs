@@ -37,6 +37,12 @@ impl Bars {
         })
     }
 
+    /// The event file of a run.
+    #[must_use]
+    pub fn events(&self, at: usize) -> &Events {
+        &self.events[at]
+    }
+
     /// Brings all events to the disk.
     ///
     /// # Errors
@@ -55,11 +61,12 @@ impl Watch for Bars {
         self.events[at].step(step)
     }
 
-    fn end(&self, at: usize, run: &Run) {
+    fn end(&self, at: usize, run: &Run) -> Result<()> {
         match &run.diverged {
             Some(why) => self.bars[at].abandon_with_message(format!("stopped at {why}")),
             None => self.bars[at].abandon(),
         }
+        Ok(())
     }
 }
 
@@ -96,7 +103,7 @@ impl Watch for Total {
         Ok(())
     }
 
-    fn end(&self, _: usize, run: &Run) {
+    fn end(&self, _: usize, run: &Run) -> Result<()> {
         // A run that diverged leaves steps undone that nobody waits for.
         self.bar.inc(self.steps - run.steps.len() as u64);
         let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
@@ -105,5 +112,6 @@ impl Watch for Total {
         if done == self.runs {
             self.bar.finish_and_clear();
         }
+        Ok(())
     }
 }

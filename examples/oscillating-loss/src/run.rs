@@ -5,6 +5,7 @@ use std::time::Duration;
 use candle_nn::VarMap;
 use serde::{Deserialize, Serialize};
 
+use crate::param_norms::ParamNorms;
 use crate::score;
 use crate::settings::Settings;
 
@@ -42,6 +43,8 @@ pub struct Run {
     pub interrupted: bool,
     /// Time in training steps, without the evaluations.
     pub training_time: Duration,
+    /// The norm of each Var's gradient, for each of `steps`.
+    pub param_norms: ParamNorms,
     /// Names of the Vars that the first step's gradients lacked.
     pub missing: Vec<String>,
     /// The weights at the end.
@@ -67,6 +70,7 @@ impl Run {
             diverged: None,
             interrupted: false,
             training_time: Duration::ZERO,
+            param_norms: ParamNorms::default(),
             missing: Vec::new(),
             weights: Weights(weights),
         }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
-use candle_grad_clip::NonFinite;
+use candle_grad_clip::{Clip, NonFinite};
 use serde::{Deserialize, Serialize};
 
 use crate::arm::Arm;
@@ -30,7 +30,7 @@ impl OptimizerKind {
 }
 
 /// Everything that decides how a run goes.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// What is done to the gradients.
     pub arm: Arm,
@@ -54,6 +54,25 @@ pub struct Settings {
     pub eval_every: usize,
     /// Decides initial weights and batches.
     pub seed: u64,
+}
+
+/// The run that all commands start from: plain SGD without clipping, on the loss of power 4.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            arm: Clip::none().into(),
+            non_finite: NonFinite::SkipStep,
+            optimizer: OptimizerKind::Sgd,
+            momentum: 0.0,
+            lr: 3e-3,
+            power: 4.0,
+            alpha: 4.0,
+            batch: 32,
+            steps: 500,
+            eval_every: 25,
+            seed: 0,
+        }
+    }
 }
 
 impl Settings {

@@ -49,7 +49,7 @@ pub struct RunSummary {
 impl From<&Run> for RunSummary {
     fn from(run: &Run) -> Self {
         Self {
-            arm: run.settings.arm,
+            arm: run.settings.arm.clone(),
             optimizer: run.settings.optimizer,
             momentum: run.settings.momentum,
             power: run.settings.power,
@@ -112,10 +112,10 @@ impl<'a> Standing<'a> {
     pub fn of_arms(runs: &'a [Run]) -> Vec<Self> {
         let mut standings: Vec<Self> = Vec::new();
         for run in runs.iter().filter(|run| !run.interrupted) {
-            let arm = run.settings.arm;
-            match standings.iter_mut().find(|standing| standing.arm == arm) {
+            let arm = &run.settings.arm;
+            match standings.iter_mut().find(|standing| standing.arm == *arm) {
                 Some(standing) => standing.runs.push(run),
-                None => standings.push(Self::empty(arm, run)),
+                None => standings.push(Self::empty(arm.clone(), run)),
             }
         }
         for standing in &mut standings {

@@ -2,7 +2,7 @@
 //!
 //! A file is a row of records: the payload's length as a little-endian `u64`, the masked CRC32C of these
 //! eight bytes, the payload, its masked CRC32C. A payload is an `Event` of `TensorFlow`'s
-//! `event.proto`, of which the messages below are the fields that a scalar needs.
+//! `event.proto`, of which the messages below are the fields that scalars and histograms need.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -12,6 +12,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use prost::Message;
+
+use crate::histogram::Histogram;
 
 #[derive(Clone, PartialEq, Message)]
 struct Event {
@@ -39,9 +41,11 @@ struct Value {
     /// Present even when it is 0: a plain field would be left out of the payload then.
     #[prost(float, optional, tag = "2")]
     simple_value: Option<f32>,
+    #[prost(message, optional, tag = "5")]
+    histo: Option<Histogram>,
 }
 
-/// Writes scalars to an event file of its own.
+/// Writes scalars and histograms to an event file of its own.
 #[derive(Debug)]
 pub struct EventWriter {
     file: BufWriter<File>,
@@ -76,11 +80,29 @@ impl EventWriter {
     /// # Errors
     /// If the file can't be written to, or `step` is beyond `i64::MAX`.
     pub fn scalar(&mut self, tag: &str, step: u64, value: f32) -> anyhow::Result<()> {
-        let step = i64::try_from(step).context("a step of an event file is at most i64::MAX")?;
         let value = Value {
             tag: tag.into(),
             simple_value: Some(value),
+            histo: None,
         };
+        self.value(step, value)
+    }
+
+    /// Adds a histogram under `tag`.
+    ///
+    /// # Errors
+    /// As [`scalar`](Self::scalar).
+    pub fn histogram(&mut self, tag: &str, step: u64, value: Histogram) -> anyhow::Result<()> {
+        let value = Value {
+            tag: tag.into(),
+            simple_value: None,
+            histo: Some(value),
+        };
+        self.value(step, value)
+    }
+
+    fn value(&mut self, step: u64, value: Value) -> anyhow::Result<()> {
+        let step = i64::try_from(step).context("a step of an event file is at most i64::MAX")?;
         self.event(step, None, Some(Summary { value: vec![value] }))
     }
 
@@ -195,6 +217,7 @@ mod tests {
             let expected = Value {
                 tag: "loss/train".into(),
                 simple_value: Some(value),
+                histo: None,
             };
             assert_eq!(
                 event.summary,
@@ -216,6 +239,7 @@ mod tests {
         let value = Value {
             tag: "loss".into(),
             simple_value: Some(0.25),
+            histo: None,
         };
         let event = Event {
             wall_time: 1.5,

@@ -4,19 +4,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Result;
+use candle_core::backprop::GradStore;
 use candle_core::{DType, IndexOp, Module, Tensor};
 use candle_grad_clip::loss::weighted_power;
 use candle_grad_clip::optim::{self, AdamW, ParamsSgd, Sgd};
-use candle_grad_clip::{ClippedOptimizer, Error, StepReport};
+use candle_grad_clip::{ClippedOptimizer, Error, NamedVars, StepReport};
 use candle_nn::{ParamsAdamW, VarMap};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
-use crate::arm::Arm;
 use crate::checkpoint::Checkpoints;
 use crate::data::{Weather, Windows};
 use crate::init;
 use crate::model::Forecaster;
+use crate::param_norms::ParamNorms;
 use crate::run::{Run, Step};
 use crate::settings::{OptimizerKind, Settings};
 
@@ -121,19 +122,43 @@ pub fn train(
     interrupt: &AtomicBool,
     on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
 ) -> Result<Run> {
-    train_saved(settings, weather, interrupt, None, on_step)
+    train_with(settings, weather, interrupt, Extras::default(), on_step)
 }
 
-/// As [`train`], with checkpoints. One is left before the first step, or gone on from, and `on_step` then
-/// sees only the steps after it; what the run says of all steps is what it would have been without a break.
+/// What a run may do beside training.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extras<'a> {
+    /// Leave checkpoints: one before the first step, or go on from one.
+    pub checkpoints: Option<&'a Checkpoints>,
+    /// Show gradients.
+    pub gradients: Option<GradientWatch<'a>>,
+}
+
+/// Looks at gradients before they are clipped.
+#[derive(Clone, Copy)]
+pub struct GradientWatch<'a> {
+    /// At each step that is a multiple of this.
+    pub every: usize,
+    /// Called with the step, and the Vars whose gradients they are.
+    pub look: &'a dyn Fn(usize, &NamedVars, &GradStore) -> Result<()>,
+}
+
+impl std::fmt::Debug for GradientWatch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GradientWatch(every {})", self.every)
+    }
+}
+
+/// As [`train`], with extras. A run that goes on from a checkpoint shows `on_step` only the steps after it; what
+/// the run says of all steps is what it would have been without a break.
 ///
 /// # Errors
-/// As [`train`], and if a checkpoint can't be saved or doesn't fit.
-pub fn train_saved(
+/// As [`train`], and if a checkpoint can't be saved or doesn't fit, or whoever looks at gradients fails.
+pub fn train_with(
     settings: &Settings,
     weather: &Weather,
     interrupt: &AtomicBool,
-    checkpoints: Option<&Checkpoints>,
+    extras: Extras<'_>,
     on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
 ) -> Result<Run> {
     let device = weather.train.x.device();
@@ -144,7 +169,7 @@ pub fn train_saved(
         settings,
         weather,
         interrupt,
-        checkpoints,
+        extras,
         model,
         varmap,
     };
@@ -172,7 +197,7 @@ struct Trainer<'a> {
     settings: &'a Settings,
     weather: &'a Weather,
     interrupt: &'a AtomicBool,
-    checkpoints: Option<&'a Checkpoints>,
+    extras: Extras<'a>,
     model: Forecaster,
     varmap: VarMap,
 }
@@ -184,22 +209,24 @@ impl Trainer<'_> {
         mut on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
     ) -> Result<Run> {
         let Settings {
-            arm,
             non_finite,
             seed,
             batch,
             ..
         } = *self.settings;
-        let mut optimizer = ClippedOptimizer::wrap(optimizer, &self.varmap, arm.clip(non_finite))?;
-        let mut run = Run::new(*self.settings, self.varmap.clone());
-        if let Some(checkpoints) = self.checkpoints {
+        let clip = self.settings.arm.clip(non_finite);
+        let optimizer = ClippedOptimizer::wrap(optimizer, &self.varmap, clip)?;
+        let mut optimizer = optimizer.with_param_norms(true);
+        let mut run = Run::new(self.settings.clone(), self.varmap.clone());
+        run.param_norms = ParamNorms::new(optimizer.vars().names());
+        if let Some(checkpoints) = self.extras.checkpoints {
             checkpoints.begin(&mut run, &mut optimizer)?;
         }
         let batches = Batches::new(seed, self.weather.train.len(), batch);
         let done = run.steps.len();
         for (step, indices) in (1..=self.settings.steps).zip(batches).skip(done) {
             let start = Instant::now();
-            let (train_loss, report) = self.step(&mut optimizer, &indices)?;
+            let (train_loss, report) = self.step(&mut optimizer, step, &indices)?;
             let report = match report {
                 Ok(report) => report,
                 Err(why) => {
@@ -214,6 +241,7 @@ impl Trainer<'_> {
             let test_loss = self.evaluate(step)?;
             let step = read(step, train_loss, test_loss, &report)?;
             run.steps.push(step);
+            run.param_norms.add(&report)?;
             on_step(&step, &report)?;
             if let Some(loss) = test_loss.filter(|loss| !loss.is_finite()) {
                 run.diverged = Some(format!("step {}: the test loss is {loss}", step.step));
@@ -221,7 +249,7 @@ impl Trainer<'_> {
             }
             let is_last = step.step == self.settings.steps;
             run.interrupted = self.interrupt.load(Ordering::Relaxed) && !is_last;
-            if let Some(checkpoints) = self.checkpoints.filter(|these| these.is_due(&run)) {
+            if let Some(checkpoints) = self.extras.checkpoints.filter(|these| these.is_due(&run)) {
                 checkpoints.save(&run, &optimizer)?;
             }
             if run.interrupted {
@@ -235,17 +263,25 @@ impl Trainer<'_> {
     fn step<O: optim::Checkpoint>(
         &self,
         optimizer: &mut ClippedOptimizer<O>,
+        step: usize,
         indices: &[u32],
     ) -> Result<(f64, Result<StepReport, String>)> {
-        let Settings {
-            arm, power, alpha, ..
-        } = *self.settings;
+        let Settings { power, alpha, .. } = *self.settings;
         let loss = batch_loss(&self.model, &self.weather.train, indices, power, alpha)?;
         let train_loss = scalar(&loss)?;
-        if arm == Arm::None && !train_loss.is_finite() {
+        if self.settings.arm.is_none() && !train_loss.is_finite() {
             return Ok((train_loss, Err(format!("the loss is {train_loss}"))));
         }
-        match optimizer.backward_step_report(&loss) {
+        let watch = self.extras.gradients;
+        let report = match watch.filter(|watch| step.is_multiple_of(watch.every)) {
+            None => optimizer.backward_step_report(&loss),
+            Some(watch) => {
+                let grads = loss.backward()?;
+                (watch.look)(step, optimizer.vars(), &grads)?;
+                optimizer.step_report(&grads)
+            }
+        };
+        match report {
             Ok(report) => Ok((train_loss, Ok(report))),
             Err(error @ (Error::NonFinite { .. } | Error::TooManySkips { .. })) => {
                 Ok((train_loss, Err(error.to_string())))

@@ -9,15 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use candle_grad_clip::NonFinite;
+use candle_grad_clip::Clip;
 use clap::Parser;
-use oscillating_loss::arm::Arm;
 use oscillating_loss::checkpoint::{Checkpoint, Checkpoints};
 use oscillating_loss::cli::{self, Cli};
 use oscillating_loss::data::Weather;
-use oscillating_loss::settings::{DeviceKind, OptimizerKind, Settings};
+use oscillating_loss::settings::{DeviceKind, Settings};
 use oscillating_loss::source::Source;
-use oscillating_loss::train::{train, train_saved};
+use oscillating_loss::train::{Extras, train, train_with};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use serde_json::Value;
@@ -245,19 +244,54 @@ fn more_steps_make_the_files_of_a_longer_run() {
 }
 
 #[test]
+fn the_history_of_a_rule_goes_on() {
+    let rules = [
+        "auto:50",
+        "quantile:0.5,rate=0.5",
+        "zclip:z=0.1,warmup=2",
+        "adagc:warmup=2",
+        "skip:z=0.1,window=5",
+    ];
+    for rule in rules {
+        let clip = ["--clip", rule];
+        let folder = short_run(&clip);
+        call(&["--steps=13"], "--resume", folder.path()).unwrap();
+        let longer = TempDir::new().unwrap();
+        let args = [&SHORT[..], &clip, &["--steps=13"]].concat();
+        call(&args, "--out", longer.path()).unwrap();
+        assert_same(&contents(folder.path()), &contents(longer.path()));
+        // Or the history would have changed nothing.
+        let steps = fs::read_to_string(folder.path().join("metrics.csv")).unwrap();
+        let acted = |line: &str| line.ends_with("1,0") || line.ends_with("0,1");
+        assert!(steps.lines().skip(7).any(acted), "{rule}: {steps}");
+    }
+}
+
+#[test]
+fn an_arm_may_be_written_in_another_way_on_resuming() {
+    let folder = short_run(&["--clip=norm:1.0"]);
+    call(&["--clip=norm:max_norm=1"], "--resume", folder.path()).unwrap();
+    let error = resume_error(&["--clip=auto"], folder.path());
+    let expected = "--clip auto contradicts the run to resume, which has norm:1.0";
+    assert!(error.contains(expected), "{error}");
+}
+
+fn extras(checkpoints: &Checkpoints) -> Extras<'_> {
+    Extras {
+        checkpoints: Some(checkpoints),
+        ..Extras::default()
+    }
+}
+
+#[test]
 fn an_interrupted_run_leaves_a_checkpoint_to_go_on_from() {
     let settings = Settings {
-        arm: Arm::Norm(1.0),
-        non_finite: NonFinite::SkipStep,
-        optimizer: OptimizerKind::Sgd,
+        arm: Clip::norm(1.0).into(),
         momentum: 0.9,
-        lr: 3e-3,
-        power: 4.0,
-        alpha: 4.0,
         batch: 2,
         steps: 10,
         eval_every: 100,
-        seed: 0,
+        ..Settings::default()
     };
     let weather = Weather::embedded().unwrap();
     let folder = TempDir::new().unwrap();
@@ -268,10 +302,16 @@ fn an_interrupted_run_leaves_a_checkpoint_to_go_on_from() {
         resumed: None,
     };
     let flag = AtomicBool::new(false);
-    let part = train_saved(&settings, &weather, &flag, Some(&checkpoints), |step, _| {
-        flag.store(step.step == 5, Ordering::Relaxed);
-        Ok(())
-    })
+    let part = train_with(
+        &settings,
+        &weather,
+        &flag,
+        extras(&checkpoints),
+        |step, _| {
+            flag.store(step.step == 5, Ordering::Relaxed);
+            Ok(())
+        },
+    )
     .unwrap();
     assert!(part.interrupted);
 
@@ -280,14 +320,21 @@ fn an_interrupted_run_leaves_a_checkpoint_to_go_on_from() {
     checkpoints.resumed = Some(resumed);
     let mut seen = Vec::new();
     let flag = AtomicBool::new(false);
-    let rest = train_saved(&settings, &weather, &flag, Some(&checkpoints), |step, _| {
-        seen.push(step.step);
-        Ok(())
-    })
+    let rest = train_with(
+        &settings,
+        &weather,
+        &flag,
+        extras(&checkpoints),
+        |step, _| {
+            seen.push(step.step);
+            Ok(())
+        },
+    )
     .unwrap();
     assert_eq!(seen, [6, 7, 8, 9, 10]);
     let whole = train(&settings, &weather, &flag, |_, _| Ok(())).unwrap();
     assert_eq!(format!("{:?}", rest.steps), format!("{:?}", whole.steps));
+    assert_eq!(rest.param_norms, whole.param_norms);
 }
 
 #[test]

@@ -4,9 +4,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Device, IndexOp, Module, Tensor};
-use candle_grad_clip::NonFinite;
+use candle_grad_clip::Clip;
 use candle_nn::VarMap;
-use oscillating_loss::arm::Arm;
 use oscillating_loss::data::{CONTEXT, Weather};
 use oscillating_loss::init;
 use oscillating_loss::model::Forecaster;
@@ -14,19 +13,14 @@ use oscillating_loss::run::Run;
 use oscillating_loss::settings::{OptimizerKind, Settings};
 use oscillating_loss::train::{Batches, train};
 
-fn settings(arm: Arm, lr: f64) -> Settings {
+fn settings(clip: Clip, lr: f64) -> Settings {
     Settings {
-        arm,
-        non_finite: NonFinite::SkipStep,
-        optimizer: OptimizerKind::Sgd,
-        momentum: 0.0,
+        arm: clip.into(),
         lr,
-        power: 4.0,
-        alpha: 4.0,
         batch: 4,
         steps: 4,
         eval_every: 1000,
-        seed: 0,
+        ..Settings::default()
     }
 }
 
@@ -37,7 +31,7 @@ fn run(settings: &Settings) -> Run {
 
 #[test]
 fn every_parameter_gets_a_gradient() {
-    let run = run(&settings(Arm::Norm(1.0), 1e-3));
+    let run = run(&settings(Clip::norm(1.0), 1e-3));
     assert!(run.missing.is_empty(), "{:?}", run.missing);
     let vars = run.weights.0.all_vars();
     assert_eq!(vars.len(), 39);
@@ -97,7 +91,7 @@ fn a_seed_decides_weights_and_batches() {
     let losses = |seed| {
         let run = run(&Settings {
             seed,
-            ..settings(Arm::None, 1e-4)
+            ..settings(Clip::none(), 1e-4)
         });
         run.steps
             .iter()
@@ -116,7 +110,7 @@ fn a_seed_decides_weights_and_batches() {
 fn the_unprotected_arm_diverges_and_clipping_survives_the_same_rate() {
     let none = run(&Settings {
         steps: 30,
-        ..settings(Arm::None, 1.0)
+        ..settings(Clip::none(), 1.0)
     });
     let why = none.diverged.as_ref().unwrap();
     assert!(why.contains("the loss is"), "{why}");
@@ -128,7 +122,7 @@ fn the_unprotected_arm_diverges_and_clipping_survives_the_same_rate() {
 
     let norm = run(&Settings {
         steps: 30,
-        ..settings(Arm::Norm(0.01), 1.0)
+        ..settings(Clip::norm(0.01), 1.0)
     });
     assert_eq!(norm.diverged, None);
     assert!(norm.final_test_loss().is_finite());
@@ -144,7 +138,7 @@ fn adamw_trains_too() {
     let adamw = Settings {
         optimizer: OptimizerKind::AdamW,
         steps: 20,
-        ..settings(Arm::None, 1e-2)
+        ..settings(Clip::none(), 1e-2)
     };
     let run = run(&Settings {
         eval_every: 5,
@@ -162,7 +156,7 @@ fn momentum_carries_the_first_step_into_the_second() {
         let run = run(&Settings {
             momentum,
             steps,
-            ..settings(Arm::None, 1e-4)
+            ..settings(Clip::none(), 1e-4)
         });
         let vars = run.weights.0.data().lock().unwrap();
         vars["head.weight"].flatten_all().unwrap()
@@ -196,7 +190,7 @@ fn an_interrupted_run_keeps_what_it_did() {
     let weather = Weather::embedded().unwrap();
     let interrupt = AtomicBool::new(false);
     let run = train(
-        &settings(Arm::None, 1e-4),
+        &settings(Clip::none(), 1e-4),
         &weather,
         &interrupt,
         |step, _| {

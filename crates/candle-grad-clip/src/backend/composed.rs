@@ -5,9 +5,13 @@
 //! in another way on each device: `clamp` (NaN becomes the bound on CUDA and Metal) and the maximum
 //! (loses a NaN on CPU). Here both only see what is not NaN.
 
+mod units;
+
 use candle_core::{D, DType, Tensor};
-use candle_grad_clip_kernels::{Edit, NormType, PartialPower, Stats};
+use candle_grad_clip_kernels::{Edit, GradEdit, NormType, PartialPower, Stats, UnitEdit};
 use half::{bf16, f16};
+
+pub(super) use units::measure as measure_units;
 
 use crate::Result;
 use crate::measure::{GradStats, Request};
@@ -188,13 +192,13 @@ fn assemble(
 }
 
 /// The edited gradient, as a new tensor.
-pub(super) fn edit(grad: &Tensor, edit: Edit) -> Result<Tensor> {
+pub(super) fn edit(grad: &Tensor, edit: GradEdit<'_>) -> Result<Tensor> {
     Ok(edit_wide(grad, edit)?.to_dtype(grad.dtype())?.detach())
 }
 
 /// `sum` and the edited gradient, in f32, or in f64 for f64: a tensor of its own.
 pub(crate) fn accumulate(sum: Option<&Tensor>, grad: &Tensor, edit: Edit) -> Result<Tensor> {
-    let grad = edit_wide(grad, edit)?;
+    let grad = edit_wide(grad, edit.into())?;
     Ok(match sum {
         Some(sum) => (sum + grad)?,
         None => grad.copy()?,
@@ -207,31 +211,44 @@ pub(crate) fn round(sum: &Tensor, coef: f64, dtype: DType) -> Result<Tensor> {
 }
 
 /// The edited gradient in f32, or in f64 for f64, not rounded back.
-pub(super) fn edit_wide(grad: &Tensor, edit: Edit) -> Result<Tensor> {
+pub(super) fn edit_wide(grad: &Tensor, edit: GradEdit<'_>) -> Result<Tensor> {
     let x = wide(grad)?;
-    let zero_non_finite = match edit {
+    let (GradEdit::Units(UnitEdit {
+        zero_non_finite, ..
+    })
+    | GradEdit::All(
         Edit::Scale {
             zero_non_finite, ..
         }
         | Edit::Clamp {
             zero_non_finite, ..
-        } => zero_non_finite,
-    };
+        },
+    )) = edit;
     let x = if zero_non_finite {
         is_finite(&x)?.where_cond(&x, &x.zeros_like()?)?
     } else {
         x
     };
     match edit {
-        Edit::Scale { clip_coef, .. } => scaled(x, clip_coef),
-        Edit::Clamp {
+        GradEdit::All(Edit::Scale { clip_coef, .. }) => scaled(x, clip_coef),
+        GradEdit::All(Edit::Clamp {
             clip_value,
             clip_coef,
             ..
-        } => {
+        }) => {
             let clamped = is_nan(&x)?.where_cond(&x, &x.clamp(-clip_value, clip_value)?)?;
             scaled(clamped, clip_coef)
         }
+        GradEdit::Units(edit) => units::scaled(&x, edit),
+    }
+}
+
+/// A coefficient as factors that f32 holds: candle rounds a factor to f32, where a tiny one vanishes.
+fn factors(clip_coef: f64) -> [f64; 2] {
+    if clip_coef != 0.0 && clip_coef < f64::from(f32::MIN_POSITIVE) {
+        [clip_coef.sqrt(); 2]
+    } else {
+        [clip_coef, 1.0]
     }
 }
 
@@ -239,11 +256,6 @@ fn scaled(x: Tensor, clip_coef: f64) -> Result<Tensor> {
     if clip_coef == 1.0 {
         return Ok(x);
     }
-    // candle rounds the factor to f32, where a tiny one vanishes: two factors do not.
-    let [a, b] = if clip_coef != 0.0 && clip_coef < f64::from(f32::MIN_POSITIVE) {
-        [clip_coef.sqrt(); 2]
-    } else {
-        [clip_coef, 1.0]
-    };
+    let [a, b] = factors(clip_coef);
     Ok(((x * a)? * b)?)
 }

@@ -1,7 +1,7 @@
 //! An optimizer's step by candle's tensor operations: the equations of the kernels' `AdamW` and `Sgd`.
 
 use candle_core::{Tensor, Var};
-use candle_grad_clip_kernels::{AdamW, Edit, Sgd};
+use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd};
 
 use super::composed::edit_wide;
 use crate::Result;
@@ -21,7 +21,7 @@ pub(crate) fn step(
     grad: &Tensor,
     state: &State,
     kept: Kept,
-    edit: Edit,
+    edit: GradEdit<'_>,
     rule: StepRule,
 ) -> Result<Stepped> {
     let mut arrays = match state {

@@ -6,8 +6,9 @@ use candle_core::{
     CpuStorage, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor, Var,
 };
 use candle_grad_clip_kernels::{
-    Edit, Element, MOMENTS, Update, Wide, WideVec, accumulate as accumulate_slice, edit,
-    edit_into as edit_slice_into, measure as measure_slice, measure_clamped, round_into, update,
+    Edit, Element, GradEdit, MOMENTS, NormType, Stats, Units, Update, Wide, WideVec,
+    accumulate as accumulate_slice, edit, edit_into as edit_slice_into, measure as measure_slice,
+    measure_clamped, measure_units as measure_units_slice, round_into, update,
 };
 
 use crate::Result;
@@ -78,6 +79,25 @@ pub(crate) fn measure(entry: &mut Entry<'_>, request: Request) -> Result<()> {
     Ok(())
 }
 
+/// Measures each unit of a tensor into `stats`.
+pub(crate) fn measure_units(
+    tensor: &Tensor,
+    units: Units,
+    norm_type: NormType,
+    stats: &mut [Stats],
+) -> Result<()> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+    else {
+        return Err(candle_core::Error::msg("expected a contiguous tensor on CPU").into());
+    };
+    with_slice!(storage, layout, values => {
+        measure_units_slice(&values[start..end], units, norm_type, stats);
+    });
+    Ok(())
+}
+
 /// Writes where the result belongs: copying it about takes a tenth of a small gradient's time.
 fn measure_values<E: Element>(values: &[E], request: Request, measured: &mut GradStats) {
     let norm_type = request.norm_type;
@@ -103,18 +123,18 @@ fn measure_values<E: Element>(values: &[E], request: Request, measured: &mut Gra
 }
 
 /// Edits a contiguous gradient in place.
-pub(crate) fn edit_in_place(grad: &Tensor, edit: Edit) -> Result<()> {
+pub(crate) fn edit_in_place(grad: &Tensor, edit: GradEdit<'_>) -> Result<()> {
     Ok(grad.inplace_op1(&EditOp(edit))?)
 }
 
 /// Writes the edited `grad` into `target`, which is contiguous and of its shape and dtype.
-pub(crate) fn edit_into(grad: &Tensor, target: &Tensor, edit: Edit) -> Result<()> {
+pub(crate) fn edit_into(grad: &Tensor, target: &Tensor, edit: GradEdit<'_>) -> Result<()> {
     Ok(target.inplace_op2(&grad.contiguous()?, &EditOp(edit))?)
 }
 
-struct EditOp(Edit);
+struct EditOp<'a>(GradEdit<'a>);
 
-impl InplaceOp1 for EditOp {
+impl InplaceOp1 for EditOp<'_> {
     fn name(&self) -> &'static str {
         "clip"
     }
@@ -128,7 +148,7 @@ impl InplaceOp1 for EditOp {
     }
 }
 
-impl InplaceOp2 for EditOp {
+impl InplaceOp2 for EditOp<'_> {
     fn name(&self) -> &'static str {
         "clip-into"
     }
@@ -248,7 +268,7 @@ pub(crate) fn step(
     grad: &Tensor,
     state: &mut State,
     kept: Kept,
-    edit: Edit,
+    edit: GradEdit<'_>,
     rule: StepRule,
 ) -> Result<()> {
     let State::Host(state) = state else {
@@ -270,7 +290,7 @@ struct StepOp<'a> {
     /// candle's trait lends the operation itself for reading only.
     state: Cell<Option<&'a mut WideVec>>,
     kept: Kept,
-    edit: Edit,
+    edit: GradEdit<'a>,
     rule: StepRule,
 }
 

@@ -1,17 +1,25 @@
 //! Where gradients are measured and edited: the only place that looks at a tensor's device.
 //!
 //! - [`Backend::Cpu`]: kernels over slices, in place, parallel over tensors and inside large ones.
-//! - [`Backend::Composed`]: candle's tensor operations only. It serves CUDA and Metal, and any CPU
+//! - [`Backend::Cuda`]: kernels over all tensors of a GPU, in place, a launch each for measuring, folding and
+//!   editing or updating. With the feature `cuda`.
+//! - [`Backend::Composed`]: candle's tensor operations only. It serves Metal, and any other
 //!   tensor when forced by [`with`], which is how it is tested.
 
 mod composed;
 mod composed_step;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_cuda.rs"]
+mod cuda;
+mod device;
 
 use std::cell::Cell;
 
 use candle_core::{Device, Tensor, Var};
-use candle_grad_clip_kernels::{BLOCK, Edit};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType, Stats, Units};
 use rayon::prelude::*;
 
 use crate::Result;
@@ -21,8 +29,15 @@ pub(crate) use composed::{accumulate as accumulate_composed, round as round_comp
 pub(crate) use composed_step::{Stepped, step as step_composed};
 pub(crate) use cpu::{
     accumulate as accumulate_cpu, edit_in_place as edit_cpu, edit_into as edit_cpu_into,
-    measure as measure_cpu, round as round_cpu, step as step_cpu, storage_address,
+    measure as measure_cpu, measure_units as measure_units_cpu, round as round_cpu,
+    step as step_cpu, storage_address,
 };
+#[cfg(feature = "cuda")]
+pub use cuda::gpu_waits;
+pub(crate) use cuda::{
+    edit as edit_cuda, measure as measure_cuda, start_steps, update as update_cuda,
+};
+pub(crate) use device::{Counted, DeviceSteps, Plan, StepResult, UpdateJob};
 
 /// Which code handles a gradient.
 ///
@@ -43,6 +58,8 @@ pub(crate) use cpu::{
 pub enum Backend {
     /// Our kernels, for tensors on CPU.
     Cpu,
+    /// Our CUDA kernels, for tensors on NVIDIA GPUs.
+    Cuda,
     /// candle's tensor operations, for tensors on any device.
     Composed,
 }
@@ -52,7 +69,8 @@ thread_local! {
 }
 
 /// Runs `f` with every gradient handled by `backend`, as far as this thread calls us (not a worker of
-/// rayon's pool, which may take up others' work in between): a means to test and to compare. ([`Backend::Cpu`] still leaves tensors on other devices to `Composed`.)
+/// rayon's pool, which may take up others' work in between): a means to test and to compare. ([`Backend::Cpu`] leaves tensors on other devices to `Composed`, [`Backend::Cuda`] those on CPU to `Cpu` and any others
+/// to `Composed`.)
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -92,12 +110,14 @@ impl Backends {
     }
 
     pub(crate) fn place(self, grad: &Tensor) -> Place {
-        if self.forced == Some(Backend::Composed) || !grad.device().is_cpu() {
-            Place::Elsewhere
-        } else if grad.is_contiguous() && !grad.is_variable() {
-            Place::Cpu
-        } else {
-            Place::CpuCopied
+        let whole = grad.is_contiguous() && !grad.is_variable();
+        match (grad.device(), self.forced) {
+            (_, Some(Backend::Composed)) => Place::Elsewhere,
+            (Device::Cpu, _) if whole => Place::Cpu,
+            (Device::Cpu, _) => Place::CpuCopied,
+            (Device::Cuda(_), None | Some(Backend::Cuda)) if whole => Place::Cuda,
+            (Device::Cuda(_), None | Some(Backend::Cuda)) => Place::CudaCopied,
+            _ => Place::Elsewhere,
         }
     }
 }
@@ -109,8 +129,27 @@ pub(crate) enum Place {
     Cpu,
     /// On CPU, but not one after the other, or a Var itself: what changes is a copy.
     CpuCopied,
+    /// Read and written by our CUDA kernels.
+    Cuda,
+    /// As `CpuCopied`, on an NVIDIA GPU.
+    CudaCopied,
     /// candle's operations only.
     Elsewhere,
+}
+
+impl Place {
+    pub(crate) fn is_cpu(self) -> bool {
+        matches!(self, Self::Cpu | Self::CpuCopied)
+    }
+
+    pub(crate) fn is_cuda(self) -> bool {
+        matches!(self, Self::Cuda | Self::CudaCopied)
+    }
+
+    /// Whether a gradient that shares its storage with no other can be edited where it is.
+    pub(crate) fn is_in_place(self) -> bool {
+        matches!(self, Self::Cpu | Self::Cuda)
+    }
 }
 
 /// More Vars than this are worth more than one thread, however small they are.
@@ -159,23 +198,12 @@ pub(crate) fn run<R: Send>(work: Work, f: impl FnOnce(bool) -> R + Send) -> R {
     }
 }
 
-/// Measures the gradients that are not on CPU: one read per device. On the caller's thread, since
+/// Measures the gradients that only candle's operations handle: one read per device. On the caller's thread, since
 /// candle's CUDA devices use a stream per thread.
 pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
-    let mut devices: Vec<(Device, Vec<usize>)> = Vec::new();
-    let elsewhere = |(_, entry): &(usize, &Entry<'_>)| entry.place == Place::Elsewhere;
-    for (index, entry) in entries.iter().enumerate().filter(elsewhere) {
-        let Some(grad) = entry.grad else { continue };
-        let device = grad.device();
-        match devices
-            .iter_mut()
-            .find(|(other, _)| other.same_device(device))
-        {
-            Some((_, indices)) => indices.push(index),
-            None => devices.push((device.clone(), vec![index])),
-        }
-    }
-    for (_, indices) in devices {
+    let elsewhere = |entry: &Entry<'_>| entry.place == Place::Elsewhere;
+    let grads = entries.iter().map(|e| e.grad.filter(|_| elsewhere(e)));
+    for (_, indices) in by_device(grads) {
         let grads: Vec<&Tensor> = indices.iter().filter_map(|&i| entries[i].grad).collect();
         for (index, measured) in indices.into_iter().zip(composed::measure(&grads, request)?) {
             entries[index].measured = measured;
@@ -184,13 +212,60 @@ pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> R
     Ok(())
 }
 
+/// The places of the tensors on each device; `None` is on none.
+fn by_device<'t>(tensors: impl Iterator<Item = Option<&'t Tensor>>) -> Vec<(Device, Vec<usize>)> {
+    let mut devices: Vec<(Device, Vec<usize>)> = Vec::new();
+    for (index, tensor) in tensors.enumerate() {
+        let Some(tensor) = tensor else { continue };
+        let device = tensor.device();
+        let known = devices
+            .iter_mut()
+            .find(|(other, _)| other.same_device(device));
+        match known {
+            Some((_, indices)) => indices.push(index),
+            None => devices.push((device.clone(), vec![index])),
+        }
+    }
+    devices
+}
+
+/// Measures the units of tensors that are not on CPU, into the stats beside them: one read per device.
+pub(crate) fn measure_units_composed(
+    tensors: Vec<(&Tensor, Units, &mut [Stats])>,
+    norm_type: NormType,
+) -> Result<()> {
+    let mut rest = tensors;
+    while let Some(device) = rest.first().map(|(tensor, ..)| tensor.device().clone()) {
+        let is_there =
+            |(tensor, ..): &(&Tensor, Units, &mut [Stats])| tensor.device().same_device(&device);
+        let (of_device, others) = rest.into_iter().partition(is_there);
+        composed::measure_units(of_device, norm_type)?;
+        rest = others;
+    }
+    Ok(())
+}
+
+/// The edit of a whole gradient, for our CUDA kernels: gradients that are edited by units are measured elsewhere, and stay there.
+pub(crate) fn whole(edit: GradEdit<'_>) -> Result<Edit> {
+    match edit {
+        GradEdit::All(edit) => Ok(edit),
+        GradEdit::Units(_) => {
+            Err(candle_core::Error::msg("the CUDA kernels know no units of a gradient").into())
+        }
+    }
+}
+
 /// The edited `grad`, as a new tensor.
-pub(crate) fn edited(grad: &Tensor, place: Place, edit: Edit) -> Result<Tensor> {
+pub(crate) fn edited(grad: &Tensor, place: Place, edit: GradEdit<'_>) -> Result<Tensor> {
     if place == Place::Elsewhere {
         return composed::edit(grad, edit);
     }
     let target = grad.zeros_like()?;
-    cpu::edit_into(grad, &target, edit)?;
+    if place.is_cuda() {
+        cuda::edit(&[(&grad.contiguous()?, &target, whole(edit)?)])?;
+    } else {
+        cpu::edit_into(grad, &target, edit)?;
+    }
     Ok(target)
 }
 

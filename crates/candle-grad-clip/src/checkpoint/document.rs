@@ -9,7 +9,7 @@ use super::file::Metadata;
 use super::settings::Settings;
 use super::{Checked, Fault, listed};
 use crate::Clip;
-use crate::clip::record::{ClipRecord, RuleRecord};
+use crate::clip::record::RuleRecord;
 use crate::loss_scaler::{LossScaler, Scaling};
 use crate::optim::ParamGroups;
 use crate::optim::state::State;
@@ -51,7 +51,7 @@ pub(super) struct VarRecord {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WrapperRecord {
-    #[serde(with = "ClipRecord")]
+    #[serde(with = "crate::clip::record::clip")]
     pub(crate) clip: Clip,
     /// What the clip remembers of the steps before.
     #[serde(default, skip_serializing_if = "RuleRecord::is_empty")]
@@ -60,12 +60,16 @@ pub(crate) struct WrapperRecord {
     pub(crate) skips_in_a_row: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss_scaler: Option<Scaling>,
+    /// What a rule of the user's saved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) own_rule: Vec<f64>,
 }
 
 impl Document {
     pub(super) fn new(
         names: &[String],
         trained: &Trained,
+        (steps, states): (u64, &[&State]),
         optimizer: Settings,
         wrapper: Option<WrapperRecord>,
     ) -> Self {
@@ -78,8 +82,8 @@ impl Document {
         let vars = names.iter().zip(trained.vars().vars());
         Self {
             optimizer,
-            steps: trained.steps(),
-            vars: vars.zip(trained.states()).map(of).collect(),
+            steps,
+            vars: vars.zip(states.iter().copied()).map(of).collect(),
             groups: written(trained.groups()),
             wrapper,
         }
@@ -138,6 +142,12 @@ impl Document {
             .and_then(|wrapper| wrapper.rule.fault())
         {
             return invalid(reason);
+        }
+        let own_rule = self.wrapper.iter().flat_map(|wrapper| &wrapper.own_rule);
+        if let Some(bad) = own_rule.into_iter().find(|x| !x.is_finite()) {
+            return invalid(format!(
+                "the ClipRule's state has {bad}, expected finite numbers"
+            ));
         }
         let wrapper_step = self.wrapper.as_ref().map_or(0, |wrapper| wrapper.step);
         for (name, steps) in [("steps", self.steps), ("step", wrapper_step)] {

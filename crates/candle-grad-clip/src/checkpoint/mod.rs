@@ -85,11 +85,12 @@ pub(crate) fn save(
     settings: &Settings,
     wrapper: Option<WrapperRecord>,
 ) -> Result<()> {
-    let document = Document::new(names, trained, settings.clone(), wrapper);
-    save_as(path, &document, trained).map_err(|fault| fault.at(path))
+    let (steps, states) = trained.snapshot()?;
+    let document = Document::new(names, trained, (steps, &states), settings.clone(), wrapper);
+    save_as(path, &document, trained, &states).map_err(|fault| fault.at(path))
 }
 
-fn save_as(path: &Path, document: &Document, trained: &Trained) -> Checked<()> {
+fn save_as(path: &Path, document: &Document, trained: &Trained, states: &[&State]) -> Checked<()> {
     document.check()?;
     let vars = trained.vars().vars();
     // f64 first, so that every tensor is aligned to its own elements.
@@ -109,7 +110,7 @@ fn save_as(path: &Path, document: &Document, trained: &Trained) -> Checked<()> {
     replace::replace(path, |out| {
         io::Write::write_all(out, &header)?;
         for &index in &order {
-            write_state(out, &trained.states()[index], vars[index].elem_count())?;
+            write_state(out, states[index], vars[index].elem_count())?;
         }
         Ok(())
     })

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use candle_grad_clip_kernels::Edit;
+use candle_grad_clip_kernels::{Edit, GradEdit, UnitEdit};
 
-/// One edit for all Vars, one for each group of them, or one for each of them.
+use super::per_var::smaller;
+use crate::units::UnitPlan;
+
+/// One edit for all Vars, one for each group of them, one for each of them, or one for each of their units.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Edits {
     All(Edit),
@@ -14,14 +17,79 @@ pub(crate) enum Edits {
         edits: Vec<Edit>,
     },
     PerVar(Vec<Edit>),
+    PerUnit(UnitEdits),
+}
+
+/// A coefficient for each unit of each Var.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct UnitEdits {
+    pub(super) plan: Arc<UnitPlan>,
+    /// Of each unit.
+    pub(super) coefs: Vec<f64>,
+    pub(super) zero_non_finite: bool,
+}
+
+impl UnitEdits {
+    /// The coefficients of a Var's units.
+    fn of_var(&self, index: usize) -> &[f64] {
+        &self.coefs[self.plan.range(index)]
+    }
+
+    /// Multiplies those of each Var by a coefficient.
+    fn times(mut self, edit: impl Fn(usize) -> Edit) -> Self {
+        for index in 0..self.plan.len() {
+            let (coef, zero_non_finite) = coef_of(edit(index));
+            self.zero_non_finite |= zero_non_finite;
+            for own in &mut self.coefs[self.plan.range(index)] {
+                *own *= coef;
+            }
+        }
+        self
+    }
+}
+
+fn coef_of(edit: Edit) -> (f64, bool) {
+    match edit {
+        Edit::Scale {
+            clip_coef,
+            zero_non_finite,
+        }
+        | Edit::Clamp {
+            clip_coef,
+            zero_non_finite,
+            ..
+        } => (clip_coef, zero_non_finite),
+    }
 }
 
 impl Edits {
-    pub(crate) fn of(&self, index: usize) -> Edit {
+    pub(crate) fn of(&self, index: usize) -> GradEdit<'_> {
+        let Self::PerUnit(units) = self else {
+            return self.of_whole(index).into();
+        };
+        let coefs = units.of_var(index);
+        let first = coefs.first().copied().unwrap_or(1.0);
+        if coefs.iter().all(|coef| *coef == first) {
+            return self.of_whole(index).into();
+        }
+        let edit = UnitEdit {
+            units: units.plan.units(index),
+            coefs,
+            zero_non_finite: units.zero_non_finite,
+        };
+        edit.into()
+    }
+
+    /// The edit of a Var whose units all have the same.
+    fn of_whole(&self, index: usize) -> Edit {
         match self {
             Self::All(edit) => *edit,
             Self::Grouped { places, edits } => edits[places[index]],
             Self::PerVar(edits) => edits[index],
+            Self::PerUnit(units) => Edit::Scale {
+                clip_coef: units.of_var(index).first().copied().unwrap_or(1.0),
+                zero_non_finite: units.zero_non_finite,
+            },
         }
     }
 
@@ -35,7 +103,16 @@ impl Edits {
                 edits: each(edits),
             },
             Self::PerVar(edits) => Self::PerVar(each(edits)),
+            Self::PerUnit(units) => Self::PerUnit(UnitEdits {
+                coefs: units.coefs.into_iter().map(|coef| coef / scale).collect(),
+                ..units
+            }),
         }
+    }
+
+    /// Whether what is not finite becomes 0.
+    pub(super) fn zeroes(&self, index: usize) -> bool {
+        coef_of(self.of_whole(index)).1
     }
 
     /// Whether nothing is to be done to any.
@@ -45,6 +122,72 @@ impl Edits {
             Self::Grouped { edits, .. } | Self::PerVar(edits) => {
                 edits.iter().all(|edit| *edit == Edit::NOTHING)
             }
+            Self::PerUnit(units) => {
+                !units.zero_non_finite && units.coefs.iter().all(|coef| *coef == 1.0)
+            }
         }
+    }
+
+    /// The edits that do to `vars` Vars what these do, and then what `next` does.
+    pub(super) fn then(self, next: Self, vars: usize) -> Self {
+        match (self, next) {
+            (Self::All(first), Self::All(second)) => Self::All(both(first, second)),
+            (Self::PerUnit(units), other) | (other, Self::PerUnit(units)) => {
+                Self::PerUnit(units.times(|index| other.of_whole(index)))
+            }
+            (first, second) => {
+                let of = |index| both(first.of_whole(index), second.of_whole(index));
+                Self::PerVar((0..vars).map(of).collect())
+            }
+        }
+    }
+
+    /// The smallest coefficient of a Var, 1 at most.
+    pub(super) fn smallest_coef_of(&self, index: usize) -> f64 {
+        match self {
+            Self::PerUnit(units) => smallest(units.of_var(index)),
+            _ => smallest(&[coef_of(self.of_whole(index)).0]),
+        }
+    }
+
+    /// The smallest coefficient, 1 at most.
+    pub(super) fn smallest_coef(&self) -> f64 {
+        let of_edits = |edits: &[Edit]| {
+            let coefs = edits.iter().map(|edit| coef_of(*edit).0);
+            smallest(&coefs.collect::<Vec<f64>>())
+        };
+        match self {
+            Self::All(edit) => of_edits(&[*edit]),
+            Self::Grouped { edits, .. } | Self::PerVar(edits) => of_edits(edits),
+            Self::PerUnit(units) => smallest(&units.coefs),
+        }
+    }
+}
+
+/// The smallest, 1 at most, or NaN where one is.
+fn smallest(coefs: &[f64]) -> f64 {
+    coefs.iter().fold(1.0, |x, y| smaller(*y, x))
+}
+
+/// The edit that does what `first` does, and then what `second` does.
+fn both(first: Edit, second: Edit) -> Edit {
+    let ((a, zero_first), (b, zero_second)) = (coef_of(first), coef_of(second));
+    let zero_non_finite = zero_first || zero_second;
+    let clip_coef = a * b;
+    match (first, second) {
+        (Edit::Clamp { clip_value, .. }, _) => Edit::Clamp {
+            clip_value,
+            clip_coef,
+            zero_non_finite,
+        },
+        (Edit::Scale { .. }, Edit::Clamp { clip_value, .. }) => Edit::Clamp {
+            clip_value: clip_value / a, // `a` is 1: a value clip comes before what scales
+            clip_coef,
+            zero_non_finite,
+        },
+        (Edit::Scale { .. }, Edit::Scale { .. }) => Edit::Scale {
+            clip_coef,
+            zero_non_finite,
+        },
     }
 }

@@ -1,12 +1,16 @@
 //! decide: from measurements to what is to be done. One method a file, pure arithmetic.
 
 mod adagc;
+mod agc;
 mod auto;
 mod block_rms;
 mod edits;
 mod groups;
+mod limit;
+mod list;
 mod non_finite;
 mod norm;
+mod own;
 mod param_norm;
 mod per_var;
 mod quantile;
@@ -17,23 +21,30 @@ mod text;
 mod value;
 mod zclip;
 
+use std::sync::Arc;
+
 use candle_grad_clip_kernels::{Edit, NormType};
 
 pub use adagc::AdaGc;
+pub use agc::{Agc, AgcUnits};
 pub use auto::AutoClip;
 pub(crate) use edits::Edits;
 pub use groups::GroupRecord;
 pub(crate) use groups::Limits;
 pub use non_finite::NonFinite;
 pub(crate) use norm::clip_coef;
+pub(crate) use own::Own;
+pub use own::{ClipDecision, ClipRule, Measured};
 pub use quantile::QuantileClip;
 pub use skip::SkipSteps;
 pub(crate) use state::{Observed, RuleState};
 pub use zclip::{ZClip, ZClipMode};
 
+use crate::backend::Plan;
 use crate::measure::{Measurements, Request};
 use crate::norm::checked;
-use crate::{Error, Result};
+use crate::units::UnitPlan;
+use crate::{Error, NamedVars, Result};
 use zclip::Verdict;
 
 /// What to do to the gradients of a step: plain data, checked by whatever takes it.
@@ -49,7 +60,9 @@ use zclip::Verdict;
 /// | [`Clip::quantile`] | as `norm`, to a quantile of the norms that one number follows |
 /// | [`Clip::zclip`] | ZClip: spikes, by their z-score; and as `norm` |
 /// | [`Clip::adagc`] | AdaGC: each Var to a little above its own mean norm |
+/// | [`Clip::agc`] | AGC: each unit to a share of its weights' norm |
 /// | [`Clip::skip_norm`], [`Clip::skip_zscore`] | no step where the norm is too large |
+/// | [`Clip::all`] | several of these, one after the other |
 ///
 /// What a method remembers of the training is kept by the [`ClippedOptimizer`](crate::ClippedOptimizer), which saves it in its
 /// checkpoints; a norm that is not finite, or of a step that was skipped or failed, never enters it.
@@ -68,14 +81,21 @@ use zclip::Verdict;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 pub struct Clip {
-    method: Method,
+    /// One, or more that come one after the other.
+    rules: Vec<Rule>,
     norm_type: NormType,
-    eps: f64,
     pub(crate) non_finite: NonFinite,
     pub(crate) max_skips: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// One method, with what it adds to norms.
+#[derive(Debug, Clone, PartialEq)]
+struct Rule {
+    method: Method,
+    eps: f64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
 enum Method {
     None,
     Norm { max_norm: f64 },
@@ -86,6 +106,7 @@ enum Method {
     Quantile(QuantileClip),
     ZClip(ZClip),
     AdaGc(AdaGc),
+    Agc(agc::Rule),
     Skip(SkipSteps),
 }
 
@@ -94,15 +115,10 @@ pub(crate) const CLIP_EPS: f64 = 1e-6;
 
 impl Clip {
     fn new(method: Method) -> Self {
-        // These papers have none.
-        let eps = match method {
-            Method::BlockRms { .. } | Method::AdaGc(_) => 0.0,
-            _ => CLIP_EPS,
-        };
+        let eps = method.default_eps();
         Self {
-            method,
+            rules: vec![Rule { method, eps }],
             norm_type: NormType::L2,
-            eps,
             non_finite: NonFinite::SkipStep,
             max_skips: 10,
         }
@@ -281,6 +297,25 @@ impl Clip {
         AdaGc::default().into()
     }
 
+    /// AGC with the defaults of its paper: clips each unit (a row) of each Var to 0.01 of the norm of its weights.
+    ///
+    /// See [`Agc`] for the equation, for other units, and for Vars to leave out.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::agc())?;
+    /// let report = opt.backward_step_report(&loss)?; // gradient and weights are (3, 4), one unit
+    /// assert!((report.clipped_norm()? - 0.05).abs() < 1e-12);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # References
+    /// Brock and others (2021), arXiv 2102.06171.
+    #[must_use]
+    pub fn agc() -> Self {
+        Agc::default().into()
+    }
+
     /// Takes no step whose norm is above `norm`, and changes no gradient of the others.
     ///
     /// See [`SkipSteps`] for a limit to clip to as well.
@@ -346,7 +381,8 @@ impl Clip {
         self
     }
 
-    /// What [`Clip::norm`] adds to the norm before it divides by it. Default: 1e-6, as in PyTorch.
+    /// What [`Clip::norm`] adds to the norm before it divides by it. Default: 1e-6, as in PyTorch. (For [`Clip::agc`] the least norm of
+    /// weights, [`Agc::eps`].) Of several clips it is set for all; each can have its own before they go into [`Clip::all`].
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -357,7 +393,9 @@ impl Clip {
     /// ```
     #[must_use]
     pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
+        for rule in &mut self.rules {
+            rule.eps = eps;
+        }
         self
     }
 
@@ -395,28 +433,21 @@ impl Clip {
 
     /// Checks every field.
     pub(crate) fn check(&self) -> Result<()> {
-        match self.method {
-            Method::None => {}
-            Method::Norm { max_norm } | Method::ParamNorm { max_norm } => {
-                check_limit("max_norm", max_norm)?;
-            }
-            Method::Value { clip_value } => check_limit("clip_value", clip_value)?,
-            Method::BlockRms { max_rms } => check_limit("max_rms", max_rms)?,
-            Method::Auto(rule) => rule.check()?,
-            Method::Quantile(rule) => rule.check()?,
-            Method::ZClip(rule) => rule.check()?,
-            Method::AdaGc(rule) => rule.check()?,
-            Method::Skip(rule) => rule.check()?,
-        }
         checked(self.norm_type)?;
-        check_eps(self.eps)
+        self.rules.iter().try_for_each(Rule::check)?;
+        list::check(self)
+    }
+
+    /// Whether nothing is to be done but what the policies say.
+    pub(crate) fn is_none(&self) -> bool {
+        self.rules.iter().all(|rule| rule.method == Method::None)
     }
 
     pub(crate) fn request(&self) -> Request {
-        let clip_value = match self.method {
+        let clip_value = self.rules.iter().find_map(|rule| match rule.method {
             Method::Value { clip_value } => Some(clip_value),
             _ => None,
-        };
+        });
         Request {
             norm_type: self.norm_type,
             clip_value,
@@ -424,13 +455,52 @@ impl Clip {
         }
     }
 
+    /// This clip as a GPU can decide it by itself, if it can: without a history, and without an error to return at once.
+    pub(crate) fn plan(&self) -> Option<Plan> {
+        let [rule] = &self.rules[..] else {
+            return None;
+        };
+        let max_norm = match rule.method {
+            Method::Norm { max_norm } => max_norm,
+            Method::None | Method::Value { .. } => f64::INFINITY,
+            _ => return None,
+        };
+        (self.non_finite != NonFinite::Error).then(|| Plan {
+            request: self.request(),
+            max_norm,
+            eps: rule.eps,
+            skip_non_finite: self.non_finite == NonFinite::SkipStep,
+        })
+    }
+
+    /// Whether a rule looks at the loss.
+    pub(crate) fn reads_loss(&self) -> bool {
+        let reads =
+            |rule: &Rule| matches!(&rule.method, Method::Skip(rule) if rule.loss_z < f64::INFINITY);
+        self.rules.iter().any(reads)
+    }
+
+    /// The units of `vars`, if the clip has a rule for them.
+    pub(crate) fn unit_plan(&self, vars: &NamedVars) -> Result<Option<Arc<UnitPlan>>> {
+        let plan = self.rules.iter().find_map(|rule| match &rule.method {
+            Method::Agc(rule) => Some(rule.plan(vars)),
+            _ => None,
+        });
+        plan.transpose()
+    }
+
     /// Whether groups may have limits of their own.
     pub(crate) fn check_groups(&self, has_limits: bool) -> Result<()> {
-        match self.method {
-            Method::Value { clip_value } if has_limits => Err(Error::InvalidOption {
-                name: "clip_value",
-                value: clip_value,
-                expected: "Clip::norm or Clip::none together with groups that have a max_norm",
+        let fault = |rule: &Rule| match &rule.method {
+            Method::Value { clip_value } => Some(("clip_value", *clip_value)),
+            Method::Agc(rule) => Some(("clipping", rule.clipping)),
+            _ => None,
+        };
+        match self.rules.iter().find_map(fault) {
+            Some((name, value)) if has_limits => Err(Error::InvalidOption {
+                name,
+                value,
+                expected: "Clip::norm, Clip::none or another that scales whole Vars together with groups that have a max_norm",
             }),
             _ => Ok(()),
         }
@@ -439,12 +509,14 @@ impl Clip {
     /// What is to be done with gradients that measured so, of Vars in groups.
     ///
     /// `state` is the history that earlier steps left. What this step adds to it is in
-    /// [`Decision::observed`], and enters it only when the step has been taken.
+    /// [`Decision::observed`], and enters it only when the step has been taken. `own` is what a rule of the user's decided, in place of
+    /// this clip's.
     pub(crate) fn decide(
         &self,
         state: &RuleState,
         measured: &Measurements<'_>,
         limits: &Limits,
+        own: Option<Own>,
     ) -> Decision {
         let bad = measured.total.stats.non_finite() > 0;
         let zero_non_finite = match self.non_finite {
@@ -454,15 +526,52 @@ impl Clip {
             NonFinite::Zero => bad,
             NonFinite::Error | NonFinite::SkipStep | NonFinite::Propagate => false,
         };
-        let decision = self.decide_for_all(state, measured, zero_non_finite);
+        let decision = match (own, &self.rules[..]) {
+            (Some(own), _) => own.decide(measured, zero_non_finite),
+            (None, [rule]) => rule.decide(state, measured, zero_non_finite),
+            (None, rules) => list::decide(rules, state, measured, zero_non_finite),
+        };
         if limits.is_empty() || matches!(decision.action, Action::Refuse(_)) {
             return decision;
         }
-        groups::decide(measured, decision, limits, self.eps, zero_non_finite)
+        // Of several, the groups' limits come with that of the last.
+        let eps = self.rules.last().map_or(CLIP_EPS, |rule| rule.eps);
+        groups::decide(measured, decision, limits, eps, zero_non_finite)
+    }
+}
+
+impl Method {
+    fn default_eps(&self) -> f64 {
+        match self {
+            // These papers have none.
+            Self::BlockRms { .. } | Self::AdaGc(_) => 0.0,
+            Self::Agc(_) => Agc::default().eps,
+            _ => CLIP_EPS,
+        }
+    }
+}
+
+impl Rule {
+    fn check(&self) -> Result<()> {
+        match &self.method {
+            Method::None => {}
+            Method::Norm { max_norm } | Method::ParamNorm { max_norm } => {
+                check_limit("max_norm", *max_norm)?;
+            }
+            Method::Value { clip_value } => check_limit("clip_value", *clip_value)?,
+            Method::BlockRms { max_rms } => check_limit("max_rms", *max_rms)?,
+            Method::Auto(rule) => rule.check()?,
+            Method::Quantile(rule) => rule.check()?,
+            Method::ZClip(rule) => rule.check()?,
+            Method::AdaGc(rule) => rule.check()?,
+            Method::Agc(rule) => rule.check(self.eps)?,
+            Method::Skip(rule) => rule.check()?,
+        }
+        check_eps(self.eps)
     }
 
-    /// The decision without limits of groups.
-    fn decide_for_all(
+    /// The decision of this rule alone, without limits of groups.
+    fn decide(
         &self,
         state: &RuleState,
         measured: &Measurements<'_>,
@@ -480,15 +589,15 @@ impl Clip {
             observed,
             ..norm::decide(measured, max_norm, eps, zero_non_finite)
         };
-        match self.method {
+        match &self.method {
             Method::None => Decision::scale(measured, 1.0, zero_non_finite),
-            Method::Norm { max_norm } => to_norm(max_norm, Observed::Nothing),
-            Method::Value { clip_value } => value::decide(measured, clip_value, zero_non_finite),
+            Method::Norm { max_norm } => to_norm(*max_norm, Observed::Nothing),
+            Method::Value { clip_value } => value::decide(measured, *clip_value, zero_non_finite),
             Method::ParamNorm { max_norm } => {
-                param_norm::decide(measured, max_norm, eps, zero_non_finite)
+                param_norm::decide(measured, *max_norm, eps, zero_non_finite)
             }
             Method::BlockRms { max_rms } => {
-                block_rms::decide(measured, max_rms, eps, zero_non_finite)
+                block_rms::decide(measured, *max_rms, eps, zero_non_finite)
             }
             Method::Auto(rule) => to_norm(rule.max_norm(&state.auto, norm), Observed::norm(norm)),
             Method::Quantile(_) => to_norm(
@@ -500,10 +609,11 @@ impl Clip {
                 Verdict::Clip { max_norm, observed } => to_norm(max_norm, observed),
             },
             Method::AdaGc(rule) => rule.decide(&state.adagc, measured, eps, zero_non_finite),
-            Method::Skip(rule) if rule.skips(&state.skip, total_norm) => {
-                Decision::refuse(SkipReason::LargeNorm)
-            }
-            Method::Skip(rule) => to_norm(rule.max_norm, rule.observed(norm)),
+            Method::Agc(rule) => rule.decide(measured, eps, zero_non_finite),
+            Method::Skip(rule) => match rule.skips(&state.skip, total_norm, measured.loss) {
+                Some(reason) => Decision::refuse(reason),
+                None => to_norm(rule.max_norm, rule.observed(norm, measured.loss)),
+            },
         }
     }
 }
@@ -579,6 +689,10 @@ pub enum SkipReason {
     NonFinite,
     /// The norm was too large for the rule; the gradients were finite.
     LargeNorm,
+    /// The loss was too large for the rule; the gradients were finite.
+    LargeLoss,
+    /// A [`ClipRule`] said so.
+    Rule,
 }
 
 impl Decision {
@@ -676,6 +790,8 @@ mod tests {
                 entries,
                 total,
                 norm_type,
+                units: None,
+                loss: None,
             }
         }
     }

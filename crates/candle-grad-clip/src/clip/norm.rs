@@ -52,6 +52,8 @@ mod tests {
             entries: Vec::new(),
             total,
             norm_type: NormType::L2,
+            units: None,
+            loss: None,
         }
     }
 

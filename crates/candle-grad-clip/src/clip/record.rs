@@ -8,11 +8,26 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{Clip, Method, NonFinite, NormType, RuleState, adagc, auto, quantile, skip, zclip};
 
 /// For `#[serde(with)]`.
+pub(crate) mod clip {
+    use super::{Clip, ClipRecord, Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(clip: &Clip, serializer: S) -> Result<S::Ok, S::Error> {
+        ClipRecord::from(clip).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Clip, D::Error> {
+        let record = ClipRecord::deserialize(deserializer)?;
+        record.clip().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A [`Clip`]. Of several rules each has its own eps in the method's text.
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "Clip", deny_unknown_fields)]
-pub(crate) struct ClipRecord {
-    #[serde(with = "method")]
-    method: Method,
+#[serde(deny_unknown_fields)]
+struct ClipRecord {
+    method: MethodRecord,
     #[serde(with = "NormTypeRecord")]
     norm_type: NormType,
     #[serde(with = "crate::serde_float")]
@@ -20,6 +35,61 @@ pub(crate) struct ClipRecord {
     #[serde(with = "NonFiniteRecord")]
     non_finite: NonFinite,
     max_skips: u32,
+}
+
+impl From<&Clip> for ClipRecord {
+    fn from(clip: &Clip) -> Self {
+        let only_rules = |rules| Clip {
+            rules,
+            ..Clip::none()
+        };
+        let (method, eps) = match &clip.rules[..] {
+            [rule] => {
+                let method = match &rule.method {
+                    Method::None => MethodRecord::None,
+                    Method::Norm { max_norm } => MethodRecord::Norm {
+                        max_norm: *max_norm,
+                    },
+                    Method::Value { clip_value } => MethodRecord::Value {
+                        clip_value: *clip_value,
+                    },
+                    other => MethodRecord::Rule(Clip::new(other.clone()).to_string()),
+                };
+                (method, rule.eps)
+            }
+            rules => {
+                let text = only_rules(rules.to_vec()).to_string();
+                (MethodRecord::Rule(text), super::CLIP_EPS)
+            }
+        };
+        Self {
+            method,
+            norm_type: clip.norm_type,
+            eps,
+            non_finite: clip.non_finite,
+            max_skips: clip.max_skips,
+        }
+    }
+}
+
+impl ClipRecord {
+    fn clip(self) -> crate::Result<Clip> {
+        let mut clip = match self.method {
+            MethodRecord::None => Clip::none(),
+            MethodRecord::Norm { max_norm } => Clip::norm(max_norm),
+            MethodRecord::Value { clip_value } => Clip::value(clip_value),
+            MethodRecord::Rule(text) => text.parse()?,
+        };
+        if clip.rules.len() == 1 {
+            clip = clip.eps(self.eps);
+        }
+        Ok(Clip {
+            norm_type: self.norm_type,
+            non_finite: self.non_finite,
+            max_skips: self.max_skips,
+            ..clip
+        })
+    }
 }
 
 /// The first three as they were written from the start, the others as text.
@@ -36,37 +106,6 @@ enum MethodRecord {
         clip_value: f64,
     },
     Rule(String),
-}
-
-mod method {
-    use super::{Clip, Deserialize, Deserializer, Method, MethodRecord, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(
-        method: &Method,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        let record = match *method {
-            Method::None => MethodRecord::None,
-            Method::Norm { max_norm } => MethodRecord::Norm { max_norm },
-            Method::Value { clip_value } => MethodRecord::Value { clip_value },
-            other => MethodRecord::Rule(Clip::new(other).to_string()),
-        };
-        record.serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Method, D::Error> {
-        Ok(match MethodRecord::deserialize(deserializer)? {
-            MethodRecord::None => Method::None,
-            MethodRecord::Norm { max_norm } => Method::Norm { max_norm },
-            MethodRecord::Value { clip_value } => Method::Value { clip_value },
-            MethodRecord::Rule(text) => {
-                let clip: Clip = text.parse().map_err(serde::de::Error::custom)?;
-                clip.method
-            }
-        })
-    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -96,6 +135,8 @@ pub(crate) struct RuleRecord {
     auto_norms: Vec<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     skip_norms: Vec<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    skip_losses: Vec<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     zclip_warmup: Vec<f64>,
     /// Mean and variance.
@@ -155,6 +196,7 @@ impl RuleRecord {
             },
             skip: skip::Window {
                 norms: self.skip_norms.clone().into(),
+                losses: self.skip_losses.clone().into(),
             },
         }
     }
@@ -168,6 +210,7 @@ impl RuleState {
         RuleRecord {
             auto_norms: self.auto.norms(),
             skip_norms: self.skip.norms.iter().copied().collect(),
+            skip_losses: self.skip.losses.iter().copied().collect(),
             zclip_warmup: self.zclip.warmup.clone(),
             zclip: statistics.map(|statistics| (statistics.mean, statistics.variance)),
             quantile_max_norm: self.quantile.max_norm,

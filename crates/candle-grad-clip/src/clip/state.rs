@@ -1,6 +1,6 @@
 //! What a rule remembers of earlier steps. It is apart from [`Clip`], which stays plain data.
 
-use super::{Clip, Method, adagc, auto, quantile, skip, zclip};
+use super::{Clip, Method, Own, adagc, auto, quantile, skip, zclip};
 
 /// The histories of all rules: that of the wrapper's own may have something in it, the others are empty.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -21,6 +21,15 @@ pub(crate) enum Observed {
     Norm(f64),
     /// A norm of each Var's gradient, of those that have one.
     ParamNorms(Vec<Option<f64>>),
+    /// What a rule that may skip steps asks for.
+    Skip {
+        norm: Option<f64>,
+        loss: Option<f64>,
+    },
+    /// What the user's rule gets.
+    Own(Box<Own>),
+    /// What each of several rules adds.
+    Each(Vec<Observed>),
 }
 
 impl Observed {
@@ -33,28 +42,53 @@ impl Observed {
 impl Clip {
     /// A step was taken as decided.
     pub(crate) fn observe(&self, state: &mut RuleState, observed: &Observed) {
-        match (&self.method, observed) {
-            (Method::Auto(rule), Observed::Norm(norm)) => state.auto.push(*norm, rule.window),
-            (Method::ZClip(rule), Observed::Norm(norm)) => rule.observe(&mut state.zclip, *norm),
-            (Method::Quantile(rule), Observed::Norm(norm)) => {
-                rule.observe(&mut state.quantile, *norm);
+        match (&self.rules[..], observed) {
+            (rules, Observed::Each(each)) => {
+                for (rule, observed) in rules.iter().zip(each) {
+                    rule.method.observe(state, observed);
+                }
             }
-            (Method::Skip(rule), Observed::Norm(norm)) => rule.observe(&mut state.skip, *norm),
-            (Method::AdaGc(rule), Observed::ParamNorms(norms)) => {
-                rule.observe(&mut state.adagc, norms);
-            }
+            ([rule], observed) => rule.method.observe(state, observed),
             _ => {}
         }
     }
 
-    /// Makes the history of a clip before this one its own: kept for the same method, empty for another.
-    pub(crate) fn adapt(&self, state: &mut RuleState, before: &Clip) {
-        if std::mem::discriminant(&self.method) != std::mem::discriminant(&before.method) {
-            *state = RuleState::default();
+    /// Makes the history of a clip before this one its own: kept for methods that both have, empty for others.
+    pub(crate) fn adapt(&self, state: &mut RuleState) {
+        let mut before = std::mem::take(state);
+        for rule in &self.rules {
+            match &rule.method {
+                Method::Auto(rule) => {
+                    before.auto.shorten(rule.window);
+                    state.auto = std::mem::take(&mut before.auto);
+                }
+                Method::Skip(rule) => {
+                    before.skip.shorten(rule.window);
+                    state.skip = std::mem::take(&mut before.skip);
+                }
+                Method::ZClip(_) => state.zclip = std::mem::take(&mut before.zclip),
+                Method::AdaGc(_) => state.adagc = std::mem::take(&mut before.adagc),
+                Method::Quantile(_) => state.quantile = before.quantile,
+                _ => {}
+            }
         }
-        match &self.method {
-            Method::Auto(rule) => state.auto.shorten(rule.window),
-            Method::Skip(rule) => state.skip.shorten(rule.window),
+    }
+}
+
+impl Method {
+    fn observe(&self, state: &mut RuleState, observed: &Observed) {
+        match (self, observed) {
+            (Self::Auto(rule), Observed::Norm(norm)) => state.auto.push(*norm, rule.window),
+            (Self::ZClip(rule), Observed::Norm(norm)) => rule.observe(&mut state.zclip, *norm),
+            (Self::Quantile(rule), Observed::Norm(norm)) => {
+                rule.observe(&mut state.quantile, *norm);
+            }
+            (Self::Skip(rule), Observed::Skip { norm, loss }) => {
+                rule.observe(&mut state.skip, *norm, *loss);
+            }
+            (Self::AdaGc(rule), Observed::ParamNorms(norms)) => {
+                rule.observe(&mut state.adagc, norms);
+            }
             _ => {}
         }
     }

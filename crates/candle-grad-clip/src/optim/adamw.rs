@@ -179,7 +179,7 @@ impl AdamW {
         self.trained.vars()
     }
 
-    /// Steps taken; a skipped step is none.
+    /// Steps taken; a skipped step is none. Waits for a GPU that decides which are.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.trained.steps()
@@ -224,7 +224,7 @@ impl AdamW {
     /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint, or a damaged one;
     /// [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with all that differs. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.load_from(path.as_ref())?;
+        self.load_from(path.as_ref(), &mut |_| Ok(()))?;
         Ok(())
     }
 }
@@ -249,7 +249,7 @@ impl Fused for AdamW {
         } = self.params;
         let lr = lr * group.map_or(1.0, ParamGroup::learning_rate_scale);
         let weight_decay = group.map_or(weight_decay, |group| group.weight_decay_or(weight_decay));
-        let step = self.trained.steps() + 1;
+        let step = self.trained.next_step();
         Ok(StepRule::AdamW(kernels::AdamW {
             lr,
             beta1,

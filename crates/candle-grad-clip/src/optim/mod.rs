@@ -84,6 +84,7 @@ pub(crate) mod trained;
 
 use std::any::Any;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels as kernels;
@@ -96,6 +97,7 @@ pub(crate) use sgd::check as check_sgd;
 pub use sgd::{ParamsSgd, Sgd};
 pub(crate) use trained::Clipped;
 
+use crate::backend::{Plan, StepResult};
 use crate::checkpoint::{self, Loaded, Settings, WrapperRecord};
 use crate::{Error, NamedVars, Result};
 use trained::Trained;
@@ -143,27 +145,51 @@ pub(crate) trait Fused: 'static {
         )
     }
 
-    /// Loads, and hands back what a wrapper saved.
-    fn load_from(&mut self, path: &Path) -> Result<Option<WrapperRecord>> {
+    /// Loads, and hands back what a wrapper saved, if `check` finds it good. Changes nothing before.
+    fn load_from(
+        &mut self,
+        path: &Path,
+        check: &mut dyn FnMut(&WrapperRecord) -> Result<()>,
+    ) -> Result<Option<WrapperRecord>> {
         let mut loaded = checkpoint::load(path, self.trained(), &self.settings())?;
         let wrapper = loaded.wrapper.take();
+        if let Some(wrapper) = &wrapper {
+            check(wrapper)?;
+        }
         self.restore(loaded);
         Ok(wrapper)
     }
 
     /// Takes a step; with `clipped`, on gradients edited as that says.
     fn fused_step(&mut self, grads: &GradStore, clipped: Option<Clipped<'_>>) -> Result<()> {
-        let groups = self.trained().groups().clone();
-        let all = std::iter::once(None).chain(groups.iter().map(Some));
-        let rules: Vec<StepRule> = all
-            .map(|group| self.next_rule(group))
-            .collect::<Result<_>>()?;
+        self.trained_mut().settle()?; // before its steps are counted
+        let rules = self.next_rules()?;
         self.trained_mut().step(grads, clipped, &rules)
     }
 
+    /// As [`fused_step`](Fused::fused_step) with a clip that a GPU decides, if it can: see
+    /// [`Trained::step_on_device`].
+    fn device_step(
+        &mut self,
+        clipped: Clipped<'_>,
+        plan: &Plan,
+        skips_in_a_row: u32,
+        keeps_norms: bool,
+    ) -> Result<Option<Arc<dyn StepResult>>> {
+        let rules = self.next_rules()?;
+        self.trained_mut()
+            .step_on_device(clipped, plan, &rules, skips_in_a_row, keeps_norms)
+    }
+
+    /// The equations of the next step: for Vars of no group, then for those of each.
+    fn next_rules(&self) -> Result<Vec<StepRule>> {
+        let all = std::iter::once(None).chain(self.trained().groups().iter().map(Some));
+        all.map(|group| self.next_rule(group)).collect()
+    }
+
     /// Takes on the wrapper's names, and its order if the Vars are the same.
-    fn adopt(&mut self, vars: &NamedVars) {
-        self.trained_mut().adopt(vars);
+    fn adopt(&mut self, vars: &NamedVars) -> Result<()> {
+        self.trained_mut().adopt(vars)
     }
 }
 

@@ -198,7 +198,7 @@ impl Sgd {
         self.trained.vars()
     }
 
-    /// Steps taken; a skipped step is none.
+    /// Steps taken; a skipped step is none. Waits for a GPU that decides which are.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.trained.steps()
@@ -243,7 +243,7 @@ impl Sgd {
     /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint, or a damaged one;
     /// [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with all that differs. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.load_from(path.as_ref())?;
+        self.load_from(path.as_ref(), &mut |_| Ok(()))?;
         Ok(())
     }
 }

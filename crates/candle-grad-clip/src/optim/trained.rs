@@ -3,20 +3,23 @@
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, TensorId, Var};
-use candle_grad_clip_kernels::{BLOCK, Edit};
+use candle_core::{Device, Tensor, TensorId, Var};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
 use super::state::{Kept, State};
 use super::{ParamGroups, StepRule};
-use crate::backend::{self, Place, Stepped};
+use crate::backend::{self, Counted, DeviceSteps, Place, Plan, StepResult, Stepped, UpdateJob};
 use crate::clip::Edits;
 use crate::measure::{Entry, walk};
 use crate::{NamedVars, Result};
 
 /// Vars that one task updates.
 const VARS_PER_TASK: usize = 64;
+
+/// The edit of a Var's gradient, by the Var's place.
+type EditOf<'a> = dyn Fn(usize) -> GradEdit<'a> + Sync + 'a;
 
 /// Gradients that were collected already, and what to do to them.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +40,10 @@ pub(crate) struct Trained {
     groups: ParamGroups,
     /// The place of each Var's group, counted from 1; 0 for none.
     places: Arc<[usize]>,
-    /// Steps taken.
+    /// Steps taken, as far as the host knows: see `lead`.
     steps: u64,
+    /// A GPU that decides the steps, and counts them.
+    lead: Option<Box<dyn DeviceSteps>>,
     /// The names that were taken on last.
     adopted: Option<Arc<[String]>>,
 }
@@ -52,6 +57,7 @@ impl Trained {
             kept,
             groups: ParamGroups::default(),
             steps: 0,
+            lead: None,
             adopted: None,
         }
     }
@@ -60,8 +66,43 @@ impl Trained {
         &self.vars
     }
 
+    /// Steps taken. Where a GPU leads this waits for it, and what fails there shows in the next step: the number is then that of
+    /// the time when it took the lead.
     pub(crate) fn steps(&self) -> u64 {
-        self.steps
+        self.snapshot().map_or(self.steps, |(steps, _)| steps)
+    }
+
+    /// The next step's number, as far as the host knows.
+    pub(crate) fn next_step(&self) -> u64 {
+        self.steps + 1
+    }
+
+    /// The steps taken, and the state of each Var. Waits for a GPU that leads.
+    pub(crate) fn snapshot(&self) -> Result<(u64, Vec<&State>)> {
+        static FRESH: State = State::Fresh;
+        let Some(lead) = &self.lead else {
+            return Ok((self.steps, self.states.iter().collect()));
+        };
+        let counted = lead.counted()?;
+        let states = self.states.iter().zip(counted.started);
+        let states = states.map(|(state, started)| if started { state } else { &FRESH });
+        Ok((counted.steps, states.collect()))
+    }
+
+    /// Takes the lead back from a GPU that has it: waits for it.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        let Some(lead) = &self.lead else {
+            return Ok(());
+        };
+        let counted = lead.counted()?;
+        self.steps = counted.steps;
+        for (state, started) in self.states.iter_mut().zip(counted.started) {
+            if !started {
+                *state = State::Fresh;
+            }
+        }
+        self.lead = None;
+        Ok(())
     }
 
     pub(crate) fn kept(&self) -> Kept {
@@ -79,13 +120,9 @@ impl Trained {
         Ok(())
     }
 
-    /// One for each Var.
-    pub(crate) fn states(&self) -> &[State] {
-        &self.states
-    }
-
     /// Takes on the state of a checkpoint: one for each Var, with the arrays that `kept` says.
     pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64) {
+        self.lead = None;
         self.kept = kept;
         self.states = states;
         self.steps = steps;
@@ -102,17 +139,19 @@ impl Trained {
 
     /// Forgets all state, and keeps other arrays from now on.
     pub(crate) fn restart(&mut self, kept: Kept) {
+        self.lead = None;
         self.kept = kept;
         self.states.fill(State::Fresh);
         self.steps = 0;
     }
 
     /// Takes on the names of `vars`, and their order if they are the same Vars.
-    pub(crate) fn adopt(&mut self, vars: &NamedVars) {
+    pub(crate) fn adopt(&mut self, vars: &NamedVars) -> Result<()> {
         let seen = |names| Arc::ptr_eq(names, vars.shared_names());
         if self.adopted.as_ref().is_some_and(seen) {
-            return;
+            return Ok(());
         }
+        self.settle()?; // the GPU counts in the order that was
         self.adopted = Some(vars.shared_names().clone());
         let ids = self.vars.vars().iter().map(|var| var.id());
         let ours: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
@@ -125,7 +164,7 @@ impl Trained {
             self.places = order.iter().map(|&i| self.places[i]).collect();
             self.states = order.into_iter().map(&mut take).collect();
             self.vars = vars.clone();
-            return;
+            return Ok(());
         }
         let mut names = self.vars.names().to_vec();
         for (index, name) in indices.iter().zip(vars.names()) {
@@ -135,6 +174,7 @@ impl Trained {
         }
         let named = names.into_iter().zip(self.vars.vars().to_vec());
         self.vars = named.collect::<Vec<(String, Var)>>().into();
+        Ok(())
     }
 
     /// Takes a step by `rules`: the first for Vars without a group, then one for each group. Whatever can fail comes
@@ -145,6 +185,7 @@ impl Trained {
         clipped: Option<Clipped<'_>>,
         rules: &[StepRule],
     ) -> Result<()> {
+        self.settle()?;
         match clipped {
             Some(Clipped {
                 vars,
@@ -169,22 +210,22 @@ impl Trained {
     ) -> Result<()> {
         let entries = walk(self.vars.list(), grads, None)?;
         let Some(clipped) = clipped else {
-            return self.step_entries(&entries, &|_| Edit::NOTHING, rules);
+            return self.step_entries(&entries, &|_| Edit::NOTHING.into(), rules);
         };
         let ids = clipped.vars.vars().iter().map(|var| var.id());
         let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
         let edit = |var: &Var| {
             let index = theirs.get(&var.id());
-            index.map_or(Edit::NOTHING, |index| clipped.edits.of(*index))
+            index.map_or(Edit::NOTHING.into(), |index| clipped.edits.of(*index))
         };
-        let edits: Vec<Edit> = self.vars.vars().iter().map(edit).collect();
+        let edits: Vec<GradEdit<'_>> = self.vars.vars().iter().map(edit).collect();
         self.step_entries(&entries, &|index| edits[index], rules)
     }
 
     fn step_entries(
         &mut self,
         entries: &[Entry<'_>],
-        edit: &(dyn Fn(usize) -> Edit + Sync),
+        edit: &EditOf<'_>,
         rules: &[StepRule],
     ) -> Result<()> {
         let owned = self.owned_gradients(entries)?;
@@ -192,6 +233,10 @@ impl Trained {
         let started = self.start_states(entries)?;
         let places = self.places.clone();
         let fresh: Vec<usize> = started.iter().map(|(index, _)| *index).collect();
+        let jobs = self.update_jobs(entries, &owned, &started, edit)?;
+        if !jobs.is_empty() {
+            backend::update_cuda(&jobs, rules)?;
+        }
         // From here on nothing is expected to fail.
         for (index, state) in started {
             self.states[index] = state;
@@ -207,25 +252,99 @@ impl Trained {
         Ok(())
     }
 
+    /// Takes a step of a plain norm or value clip that the GPU decides, if it can: all gradients are on one. The result is
+    /// read when it is asked for. `skips_in_a_row` is for a GPU that does not lead yet.
+    pub(crate) fn step_on_device(
+        &mut self,
+        clipped: Clipped<'_>,
+        plan: &Plan,
+        rules: &[StepRule],
+        skips_in_a_row: u32,
+        keeps_norms: bool,
+    ) -> Result<Option<Arc<dyn StepResult>>> {
+        let Clipped {
+            vars,
+            entries,
+            edits,
+        } = clipped;
+        let Some(device) = only_cuda(entries) else {
+            return Ok(None);
+        };
+        if !Arc::ptr_eq(self.vars.shared_names(), vars.shared_names()) {
+            return Ok(None);
+        }
+        let owned = self.owned_gradients(entries)?;
+        let started = self.start_states(entries)?;
+        let leads = |lead: &dyn DeviceSteps| lead.device().same_device(&device);
+        let mut lead = match self.lead.take() {
+            Some(lead) if leads(&*lead) => lead,
+            lead => {
+                self.lead = lead;
+                self.settle()?;
+                let has_started = |state: &State| !matches!(state, State::Fresh);
+                let counted = Counted {
+                    steps: self.steps,
+                    skips_in_a_row,
+                    started: self.states.iter().map(has_started).collect(),
+                };
+                backend::start_steps(&device, &counted)?
+            }
+        };
+        let jobs = self.update_jobs(entries, &owned, &started, &|index| edits.of(index))?;
+        let result = lead.step(&jobs, rules, plan, keeps_norms);
+        self.lead = Some(lead);
+        let result = result?;
+        for (index, state) in started {
+            self.states[index] = state;
+        }
+        Ok(Some(result))
+    }
+
+    /// What our CUDA kernels are to update; `started` has the states of Vars that have none yet.
+    fn update_jobs<'a>(
+        &'a self,
+        entries: &[Entry<'a>],
+        owned: &'a FxHashMap<usize, Tensor>,
+        started: &'a [(usize, State)],
+        edit: &EditOf<'_>,
+    ) -> Result<Vec<UpdateJob<'a>>> {
+        let job = |(index, entry): (usize, &Entry<'a>)| {
+            let grad = ours(entry).filter(|_| entry.place.is_cuda())?;
+            let fresh = started.binary_search_by_key(&index, |(index, _)| *index);
+            let edit = backend::whole(edit(index));
+            Some(edit.map(|edit| UpdateJob {
+                var: &self.vars.vars()[index],
+                grad: owned.get(&index).unwrap_or(grad),
+                state: fresh.map_or(&self.states[index], |place| &started[place].1),
+                kept: self.kept,
+                edit,
+                rule: self.places[index],
+                is_first: fresh.is_ok(),
+                index,
+            }))
+        };
+        entries.iter().enumerate().filter_map(job).collect()
+    }
+
     /// Copies of the gradients that our kernels can't read while they write Vars: those that are not
     /// contiguous, and those that share storage with a Var.
     fn owned_gradients(&self, entries: &[Entry<'_>]) -> Result<FxHashMap<usize, Tensor>> {
         let storages = self.vars.list().storages();
         let mut owned = FxHashMap::default();
         for (index, entry) in entries.iter().enumerate() {
-            let Some(grad) = on_cpu(entry) else { continue };
-            if entry.place == Place::CpuCopied || storages.contains(&entry.storage) {
+            let Some(grad) = ours(entry) else { continue };
+            if !entry.place.is_in_place() || storages.contains(&entry.storage) {
                 owned.insert(index, grad.force_contiguous()?);
             }
         }
         Ok(owned)
     }
 
-    /// The first state of the Vars on CPU that are updated for the first time, in their order.
+    /// The first state of the Vars that our kernels update for the first time, in their order.
     fn start_states(&self, entries: &[Entry<'_>]) -> Result<Vec<(usize, State)>> {
         let mut started = Vec::new();
         for (index, (entry, state)) in entries.iter().zip(&self.states).enumerate() {
-            if matches!(state, State::Fresh) && on_cpu(entry).is_some() {
+            if matches!(state, State::Fresh) && ours(entry).is_some() {
                 let state = State::start(&self.vars.vars()[index], self.kept)?;
                 started.push((index, state));
             }
@@ -238,7 +357,7 @@ impl Trained {
     fn step_elsewhere(
         &self,
         entries: &[Entry<'_>],
-        edit: &(dyn Fn(usize) -> Edit + Sync),
+        edit: &EditOf<'_>,
         rules: &[StepRule],
     ) -> Result<Vec<(usize, Stepped)>> {
         let mut stepped = Vec::new();
@@ -260,12 +379,13 @@ impl Trained {
         &mut self,
         entries: &[Entry<'_>],
         owned: &FxHashMap<usize, Tensor>,
-        edit: &(dyn Fn(usize) -> Edit + Sync),
+        edit: &EditOf<'_>,
         rule: impl Fn(usize) -> StepRule + Sync,
     ) -> Result<()> {
         let (vars, kept) = (self.vars.vars(), self.kept);
         let one = |index: usize, state: &mut State| {
-            let Some(grad) = on_cpu(&entries[index]) else {
+            let entry = &entries[index];
+            let Some(grad) = ours(entry).filter(|_| entry.place.is_cpu()) else {
                 return Ok(());
             };
             let grad = owned.get(&index).unwrap_or(grad);
@@ -296,8 +416,19 @@ impl Trained {
     }
 }
 
+/// The device of all gradients, if it is a GPU that our kernels work on.
+fn only_cuda(entries: &[Entry<'_>]) -> Option<Device> {
+    let mut found = entries.iter().filter(|entry| entry.grad.is_some());
+    let device = found.clone().find_map(ours)?.device();
+    let is_there = |entry: &Entry<'_>| {
+        let grad = entry.grad.filter(|_| entry.place.is_cuda());
+        grad.is_some_and(|grad| grad.device().same_device(device))
+    };
+    found.all(is_there).then(|| device.clone())
+}
+
 /// The gradient, if our kernels are to read it.
-fn on_cpu<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
+fn ours<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
     entry
         .grad
         .filter(|_| entry.place != Place::Elsewhere && entry.elements > 0)

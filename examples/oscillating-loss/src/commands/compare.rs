@@ -14,7 +14,7 @@ use crate::{figures, table};
 #[must_use]
 pub fn plan(experiment: &Experiment, arms: &[Arm], lr: f64) -> Vec<Settings> {
     arms.iter()
-        .map(|arm| experiment.settings(*arm, lr, experiment.base.seed))
+        .map(|arm| experiment.settings(arm, lr, experiment.base.seed))
         .collect()
 }
 
@@ -54,6 +54,9 @@ pub fn show(experiment: &Experiment, runs: &[Run]) -> Result<()> {
         folder.write("weights.safetensors", |path| {
             Ok(run.weights.0.save(path)?)
         })?;
+        folder.write("param_norms.csv", |path| run.param_norms.write_csv(path))?;
+        let map = run.param_norms.heat_map(figures::title(run));
+        plot::heat_map(&map, &folder.path().join("param_norms"))?;
     }
     plot::line_chart(&figures::loss(runs), &out.path().join("loss"))?;
     plot::line_chart(&figures::grad_norm(runs), &out.path().join("grad_norm"))?;
@@ -65,7 +68,7 @@ fn print(runs: &[Run]) {
     println!("Test loss by step:");
     println!("{}", table::curves(runs));
     for run in runs {
-        let arm = run.settings.arm;
+        let arm = &run.settings.arm;
         match &run.diverged {
             Some(why) => println!("{arm}: diverged at {why}; this arm stopped there."),
             None => println!(

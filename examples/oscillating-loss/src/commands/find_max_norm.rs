@@ -1,7 +1,7 @@
 //! Which `max_norm` to take: the norms that training has when nobody clips.
 
 use anyhow::{Result, anyhow};
-use candle_grad_clip::Summary;
+use candle_grad_clip::{Clip, Summary};
 
 use crate::arm::Arm;
 use crate::experiment::Experiment;
@@ -20,7 +20,7 @@ pub const SAFE_LR: f64 = 1e-4;
 #[must_use]
 pub fn plan(experiment: &Experiment, lr: f64, steps: usize) -> Settings {
     // The test loss is of no interest here: one evaluation, at the end.
-    let settings = experiment.settings(Arm::None, lr, experiment.base.seed);
+    let settings = experiment.settings(&Arm::from(Clip::none()), lr, experiment.base.seed);
     Settings {
         steps,
         eval_every: steps,

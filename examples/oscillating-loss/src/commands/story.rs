@@ -3,7 +3,8 @@
 use anyhow::Result;
 
 use super::{compare, find_max_norm, sweep};
-use crate::arm::{Arm, MAX_NORM};
+use crate::arm::MAX_NORM;
+use crate::arms::Arms;
 use crate::experiment::Experiment;
 use crate::run::Run;
 use crate::settings::Settings;
@@ -23,12 +24,13 @@ pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
         seed,
         ..
     } = experiment.base;
+    let Arms(arms) = Arms::STORY.parse()?;
     let limit = find_max_norm::plan(experiment, find_max_norm::SAFE_LR, find_max_norm::STEPS);
-    let shown = compare::plan(experiment, &Arm::STORY, SHOWN_LR);
+    let shown = compare::plan(experiment, &arms, SHOWN_LR);
     // The sweep has the runs that are shown among its own: they are not done twice.
-    let mut rest = sweep::plan(experiment, &Arm::STORY, &sweep::RATES, sweep::SEEDS);
+    let mut rest = sweep::plan(experiment, &arms, &sweep::RATES, sweep::SEEDS);
     rest.retain(|run| run.lr.total_cmp(&SHOWN_LR).is_ne() || run.seed != seed);
-    let plan: Vec<Settings> = shown.iter().chain(&rest).copied().collect();
+    let plan: Vec<Settings> = shown.iter().chain(&rest).cloned().collect();
     experiment.write_config("story", &plan)?;
 
     println!(

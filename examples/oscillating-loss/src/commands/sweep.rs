@@ -24,7 +24,7 @@ pub fn plan(experiment: &Experiment, arms: &[Arm], rates: &[f64], seeds: u64) ->
     for arm in arms {
         for lr in rates {
             let runs = first..first.saturating_add(seeds);
-            plan.extend(runs.map(|seed| experiment.settings(*arm, *lr, seed)));
+            plan.extend(runs.map(|seed| experiment.settings(arm, *lr, seed)));
         }
     }
     plan

@@ -8,32 +8,40 @@ use crate::experiment::Experiment;
 use crate::parallel::Watch;
 use crate::run::Run;
 use crate::settings::Settings;
-use crate::train::train_saved;
+use crate::train::{Extras, GradientWatch, train_with};
 
-/// Trains and writes all files; what earlier parts of a resumed run did is in them as well.
+/// Trains and writes all files, with histograms of the gradients in the event file every so many steps; what earlier parts of a resumed run did is in them as well.
 ///
 /// # Errors
 /// If the run fails or a file can't be written.
 pub fn run(
     experiment: &Experiment,
-    settings: Settings,
+    settings: &Settings,
     checkpoints: Option<&Checkpoints>,
+    histograms: Option<usize>,
 ) -> Result<Vec<Run>> {
-    experiment.write_config("train", &[settings])?;
-    let bars = compare::bars(experiment, &[settings])?;
+    let plan = std::slice::from_ref(settings);
+    experiment.write_config("train", plan)?;
+    let bars = compare::bars(experiment, plan)?;
     if let Some(checkpoint) = checkpoints.and_then(|these| these.resumed.as_ref()) {
         announce(checkpoint.step(), settings.steps);
-        for step in checkpoint.steps(&settings) {
+        for step in checkpoint.steps(settings) {
             bars.step(0, &step)?;
         }
     }
     let mut runs = Vec::new();
     if !experiment.interrupted() {
         let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
-        let run = train_saved(&settings, weather, interrupt, checkpoints, |step, _| {
+        let look = |step, vars: &_, grads: &_| bars.events(0).gradients(step, vars, grads);
+        let gradients = histograms.map(|every| GradientWatch { every, look: &look });
+        let extras = Extras {
+            checkpoints,
+            gradients,
+        };
+        let run = train_with(settings, weather, interrupt, extras, |step, _| {
             bars.step(0, step)
         })?;
-        bars.end(0, &run);
+        bars.end(0, &run)?;
         runs.push(run);
     }
     bars.flush()?;

@@ -1,0 +1,111 @@
+// The chunks' stats, folded to one for each tensor, and then, in the block that ends last, to those of all gradients and to a
+// decision: the coefficient of a norm clip, and whether the step is skipped. No number travels to the host.
+
+#include "step.cuh"
+
+struct Policy {
+    Norm norm;
+    double max_norm, eps;
+    u32 has_clamped;
+    u32 skip_non_finite;
+    u32 zero_non_finite;
+    u32 chunk;
+};
+
+struct Parts {
+    const Stats *stats, *clamped;
+    const u64 *num_clipped;
+};
+
+// Null in `outcome`: the host decides.
+struct State {
+    Outcome *outcome;
+    Clock *clock;
+    u32 *started; // whether a tensor has ever been updated, by `Row::state`
+    u32 *first;   // whether this is its first update, by row
+    Rule *rules;
+    u32 num_rules;
+};
+
+// base^exponent as `f64::powi` computes it.
+__device__ inline double powi(double base, u32 exponent) {
+    double power = 1.0;
+    for (;;) {
+        if (exponent & 1) power *= base;
+        exponent /= 2;
+        if (exponent == 0) return power;
+        base *= base;
+    }
+}
+
+__device__ inline GradStats fold_chunks(const Row &row, const Policy &policy, const Parts &parts) {
+    const u64 chunks = (row.elements + policy.chunk - 1) / policy.chunk;
+    GradStats own = no_grad_stats();
+    for (u64 i = threadIdx.x; i < chunks; i += THREADS) {
+        const u64 at = row.first_chunk + i;
+        own.stats = merge(own.stats, parts.stats[at], policy.norm);
+        if (policy.has_clamped) {
+            own.clamped = merge(own.clamped, parts.clamped[at], policy.norm);
+            own.num_clipped += parts.num_clipped[at];
+        }
+    }
+    return merge_block(own, policy.norm);
+}
+
+// Whether this is the last block of the launch to come here; it sees what all others have written.
+__device__ inline bool is_last_block(Clock *clock) {
+    __shared__ bool is_last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        is_last = atomicAdd(&clock->blocks_done, 1u) == gridDim.x - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return is_last;
+}
+
+__device__ inline void decide(const GradStats &total, u32 first_bad, const Policy &policy, const State &state) {
+    const Stats stats = total.stats;
+    const bool bad = stats.nan + stats.infinite > 0;
+    const bool skip = bad && policy.skip_non_finite;
+    const bool zero = bad && policy.zero_non_finite;
+    double coef = 0.0;
+    if (policy.max_norm == INFINITY_F64 || zero || !bad) coef = clip_coef(stats, policy.norm, policy.max_norm, policy.eps);
+    else if (stats.nan > 0) coef = NAN_F64;
+    Clock *clock = state.clock;
+    clock->blocks_done = 0;
+    clock->skips_in_a_row = skip ? clock->skips_in_a_row + 1 : 0;
+    *state.outcome = {total, coef, clock->steps + !skip, skip, clock->skips_in_a_row, first_bad, zero};
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    clip_fold(const Row *rows, u32 count, Policy policy, Parts parts, GradStats *tensors, State state) {
+    const GradStats tensor = fold_chunks(rows[blockIdx.x], policy, parts);
+    if (threadIdx.x == 0) tensors[blockIdx.x] = tensor;
+    if (!state.outcome || !is_last_block(state.clock)) return;
+
+    GradStats own = no_grad_stats();
+    u32 first_bad = count;
+    for (u32 row = threadIdx.x; row < count; row += THREADS) {
+        // Around the first-level cache, which other blocks' writes do not reach.
+        GradStats tensor;
+        const u64 *from = (const u64 *)(tensors + row);
+        u64 *to = (u64 *)&tensor;
+        for (u32 word = 0; word < sizeof(GradStats) / sizeof(u64); word++) to[word] = __ldcg(from + word);
+        if (first_bad == count && tensor.stats.nan + tensor.stats.infinite > 0) first_bad = row;
+        own = merge(own, tensor, policy.norm);
+        state.first[row] = !state.started[rows[row].state];
+    }
+    const GradStats total = merge_block(own, policy.norm);
+    first_bad = reduce_block(first_bad, [](u32 a, u32 b) { return min(a, b); });
+    if (threadIdx.x == 0) decide(total, first_bad, policy, state);
+    __syncthreads();
+    const u64 steps = state.outcome->steps;
+    const u32 exponent = steps < 0x7fffffffull ? (u32)steps : 0x7fffffffu;
+    for (u32 i = threadIdx.x; i < state.num_rules; i += THREADS) {
+        Rule &rule = state.rules[i];
+        rule.scale_m = 1.0 / (1.0 - powi(rule.beta1, exponent));
+        rule.scale_v = 1.0 / (1.0 - powi(rule.beta2, exponent));
+    }
+}

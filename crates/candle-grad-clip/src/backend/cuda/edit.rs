@@ -1,0 +1,46 @@
+//! apply: all gradients of a device edited in one launch.
+
+use candle_core::Tensor;
+use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
+use candle_grad_clip_kernels::Edit;
+
+use super::layout::Row;
+use super::table::{Table, address, have_read, will_write};
+use super::{Gpu, Kernel, by_device};
+use crate::Result;
+
+/// Edits each gradient into its target, which may be the gradient itself; all are contiguous.
+pub(crate) fn edit(jobs: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {
+    let grads = jobs.iter().map(|(grad, ..)| Some(*grad));
+    let mut tables = Vec::new();
+    for (device, indices) in by_device(grads) {
+        let gpu = Gpu::of(&device)?;
+        let row = |&i: &usize| -> Result<Row> {
+            let (grad, target, edit) = jobs[i];
+            Ok(Row {
+                target: address(&gpu, target)?,
+                ..Row::of(&gpu, grad)?.edited(edit)
+            })
+        };
+        let rows = indices.iter().map(row).collect::<Result<_>>()?;
+        let table = Table::upload(&gpu, rows)?;
+        tables.push((gpu, table, indices));
+    }
+    // What can fail is behind us, on every device, before the first write.
+    for (gpu, table, indices) in tables {
+        if table.chunks == 0 {
+            continue;
+        }
+        let targets = || indices.iter().map(|&i| jobs[i].1);
+        will_write(&gpu, targets())?;
+        let function = gpu.function(Kernel::EDIT)?;
+        let mut launch = gpu.stream.launch_builder(&function);
+        launch.arg(&table.rows).arg(&table.count).arg(&table.chunk);
+        // SAFETY: the kernel's arguments in their order. It reads the rows' gradients and writes as many elements of their
+        // targets; the caller holds both, and no two rows share a target.
+        unsafe { gpu.launch(Kernel::EDIT, &mut launch, table.chunks)? };
+        will_write(&gpu, targets())?;
+        have_read(&gpu, indices.iter().map(|&i| jobs[i].0))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! measure: one launch reads all gradients of a device, one folds what it found to a few numbers a gradient, and these are
+//! read back.
+
+use candle_core::Tensor;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
+use candle_grad_clip_kernels::NormType;
+
+use super::layout::{DeviceRequest, DeviceStats, FoldState, Parts, Policy, Row, Stats};
+use super::table::{Table, have_read};
+use super::{Gpu, Kernel, by_device};
+use crate::Result;
+use crate::measure::{Entry, GradStats, Request};
+
+/// Measures the gradients that our kernels read, with one read back a device.
+pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
+    let grads = entries
+        .iter()
+        .map(|entry| entry.grad.filter(|_| entry.place.is_cuda()));
+    for (device, indices) in by_device(grads) {
+        let gpu = Gpu::of(&device)?;
+        let grads = indices.iter().filter_map(|&i| entries[i].grad);
+        let grads = grads.map(Tensor::contiguous);
+        let grads: Vec<Tensor> = grads.collect::<candle_core::Result<_>>()?;
+        let rows = grads.iter().map(|grad| Row::of(&gpu, grad));
+        let table = Table::upload(&gpu, rows.collect::<Result<_>>()?)?;
+        let parts = PartsOfChunks::new(&gpu, table.chunks, request)?;
+        // SAFETY: the fold writes all of it before it is read.
+        let tensors = unsafe { gpu.alloc(table.count)? };
+        launch_measure(&gpu, &table, request, &parts)?;
+        launch_fold(
+            &gpu,
+            &table,
+            policy(request, &table),
+            &parts,
+            &tensors,
+            FoldState::default(),
+        )?;
+        have_read(&gpu, grads.iter())?;
+        for (index, measured) in indices.into_iter().zip(gpu.read(&tensors)?) {
+            entries[index].measured = GradStats::from(measured);
+        }
+    }
+    Ok(())
+}
+
+/// What measuring leaves for each chunk.
+pub(super) struct PartsOfChunks {
+    stats: CudaSlice<Stats>,
+    /// For values that will be clamped.
+    clamped: Option<(CudaSlice<Stats>, CudaSlice<u64>)>,
+    chunks: u32,
+}
+
+impl PartsOfChunks {
+    pub(super) fn new(gpu: &Gpu, chunks: u32, request: Request) -> Result<Self> {
+        // SAFETY: measuring writes all of it before the fold reads it.
+        let (stats, clamped) = unsafe {
+            let clamped = match request.clip_value {
+                Some(_) => Some((gpu.alloc(chunks)?, gpu.alloc(chunks)?)),
+                None => None,
+            };
+            (gpu.alloc(chunks)?, clamped)
+        };
+        Ok(Self {
+            stats,
+            clamped,
+            chunks,
+        })
+    }
+
+    /// Whether there is room for these.
+    pub(super) fn fit(&self, chunks: u32, request: Request) -> bool {
+        self.chunks >= chunks && self.clamped.is_some() == request.clip_value.is_some()
+    }
+
+    fn addresses(&self, gpu: &Gpu) -> Parts {
+        let clamped = self.clamped.as_ref();
+        Parts {
+            stats: self.stats.device_ptr(&gpu.stream).0,
+            clamped: clamped.map_or(0, |(stats, _)| stats.device_ptr(&gpu.stream).0),
+            num_clipped: clamped.map_or(0, |(_, counts)| counts.device_ptr(&gpu.stream).0),
+        }
+    }
+}
+
+/// The policy of a fold whose result goes to the host.
+fn policy(request: Request, table: &Table) -> Policy {
+    Policy {
+        norm: request.norm_type.into(),
+        max_norm: f64::INFINITY,
+        eps: 0.0,
+        has_clamped: request.clip_value.is_some().into(),
+        skip_non_finite: 0,
+        zero_non_finite: 0,
+        chunk: table.chunk,
+    }
+}
+
+pub(super) fn launch_measure(
+    gpu: &Gpu,
+    table: &Table,
+    request: Request,
+    parts: &PartsOfChunks,
+) -> Result<()> {
+    if table.chunks == 0 {
+        return Ok(());
+    }
+    let kernel = match (request.norm_type, request.clip_value) {
+        (NormType::L1, None) => Kernel::MEASURE_L1,
+        (NormType::L2, None) => Kernel::MEASURE_L2,
+        (NormType::L1, Some(_)) => Kernel::MEASURE_L1_CLAMPED,
+        (NormType::L2, Some(_)) => Kernel::MEASURE_L2_CLAMPED,
+        (NormType::Inf, _) => Kernel::MEASURE_INF,
+        (NormType::P(_), _) => Kernel::MEASURE_P,
+    };
+    let function = gpu.function(kernel)?;
+    let (request, results) = (
+        DeviceRequest::new(request, table.chunk),
+        parts.addresses(gpu),
+    );
+    let mut launch = gpu.stream.launch_builder(&function);
+    launch.arg(&table.rows).arg(&table.count);
+    launch.arg(&request).arg(&results);
+    // SAFETY: the kernel's arguments in their order. It reads the rows' gradients, whose tensors the caller holds, and writes one
+    // place a block of results that have `chunks` places.
+    unsafe { gpu.launch(kernel, &mut launch, table.chunks) }
+}
+
+pub(super) fn launch_fold(
+    gpu: &Gpu,
+    table: &Table,
+    policy: Policy,
+    parts: &PartsOfChunks,
+    tensors: &CudaSlice<DeviceStats>,
+    state: FoldState,
+) -> Result<()> {
+    let function = gpu.function(Kernel::FOLD)?;
+    let parts = parts.addresses(gpu);
+    let mut launch = gpu.stream.launch_builder(&function);
+    launch.arg(&table.rows).arg(&table.count);
+    launch.arg(&policy).arg(&parts).arg(tensors).arg(&state);
+    // SAFETY: the kernel's arguments in their order; `tensors` has a place a row, and what `state` points to, if it does, the
+    // caller holds.
+    unsafe { gpu.launch(Kernel::FOLD, &mut launch, table.count) }
+}

@@ -1,0 +1,115 @@
+//! What a step that the GPU decides tells, later: each step has a slot of its own, in memory that the GPU can write to.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaEvent, CudaSlice, DriverError, PinnedHostSlice, ValidAsZeroBits,
+};
+
+use super::layout::{DeviceOutcome, DeviceStats};
+use super::{Gpu, WAITS, failed};
+use crate::Result;
+use crate::backend::device::{Outcome, StepResult};
+use crate::measure::GradStats;
+
+// SAFETY: numbers only, all of which may be 0.
+unsafe impl ValidAsZeroBits for DeviceOutcome {}
+
+/// Pinned memory to use again: freeing it would wait for the GPU.
+#[derive(Default)]
+pub(super) struct Pool(Mutex<VecDeque<PinnedHostSlice<DeviceOutcome>>>);
+
+/// The result of one step, to be read when it is asked for.
+pub(crate) struct Slot {
+    /// Taken on drop.
+    memory: Option<PinnedHostSlice<DeviceOutcome>>,
+    /// Behind the copy into it.
+    copied: CudaEvent,
+    pool: Arc<Pool>,
+    /// The norm of each gradient, if reports are to have them.
+    tensors: Option<(Gpu, CudaSlice<DeviceStats>)>,
+}
+
+impl Pool {
+    fn take(&self, gpu: &Gpu) -> Result<PinnedHostSlice<DeviceOutcome>> {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(memory) = free.pop_front() {
+            return Ok(memory);
+        }
+        // SAFETY: a step's outcome is copied into it before it is read.
+        let memory = unsafe { gpu.stream.context().alloc_pinned_with_flags(1, 0) };
+        memory.map_err(|error| failed("alloc", &error))
+    }
+}
+
+impl Slot {
+    /// Memory for a step's result, before it is launched.
+    pub(super) fn reserve(gpu: &Gpu, pool: &Arc<Pool>) -> Result<PinnedHostSlice<DeviceOutcome>> {
+        pool.take(gpu)
+    }
+
+    /// Copies `outcome` there, once the stream has come so far.
+    pub(super) fn fill(
+        gpu: &Gpu,
+        pool: &Arc<Pool>,
+        mut memory: PinnedHostSlice<DeviceOutcome>,
+        outcome: &CudaSlice<DeviceOutcome>,
+        tensors: Option<CudaSlice<DeviceStats>>,
+    ) -> Result<Self> {
+        let copied = gpu.stream.memcpy_dtoh(outcome, &mut memory);
+        let copied = copied.and_then(|()| gpu.stream.record_event(None));
+        let tensors = tensors.map(|tensors| (gpu.clone(), tensors));
+        Ok(Self {
+            copied: copied.map_err(|error| failed("read", &error))?,
+            memory: Some(memory),
+            pool: pool.clone(),
+            tensors,
+        })
+    }
+}
+
+impl StepResult for Slot {
+    fn is_ready(&self) -> bool {
+        self.copied.is_complete()
+    }
+
+    fn read(&self) -> Result<Outcome> {
+        if !self.is_ready() {
+            WAITS.fetch_add(1, Ordering::Relaxed);
+        }
+        let read = || -> std::result::Result<DeviceOutcome, DriverError> {
+            self.copied.synchronize()?;
+            match &self.memory {
+                Some(memory) => Ok(memory.as_slice()?[0]),
+                None => unreachable!("taken on drop only"),
+            }
+        };
+        let outcome = read().map_err(|error| failed("read", &error))?;
+        Ok(Outcome {
+            total: outcome.total.into(),
+            clip_coef: outcome.clip_coef,
+            skipped: outcome.skipped != 0,
+            skips_in_a_row: outcome.skips_in_a_row,
+            first_bad: outcome.first_bad as usize,
+        })
+    }
+
+    fn read_grads(&self) -> Result<Option<Vec<GradStats>>> {
+        let Some((gpu, tensors)) = &self.tensors else {
+            return Ok(None);
+        };
+        let read = gpu.read(tensors)?;
+        Ok(Some(read.into_iter().map(GradStats::from).collect()))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
+            free.push_back(memory);
+        }
+    }
+}

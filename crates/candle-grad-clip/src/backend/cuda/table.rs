@@ -1,0 +1,183 @@
+//! The table of tensors that a launch works on: built anew for each step, as gradients move, and uploaded in one copy.
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
+use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
+use candle_core::{DType, InplaceOp1, Layout, Storage, Tensor};
+use candle_grad_clip_kernels::Edit;
+
+use super::layout::{Address, Row, ZERO_NON_FINITE};
+use super::{Gpu, failed};
+use crate::Result;
+
+/// Elements of a chunk, the work of one block: small ones spread small models over the GPU, large ones keep the table of their
+/// results short.
+const SMALL_CHUNK: u32 = 4 * 1024;
+const LARGE_CHUNK: u32 = 16 * 1024;
+/// More elements than this are cut into large chunks.
+const MANY_ELEMENTS: u64 = 16 * 1024 * 1024;
+
+/// Rows on a GPU, and the geometry of every launch over them: a block a chunk.
+pub(super) struct Table {
+    pub(super) rows: CudaSlice<Row>,
+    pub(super) count: u32,
+    pub(super) chunk: u32,
+    pub(super) chunks: u32,
+}
+
+impl Table {
+    pub(super) fn upload(gpu: &Gpu, mut rows: Vec<Row>) -> Result<Self> {
+        let elements: u64 = rows.iter().map(|row| row.elements).sum();
+        let chunk = if elements > MANY_ELEMENTS {
+            LARGE_CHUNK
+        } else {
+            SMALL_CHUNK
+        };
+        let mut chunks = 0;
+        for row in &mut rows {
+            row.first_chunk = chunks;
+            chunks += row.elements.div_ceil(chunk.into());
+        }
+        let too_many = || candle_core::Error::msg("more elements than one launch can have");
+        Ok(Self {
+            count: u32::try_from(rows.len()).map_err(|_| too_many())?,
+            chunk,
+            // A grid has at most 2^31 - 1 blocks.
+            chunks: i32::try_from(chunks).map_err(|_| too_many())? as u32,
+            rows: gpu
+                .stream
+                .clone_htod(&rows)
+                .map_err(|e| failed("upload", &e))?,
+        })
+    }
+}
+
+impl Row {
+    /// A gradient, to be left as it is.
+    pub(super) fn of(gpu: &Gpu, grad: &Tensor) -> Result<Self> {
+        Ok(Self {
+            first_chunk: 0,
+            elements: grad.elem_count() as u64,
+            grad: address(gpu, grad)?,
+            target: 0,
+            moments: [0; 3],
+            master: 0,
+            clip_coef: 1.0,
+            clip_value: f64::INFINITY,
+            dtype: match grad.dtype() {
+                DType::F32 => 0,
+                DType::F64 => 1,
+                DType::F16 => 2,
+                DType::BF16 => 3,
+                other => {
+                    return Err(
+                        candle_core::Error::msg(format!("no CUDA kernel for {other:?}")).into(),
+                    );
+                }
+            },
+            rule: 0,
+            state: 0,
+            flags: 0,
+        })
+    }
+
+    pub(super) fn edited(mut self, edit: Edit) -> Self {
+        let zero = match edit {
+            Edit::Scale {
+                clip_coef,
+                zero_non_finite,
+            } => {
+                self.clip_coef = clip_coef;
+                zero_non_finite
+            }
+            Edit::Clamp {
+                clip_value,
+                clip_coef,
+                zero_non_finite,
+            } => {
+                self.clip_coef = clip_coef;
+                self.clip_value = clip_value;
+                zero_non_finite
+            }
+        };
+        if zero {
+            self.flags |= ZERO_NON_FINITE;
+        }
+        self
+    }
+}
+
+macro_rules! with_slice {
+    ($storage:expr, $slice:ident => $body:expr) => {
+        match &$storage.slice {
+            CudaStorageSlice::F32($slice) => $body,
+            CudaStorageSlice::F64($slice) => $body,
+            CudaStorageSlice::F16($slice) => $body,
+            CudaStorageSlice::BF16($slice) => $body,
+            _ => return Err(candle_core::Error::msg("expected F32, F64, F16 or BF16").into()),
+        }
+    };
+}
+
+/// Where the elements of a contiguous tensor are. Work that other streams do on them is waited for on ours; the caller sees to
+/// it that the tensor lives until the kernel is launched: its memory is freed in the order of the stream.
+pub(super) fn address(gpu: &Gpu, tensor: &Tensor) -> Result<Address> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cuda(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets())
+    else {
+        return Err(
+            candle_core::Error::msg("expected a contiguous tensor on a CUDA device").into(),
+        );
+    };
+    let bytes = start * tensor.dtype().size_in_bytes();
+    let base = with_slice!(storage, slice => slice.device_ptr(&gpu.stream).0);
+    Ok(base + bytes as u64)
+}
+
+/// Tells tensors that a kernel writes to them, for those who use several streams: other streams' work on them is waited for
+/// before a launch, and ours by others after it. With candle's devices as they come there is one stream, and nothing to do.
+pub(super) fn will_write<'a>(gpu: &Gpu, tensors: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+    if gpu.stream.context().is_managing_stream_synchronization() {
+        for tensor in tensors.filter(|tensor| tensor.elem_count() > 0) {
+            tensor.inplace_op1(&Touch(gpu))?;
+        }
+    }
+    Ok(())
+}
+
+/// As [`will_write`], after a launch that has read.
+pub(super) fn have_read<'a>(gpu: &Gpu, tensors: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+    if gpu.stream.context().is_managing_stream_synchronization() {
+        for tensor in tensors {
+            address(gpu, tensor)?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for what other streams do to a tensor, and records our own work, without touching it.
+struct Touch<'a>(&'a Gpu);
+
+impl InplaceOp1 for Touch<'_> {
+    fn name(&self) -> &'static str {
+        "touch"
+    }
+
+    fn cpu_fwd(&self, _: &mut candle_core::CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        Err(candle_core::Error::msg(
+            "expected a tensor on a CUDA device",
+        ))
+    }
+
+    fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> candle_core::Result<()> {
+        use candle_core::cuda_backend::cudarc::driver::DevicePtrMut;
+        let stream = &self.0.stream;
+        match &mut storage.slice {
+            CudaStorageSlice::F32(slice) => drop(slice.device_ptr_mut(stream)),
+            CudaStorageSlice::F64(slice) => drop(slice.device_ptr_mut(stream)),
+            CudaStorageSlice::F16(slice) => drop(slice.device_ptr_mut(stream)),
+            CudaStorageSlice::BF16(slice) => drop(slice.device_ptr_mut(stream)),
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,110 @@
+//! A fused optimizer's step that the host has decided: one launch updates all Vars of a device.
+
+use candle_core::Tensor;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
+use candle_grad_clip_kernels::MOMENTS;
+
+use super::layout::{Decided, IS_FIRST, Row, RuleNumbers};
+use super::table::{Table, address, have_read, will_write};
+use super::{Gpu, Kernel, by_device, failed};
+use crate::Result;
+use crate::backend::device::UpdateJob;
+use crate::optim::StepRule;
+use crate::optim::state::State;
+
+impl UpdateJob<'_> {
+    pub(super) fn row(&self, gpu: &Gpu) -> Result<Row> {
+        let State::Device(arrays) = self.state else {
+            return Err(
+                candle_core::Error::msg("expected an optimizer state on the Var's device").into(),
+            );
+        };
+        let mut row = Row::of(gpu, self.grad)?.edited(self.edit);
+        row.target = address(gpu, self.var)?;
+        let (moments, master) = arrays.split_at(self.kept.moments.min(arrays.len()));
+        for (to, array) in row.moments.iter_mut().zip(moments.iter().take(MOMENTS)) {
+            *to = address(gpu, array)?;
+        }
+        if let Some(master) = master.first() {
+            row.master = address(gpu, master)?;
+        }
+        if self.is_first {
+            row.flags |= IS_FIRST;
+        }
+        row.rule = self.rule as u32;
+        row.state = self.index as u32;
+        Ok(row)
+    }
+
+    /// What the update writes.
+    pub(super) fn written(&self) -> impl Iterator<Item = &Tensor> {
+        let arrays = match self.state {
+            State::Device(arrays) => &arrays[..],
+            _ => &[],
+        };
+        std::iter::once(self.var.as_tensor()).chain(arrays)
+    }
+}
+
+/// Does all jobs; `rules` has at least one.
+pub(crate) fn update(jobs: &[UpdateJob<'_>], rules: &[StepRule]) -> Result<()> {
+    let grads = jobs.iter().map(|job| Some(job.grad));
+    let mut tables = Vec::new();
+    for (device, indices) in by_device(grads) {
+        let gpu = Gpu::of(&device)?;
+        gpu.function(kernel_of(rules))?;
+        let rows = indices.iter().map(|&i| jobs[i].row(&gpu));
+        let table = Table::upload(&gpu, rows.collect::<Result<_>>()?)?;
+        let numbers = upload_rules(&gpu, rules)?;
+        tables.push((gpu, table, numbers, indices));
+    }
+    // What can fail is behind us, on every device, before the first write.
+    for (gpu, table, numbers, indices) in tables {
+        let jobs = || indices.iter().map(|&i| &jobs[i]);
+        launch_update(
+            &gpu,
+            &table,
+            kernel_of(rules),
+            &numbers,
+            Decided::default(),
+            jobs,
+        )?;
+    }
+    Ok(())
+}
+
+pub(super) fn kernel_of(rules: &[StepRule]) -> Kernel {
+    match rules.first() {
+        Some(StepRule::Sgd(_)) => Kernel::SGD,
+        _ => Kernel::ADAMW,
+    }
+}
+
+pub(super) fn upload_rules(gpu: &Gpu, rules: &[StepRule]) -> Result<CudaSlice<RuleNumbers>> {
+    let numbers: Vec<RuleNumbers> = rules.iter().map(|rule| (*rule).into()).collect();
+    let uploaded = gpu.stream.clone_htod(&numbers);
+    uploaded.map_err(|e| failed("upload", &e))
+}
+
+pub(super) fn launch_update<'a, I: Iterator<Item = &'a UpdateJob<'a>>>(
+    gpu: &Gpu,
+    table: &Table,
+    kernel: Kernel,
+    rules: &CudaSlice<RuleNumbers>,
+    decided: Decided,
+    jobs: impl Fn() -> I,
+) -> Result<()> {
+    if table.chunks == 0 {
+        return Ok(());
+    }
+    will_write(gpu, jobs().flat_map(UpdateJob::written))?;
+    let function = gpu.function(kernel)?;
+    let mut launch = gpu.stream.launch_builder(&function);
+    launch.arg(&table.rows).arg(&table.count).arg(&table.chunk);
+    launch.arg(rules).arg(&decided);
+    // SAFETY: the kernel's arguments in their order. It writes the Vars and states of the jobs, each of them in one row only,
+    // and reads their gradients, which share no storage with them; the caller holds all.
+    unsafe { gpu.launch(kernel, &mut launch, table.chunks)? };
+    will_write(gpu, jobs().flat_map(UpdateJob::written))?;
+    have_read(gpu, jobs().map(|job| job.grad))
+}

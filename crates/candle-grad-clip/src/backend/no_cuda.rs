@@ -1,0 +1,30 @@
+//! In place of `cuda` where that is not built: candle then has no CUDA devices, so nothing ever comes here.
+
+use candle_core::{Device, Tensor};
+use candle_grad_clip_kernels::Edit;
+
+use super::device::{Counted, DeviceSteps, UpdateJob};
+use crate::Result;
+use crate::measure::{Entry, Request};
+use crate::optim::StepRule;
+
+fn not_built() -> crate::Error {
+    candle_core::Error::NotCompiledWithCudaSupport.into()
+}
+
+#[allow(clippy::unnecessary_wraps)] // called each step, with nothing to do
+pub(crate) fn measure(_: &mut [Entry<'_>], _: Request) -> Result<()> {
+    Ok(())
+}
+
+pub(crate) fn edit(_: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {
+    Err(not_built())
+}
+
+pub(crate) fn update(_: &[UpdateJob<'_>], _: &[StepRule]) -> Result<()> {
+    Err(not_built())
+}
+
+pub(crate) fn start_steps(_: &Device, _: &Counted) -> Result<Box<dyn DeviceSteps>> {
+    Err(not_built())
+}

@@ -1,0 +1,236 @@
+//! Adaptive gradient clipping by units: the norm of a unit's gradient is limited to a share of its weights' norm.
+//!
+//! Brock, De, Smith, Simonyan (2021), "High-performance large-scale image recognition without normalization", arXiv
+//! 2102.06171, eq. 3; `timm.utils.agc` and `optax.adaptive_grad_clip`.
+
+use std::sync::Arc;
+
+use candle_core::Var;
+use candle_grad_clip_kernels::{PartialPower, Units};
+use wildmatch::WildMatch;
+
+use super::edits::UnitEdits;
+use super::per_var::{scaled_norm, smaller};
+use super::{Action, Clip, Decision, Edits, Method, Observed, check_limit, clip_coef};
+use crate::measure::Measurements;
+use crate::units::UnitPlan;
+use crate::{Error, NamedVars, Result};
+
+/// Adaptive gradient clipping, of [`Clip::agc`]: the gradient of each unit `i` of each Var is limited to a share of the
+/// norm of its weights.
+///
+/// ```text
+/// g_i <- g_i * min(1, clipping * max(|w_i|, eps) / |g_i|)
+/// ```
+///
+/// A unit is what [`AgcUnits`] says; by default what makes one output, a row of a matrix of candle's. The paper leaves the last linear
+/// layer out (`exclude`). The weights are read in each step as well, so it takes about twice the measuring of a norm clip.
+/// [`StepReport::clip_coef`](crate::StepReport::clip_coef) is the smallest of the coefficients, and
+/// [`StepReport::num_clipped`](crate::StepReport::num_clipped) counts the units that were clipped.
+///
+/// # References
+/// Brock and others (2021), arXiv 2102.06171: clipping 0.01 for small batches, 0.08 and more for large ones. (timm and optax
+/// also keep `|g_i|` above 1e-6, which matters only where `clipping * eps` is below that.)
+///
+/// ```
+/// use candle_grad_clip::{Agc, Clip};
+///
+/// let clip = Clip::from(Agc { clipping: 0.02, exclude: vec!["head.*".into()], ..Agc::default() });
+/// assert_eq!(clip.to_string(), "agc:clipping=0.02,exclude=head.*");
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Agc {
+    /// The share. Default: 0.01.
+    pub clipping: f64,
+    /// The least norm of weights that counts, so that weights of zero can grow; above 0. Default: 1e-3.
+    pub eps: f64,
+    /// What a unit is. Default: [`AgcUnits::Rows`].
+    pub units: AgcUnits,
+    /// Vars that are left alone, by patterns of their whole name (`*`: any characters, `?`: one). Default: none.
+    pub exclude: Vec<String>,
+}
+
+/// What the units of [`Agc`] are. Vars of rank 0 and 1 are always one unit.
+///
+/// ```
+/// use candle_grad_clip::{Agc, AgcUnits, Clip};
+///
+/// let clip = Clip::from(Agc { units: AgcUnits::Optax, ..Agc::default() });
+/// assert_eq!(clip.to_string(), "agc:units=optax");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AgcUnits {
+    /// Each index of the first dimension, as in timm: right for candle's and PyTorch's layouts, (out, in) and
+    /// (out, in, height, width).
+    #[default]
+    Rows,
+    /// Each index of the last dimension: right for the layouts of JAX, (in, out) and (height, width, in, out).
+    Columns,
+    /// As optax without an `axis`: by rank, for the layouts of JAX. Rank 2 and 3: all but the first dimension; rank 4: each
+    /// index of the last; a Var with one dimension above 1: one unit. Others are an error.
+    Optax,
+}
+
+impl Default for Agc {
+    fn default() -> Self {
+        Self {
+            clipping: 0.01,
+            eps: 1e-3,
+            units: AgcUnits::Rows,
+            exclude: Vec::new(),
+        }
+    }
+}
+
+impl From<Agc> for Clip {
+    fn from(rule: Agc) -> Self {
+        let clip = Self::new(Method::Agc(Rule {
+            clipping: rule.clipping,
+            units: rule.units,
+            exclude: rule.exclude,
+        }));
+        clip.eps(rule.eps)
+    }
+}
+
+/// [`Agc`] but for its eps, which is that of the [`Clip`].
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Rule {
+    pub(super) clipping: f64,
+    pub(super) units: AgcUnits,
+    pub(super) exclude: Vec<String>,
+}
+
+impl Rule {
+    pub(super) fn check(&self, eps: f64) -> Result<()> {
+        check_limit("clipping", self.clipping)?;
+        check_limit("eps", eps)?;
+        for pattern in &self.exclude {
+            // Or it could not be written as text.
+            if pattern.is_empty()
+                || pattern.contains(|c: char| ",+|".contains(c) || c.is_whitespace())
+            {
+                return Err(Error::InvalidClip {
+                    text: format!("agc:exclude={}", self.exclude.join("|")),
+                    reason: format!(
+                        "pattern `{pattern}` is empty or has a space, `,`, `+` or `|`: write `?` for one character"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The units of `vars`.
+    pub(super) fn plan(&self, vars: &NamedVars) -> Result<Arc<UnitPlan>> {
+        let mut excluded = vec![false; vars.names().len()];
+        for text in &self.exclude {
+            let pattern = WildMatch::new(text);
+            let mut found = false;
+            for (name, excluded) in vars.names().iter().zip(&mut excluded) {
+                let matches = pattern.matches(name);
+                *excluded |= matches;
+                found |= matches;
+            }
+            if !found {
+                return Err(Error::UnmatchedPattern {
+                    group: "exclude of agc".to_string(),
+                    pattern: text.clone(),
+                    vars: vars.names().len(),
+                    example: vars.names().first().cloned().unwrap_or_default(),
+                });
+            }
+        }
+        let mut parts = Vec::new();
+        for ((var, name), excluded) in vars.vars().iter().zip(vars.names()).zip(excluded) {
+            let whole = Units::Rows(var.elem_count());
+            let units = if excluded {
+                whole
+            } else {
+                self.units_of(var, name)?
+            };
+            parts.push((units, var.elem_count(), excluded));
+        }
+        Ok(Arc::new(UnitPlan::new(parts.into_iter())))
+    }
+
+    fn units_of(&self, var: &Var, name: &str) -> Result<Units> {
+        let (dims, elements) = (var.dims(), var.elem_count());
+        let whole = Units::Rows(elements);
+        let (Some(first), Some(last)) = (dims.first(), dims.last()) else {
+            return Ok(whole);
+        };
+        let above_one = dims.iter().filter(|n| **n != 1).count();
+        Ok(match self.units {
+            _ if dims.len() == 1 || elements == 0 => whole,
+            AgcUnits::Rows => Units::Rows(elements / first),
+            AgcUnits::Columns => Units::Columns(*last),
+            AgcUnits::Optax if above_one <= 1 => whole,
+            AgcUnits::Optax if dims.len() <= 3 => Units::Columns(elements / first),
+            AgcUnits::Optax if dims.len() == 4 => Units::Columns(*last),
+            AgcUnits::Optax => {
+                return Err(Error::AgcRank {
+                    var: name.to_string(),
+                    shape: dims.to_vec(),
+                });
+            }
+        })
+    }
+
+    pub(super) fn decide(
+        &self,
+        measured: &Measurements<'_>,
+        eps: f64,
+        zero_non_finite: bool,
+    ) -> Decision {
+        let Some(units) = &measured.units else {
+            // Not reached: what this rule asks for is measured.
+            return Decision::scale(measured, 1.0, zero_non_finite);
+        };
+        let norm_type = measured.norm_type;
+        let mut coefs = vec![1.0; units.grads.len()];
+        for (index, entry) in measured.entries.iter().enumerate() {
+            if entry.grad.is_none() || units.plan.is_excluded(index) {
+                continue;
+            }
+            for unit in units.plan.range(index) {
+                let weight_norm = units.weights[unit].power.root(norm_type).value();
+                let max_norm = self.clipping * weight_norm.max(eps);
+                let stats = units.grads[unit];
+                coefs[unit] = clip_coef(stats, norm_type, max_norm, 0.0, zero_non_finite);
+            }
+        }
+        let num_clipped = coefs.iter().filter(|coef| **coef != 1.0).count() as u64;
+        let parts = units.grads.iter().zip(&coefs);
+        let parts = parts.map(|(stats, coef)| (stats.power, *coef));
+        Decision {
+            clip_coef: coefs.iter().copied().fold(1.0, |x, y| smaller(y, x)),
+            clipped_norm: scaled_norm(measured, parts, zero_non_finite),
+            was_clipped: num_clipped > 0,
+            num_clipped,
+            action: if num_clipped > 0 || zero_non_finite {
+                Action::Edit(Edits::PerUnit(UnitEdits {
+                    plan: units.plan.clone(),
+                    coefs,
+                    zero_non_finite,
+                }))
+            } else {
+                Action::Leave
+            },
+            groups: Vec::new(),
+            observed: Observed::Nothing,
+        }
+    }
+}
+
+/// A power times the power of a coefficient.
+pub(super) fn scaled(power: PartialPower, coef: f64) -> PartialPower {
+    if coef == 0.0 {
+        return PartialPower::ZERO;
+    }
+    PartialPower {
+        scale: power.scale * coef,
+        sum: power.sum,
+    }
+}

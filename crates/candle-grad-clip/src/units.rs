@@ -1,0 +1,198 @@
+//! Measuring by units: the norm of each row or column of each gradient, and of its Var's value.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use candle_grad_clip_kernels::{BLOCK, NormType, Stats, Units};
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::backend::{self, Place, Work};
+use crate::measure::{Entry, GradStats, Measurements, walk};
+use crate::vars::VarList;
+
+/// Tensors that one task measures.
+const JOBS_PER_TASK: usize = 64;
+
+/// The units of some Vars, all of them behind each other.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct UnitPlan {
+    units: Vec<Units>,
+    /// Where those of each Var begin, and where the last end.
+    starts: Vec<usize>,
+    excluded: Vec<bool>,
+}
+
+impl UnitPlan {
+    /// One for each Var: its units, its number of elements, and whether it is left out.
+    pub(crate) fn new(vars: impl Iterator<Item = (Units, usize, bool)>) -> Self {
+        let (mut units, mut starts, mut excluded) = (Vec::new(), vec![0], Vec::new());
+        let mut end = 0;
+        for (of_var, elements, is_excluded) in vars {
+            end += of_var.count(elements);
+            units.push(of_var);
+            starts.push(end);
+            excluded.push(is_excluded);
+        }
+        Self {
+            units,
+            starts,
+            excluded,
+        }
+    }
+
+    /// How many Vars there are.
+    pub(crate) fn len(&self) -> usize {
+        self.units.len()
+    }
+
+    /// How a Var is divided.
+    pub(crate) fn units(&self, index: usize) -> Units {
+        self.units[index]
+    }
+
+    /// Where a Var's units are among all.
+    pub(crate) fn range(&self, index: usize) -> Range<usize> {
+        self.starts[index]..self.starts[index + 1]
+    }
+
+    /// Whether a Var is not to be clipped.
+    pub(crate) fn is_excluded(&self, index: usize) -> bool {
+        self.excluded[index]
+    }
+
+    fn total(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// A slice of `stats`, of which there is one a unit, for each Var.
+    fn split<'s>(&self, mut stats: &'s mut [Stats]) -> Vec<&'s mut [Stats]> {
+        let mut parts = Vec::with_capacity(self.len());
+        for index in 0..self.len() {
+            let (part, rest) = stats.split_at_mut(self.range(index).len());
+            parts.push(part);
+            stats = rest;
+        }
+        parts
+    }
+}
+
+/// What was measured of each unit.
+#[derive(Debug, Clone)]
+pub(crate) struct MeasuredUnits {
+    pub(crate) plan: Arc<UnitPlan>,
+    /// Of the gradients.
+    pub(crate) grads: Vec<Stats>,
+    /// Of the Vars' values; nothing of those that are left out or have no gradient.
+    pub(crate) weights: Vec<Stats>,
+}
+
+/// Collects the gradients of `vars` and measures them, divided by `scale`, by units.
+pub(crate) fn measure_units<'g>(
+    vars: VarList<'_>,
+    grads: &'g GradStore,
+    norm_type: NormType,
+    plan: &Arc<UnitPlan>,
+    scale: f64,
+) -> Result<Measurements<'g>> {
+    let mut entries = walk(vars, grads, None)?;
+    for entry in &mut entries {
+        if entry.place.is_cuda() {
+            entry.place = Place::Elsewhere; // our CUDA kernels know no units
+        }
+    }
+    let mut measured = MeasuredUnits {
+        plan: plan.clone(),
+        grads: vec![Stats::ZERO; plan.total()],
+        weights: vec![Stats::ZERO; plan.total()],
+    };
+    measure_all(vars.vars, vars.work, &entries, norm_type, &mut measured)?;
+    for stats in &mut measured.grads {
+        stats.power.scale /= scale;
+    }
+    let mut total = Stats::ZERO;
+    for (index, entry) in entries.iter_mut().enumerate() {
+        let units = measured.grads[plan.range(index)].iter();
+        let stats = units.fold(Stats::ZERO, |sum, unit| sum.merge(*unit, norm_type));
+        entry.measured.stats = stats;
+        total = total.merge(stats, norm_type);
+    }
+    Ok(Measurements {
+        entries,
+        total: GradStats {
+            stats: total,
+            ..GradStats::ZERO
+        },
+        norm_type,
+        units: Some(measured),
+        loss: None,
+    })
+}
+
+/// A tensor to measure, and where to.
+struct Job<'a> {
+    tensor: &'a Tensor,
+    units: Units,
+    place: Place,
+    stats: &'a mut [Stats],
+}
+
+impl Job<'_> {
+    fn is_large(&self) -> bool {
+        self.tensor.elem_count() > BLOCK
+    }
+
+    fn run(&mut self, norm_type: NormType) -> Result<()> {
+        backend::measure_units_cpu(self.tensor, self.units, norm_type, self.stats)
+    }
+}
+
+fn measure_all(
+    vars: &[Var],
+    work: Work,
+    entries: &[Entry<'_>],
+    norm_type: NormType,
+    measured: &mut MeasuredUnits,
+) -> Result<()> {
+    let plan = &measured.plan;
+    let grads = plan.split(&mut measured.grads);
+    let weights = plan.split(&mut measured.weights);
+    let mut jobs = Vec::new();
+    for (index, (grad_stats, weight_stats)) in grads.into_iter().zip(weights).enumerate() {
+        let entry = &entries[index];
+        let Some(grad) = entry.grad.filter(|_| entry.elements > 0) else {
+            continue;
+        };
+        let (units, place) = (plan.units(index), entry.place);
+        let job = |tensor, stats| Job {
+            tensor,
+            units,
+            place,
+            stats,
+        };
+        jobs.push(job(grad, grad_stats));
+        if !plan.is_excluded(index) {
+            jobs.push(job(vars[index].as_tensor(), weight_stats));
+        }
+    }
+    let is_here = |job: &Job<'_>| job.place != Place::Elsewhere;
+    let (mut here, elsewhere): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_here);
+    backend::run(work, |parallel| {
+        if !parallel {
+            return here.iter_mut().try_for_each(|job| job.run(norm_type));
+        }
+        let tasks = here.par_chunks_mut(JOBS_PER_TASK);
+        tasks.try_for_each(|jobs| {
+            let mut small = jobs.iter_mut().filter(|job| !job.is_large());
+            small.try_for_each(|job| job.run(norm_type))
+        })?;
+        // One at a time, as each is parallel inside.
+        let mut large = here.iter_mut().filter(|job| job.is_large());
+        large.try_for_each(|job| job.run(norm_type))
+    })?;
+    let elsewhere = elsewhere.into_iter();
+    let elsewhere = elsewhere.map(|job| (job.tensor, job.units, job.stats));
+    backend::measure_units_composed(elsewhere.collect(), norm_type)
+}

@@ -1,0 +1,176 @@
+//! Every way of clipping, on both optimizers and two powers of the loss, with more seeds: which to take?
+//!
+//! A run that is done is a line of `runs.jsonl`, and is not done again: the study goes on where it was stopped.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Result;
+
+use crate::arm::Arm;
+use crate::out_dir::OutDir;
+use crate::outcome::{self, Outcome};
+use crate::parallel::{Watch, train_all};
+use crate::progress::Total;
+use crate::run::{Run, Step};
+use crate::settings::{OptimizerKind, Settings};
+use crate::source::Source;
+use crate::study_table;
+
+/// The rules of the library with the defaults of their papers or, where these have none, limits that suit the
+/// example.
+pub const ARMS: &str = "none,norm:1,value:0.1,param-norm:1,block-rms:0.1,auto,quantile,zclip,zclip:max_norm=inf,adagc,agc,skip";
+
+/// The powers of the loss.
+pub const POWERS: [f64; 2] = [4.0, 3.0];
+
+/// Seeds for each arm, rate, optimizer and power.
+pub const SEEDS: u64 = 5;
+
+/// Learning rates, half decades around the best ones of this optimizer.
+#[must_use]
+pub fn rates(optimizer: OptimizerKind) -> [f64; 5] {
+    match optimizer {
+        OptimizerKind::Sgd => [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+        OptimizerKind::AdamW => [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+    }
+}
+
+/// What a study tries.
+#[derive(Debug, Clone)]
+pub struct Study {
+    /// What is done to the gradients.
+    pub arms: Vec<Arm>,
+    /// Which optimizers.
+    pub optimizers: Vec<OptimizerKind>,
+    /// Exponents of the loss.
+    pub powers: Vec<f64>,
+    /// Learning rates; [`rates`] if there are none here.
+    pub rates: Vec<f64>,
+    /// Seeds from 0 upwards.
+    pub seeds: u64,
+    /// Steps of a run.
+    pub steps: usize,
+}
+
+impl Study {
+    /// The runs. Seeds change last: a study that is stopped has whole smaller ones in it.
+    #[must_use]
+    pub fn plan(&self) -> Vec<Settings> {
+        let mut plan = Vec::new();
+        for seed in 0..self.seeds {
+            for power in &self.powers {
+                for optimizer in &self.optimizers {
+                    plan.extend(self.sweep(*optimizer, *power, seed));
+                }
+            }
+        }
+        plan
+    }
+
+    /// Leaves in a plan only the `count` rates of each arm, optimizer and power that have the lowest test loss at the
+    /// end with the first seed.
+    pub fn keep_best(plan: &mut Vec<Settings>, done: &[Outcome], count: usize) {
+        let same_but_lr = |a: &Settings, b: &Settings| {
+            let lr = b.lr;
+            Settings { lr, ..a.clone() } == *b
+        };
+        plan.retain(|settings| {
+            let first = Settings {
+                seed: 0,
+                ..settings.clone()
+            };
+            let mut rates: Vec<(f64, f64)> = done
+                .iter()
+                .filter(|outcome| same_but_lr(&outcome.settings, &first))
+                .filter_map(|outcome| Some((outcome.final_test_loss?, outcome.settings.lr)))
+                .collect();
+            rates.sort_by(|a, b| a.0.total_cmp(&b.0));
+            rates.truncate(count);
+            rates
+                .iter()
+                .any(|(_, lr)| lr.total_cmp(&settings.lr).is_eq())
+        });
+    }
+
+    fn sweep(
+        &self,
+        optimizer: OptimizerKind,
+        power: f64,
+        seed: u64,
+    ) -> impl Iterator<Item = Settings> {
+        let mut rates = self.rates.clone();
+        if rates.is_empty() {
+            rates.extend(self::rates(optimizer));
+        }
+        let run = move |arm: &Arm, lr| Settings {
+            arm: arm.clone(),
+            optimizer,
+            lr,
+            power,
+            steps: self.steps,
+            seed,
+            ..Settings::default()
+        };
+        let of_arm = move |arm| rates.clone().into_iter().map(move |lr| run(arm, lr));
+        self.arms.iter().flat_map(of_arm)
+    }
+}
+
+/// Does what `runs.jsonl` lacks of the study (see [`Study::keep_best`]), and writes `tables.md` from all that is in it.
+///
+/// # Errors
+/// If a run fails, or a file can't be read or written.
+pub fn run(
+    study: &Study,
+    best: Option<usize>,
+    source: &Source,
+    out: &OutDir,
+    interrupt: &AtomicBool,
+) -> Result<()> {
+    let file = out.path().join("runs.jsonl");
+    let done = outcome::read(&file)?;
+    let mut left = study.plan();
+    if let Some(count) = best {
+        Study::keep_best(&mut left, &done, count);
+    }
+    let planned = left.len();
+    left.retain(|settings| done.iter().all(|outcome| outcome.settings != *settings));
+    println!(
+        "{} of {planned} runs are done already.",
+        planned - left.len()
+    );
+    if let Some(steps) = left.first().map(|settings| settings.steps) {
+        let log = Log {
+            total: Total::new(left.len(), steps)?,
+            file: Mutex::new(&file),
+        };
+        train_all(&left, &source.open()?, interrupt, &log)?;
+    }
+    let text = study_table::markdown(&outcome::read(&file)?)?;
+    println!("{text}");
+    out.write("tables.md", |path| Ok(fs::write(path, text)?))
+}
+
+/// Writes each run down as it ends.
+struct Log<'a> {
+    total: Total,
+    file: Mutex<&'a Path>,
+}
+
+impl Watch for Log<'_> {
+    fn step(&self, at: usize, step: &Step) -> Result<()> {
+        self.total.step(at, step)
+    }
+
+    fn end(&self, at: usize, run: &Run) -> Result<()> {
+        if !run.interrupted {
+            let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            outcome::append(&file, &Outcome::from(run))?;
+        }
+        self.total.end(at, run)
+    }
+}
