@@ -76,7 +76,7 @@ impl Findings {
         }
     }
 
-    fn note(&mut self, note: String) {
+    pub(crate) fn note(&mut self, note: String) {
         eprintln!("{note}");
         if !self.notes.contains(&note) {
             self.notes.push(note);

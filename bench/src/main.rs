@@ -8,6 +8,8 @@ mod answer;
 mod case;
 mod chart;
 mod compare;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod element;
 mod floor;
 mod growth;
@@ -59,6 +61,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Compare(Compare),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Cuda),
     Growth(Growth),
     Rules(Rules),
     #[command(hide = true)]
@@ -69,6 +73,8 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Compare(compare)) => return compare.run(),
+        #[cfg(feature = "cuda")]
+        Some(Command::Cuda(cuda)) => return cuda.run(),
         Some(Command::Growth(growth)) => return growth.run(),
         Some(Command::Rules(rules)) => return rules.run(),
         Some(Command::Kept(kept)) => return kept.run(),

@@ -85,7 +85,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn start(mut command: Command, threads: usize) -> Result<Self> {
+    pub(crate) fn start(mut command: Command, threads: usize) -> Result<Self> {
         command
             .args(["--threads", &threads.to_string()])
             .stdin(Stdio::piped())
@@ -166,7 +166,8 @@ impl Peer {
         Ok(times.ms)
     }
 
-    fn ask<T: DeserializeOwned>(&mut self, request: &Value) -> Result<T> {
+    /// Sends a request, and waits for its answer.
+    pub(crate) fn ask<T: DeserializeOwned>(&mut self, request: &Value) -> Result<T> {
         let requests = self.requests.as_mut().context("it has ended")?;
         writeln!(requests, "{request}")?;
         receive(&mut self.answers)

@@ -35,6 +35,7 @@ pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
         writeln!(text, "- {note}")?;
     }
     writeln!(text, "\n![Times over the floor](results.svg)\n")?;
+    let ops = Op::ALL.map(Op::name);
     for (set, dtype) in groups(&found.measured) {
         let rows: Vec<&Measured> = of(&found.measured, set, dtype).collect();
         writeln!(text, "## {set}, {dtype}: {}\n", about(set))?;
@@ -42,7 +43,7 @@ pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
             text,
             "Median milliseconds, and how many times the floor's:\n"
         )?;
-        table(&mut text, &rows, |row| {
+        table(&mut text, &ops, &rows, |row| {
             let floor = median_of(&rows, row.op, Impl::Floor.name());
             format!("{} ({:.2})", digits(row.median_ms), row.median_ms / floor)
         })?;
@@ -51,7 +52,7 @@ pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
             "\nHow many times {}'s:\n",
             Impl::CandleGradClip.name()
         )?;
-        table(&mut text, &rows, |row| {
+        table(&mut text, &ops, &rows, |row| {
             let ours = median_of(&rows, row.op, Impl::CandleGradClip.name());
             format!("{:.2}", row.median_ms / ours)
         })?;
@@ -91,11 +92,16 @@ pub(crate) fn median_of(rows: &[&Measured], op: &str, rival: &str) -> f64 {
     row.map_or(f64::NAN, |row| row.median_ms)
 }
 
-/// A line a rival, a column an operation.
-fn table(text: &mut String, rows: &[&Measured], cell: impl Fn(&Measured) -> String) -> Result<()> {
-    let ops: Vec<&str> = Op::ALL.iter().map(|op| op.name()).collect();
+/// A line a rival, a column an operation, if anything of it was timed.
+pub(crate) fn table(
+    text: &mut String,
+    ops: &[&str],
+    rows: &[&Measured],
+    cell: impl Fn(&Measured) -> String,
+) -> Result<()> {
     let ops: Vec<&str> = ops
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|op| rows.iter().any(|row| row.op == *op))
         .collect();
     let mut rivals: Vec<&str> = Vec::new();
@@ -119,27 +125,30 @@ fn table(text: &mut String, rows: &[&Measured], cell: impl Fn(&Measured) -> Stri
     Ok(())
 }
 
-fn about(set: &str) -> &'static str {
+pub(crate) fn about(set: &str) -> &'static str {
     match set {
         "A" => "one tensor of 64 Mi",
         "B" => "GPT-2 small, 148 tensors",
         "C" => "10,000 tensors of 64 to 4096",
+        "E" => "GPT-2 XL, 580 tensors",
         _ => "30 tensors of about 1 k",
     }
 }
 
 /// Three significant digits.
-fn digits(ms: f64) -> String {
+pub(crate) fn digits(ms: f64) -> String {
     let before_point = ms.log10().floor() as i32 + 1;
     format!("{ms:.*}", (3 - before_point).clamp(0, 5) as usize)
 }
 
-fn versions(found: &Findings) -> Vec<String> {
-    let first_line = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).output().ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        text.lines().next().map(str::to_owned)
-    };
+/// The first line that a program prints, if it runs.
+pub(crate) fn first_line(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.lines().next().map(str::to_owned)
+}
+
+pub(crate) fn versions(found: &Findings) -> Vec<String> {
     let mut ours = format!("candle-grad-clip {}", env!("CARGO_PKG_VERSION"));
     if let Some(commit) = first_line("git", &["describe", "--always", "--dirty"]) {
         write!(ours, " at {commit}").ok();

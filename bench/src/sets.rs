@@ -14,6 +14,9 @@ pub(crate) enum Set {
     C,
     /// 30 tensors of about 1 k elements.
     D,
+    /// GPT-2 XL: 580 tensors, 1.6 G elements.
+    #[cfg(feature = "cuda")]
+    E,
 }
 
 impl Set {
@@ -23,6 +26,8 @@ impl Set {
             Self::B => "B",
             Self::C => "C",
             Self::D => "D",
+            #[cfg(feature = "cuda")]
+            Self::E => "E",
         }
     }
 
@@ -30,9 +35,11 @@ impl Set {
     pub(crate) fn shapes(self) -> Vec<Vec<usize>> {
         match self {
             Self::A => vec![vec![64 << 20]],
-            Self::B => gpt2_small(),
+            Self::B => gpt2(12, 768),
             Self::C => uniform_lengths(10_000, 64..=4096),
             Self::D => uniform_lengths(30, 768..=1280),
+            #[cfg(feature = "cuda")]
+            Self::E => gpt2(48, 1600),
         }
     }
 
@@ -42,6 +49,8 @@ impl Set {
             Self::A | Self::B => 25,
             Self::C => 50,
             Self::D => 2000,
+            #[cfg(feature = "cuda")]
+            Self::E => 15,
         }
     }
 
@@ -51,6 +60,8 @@ impl Set {
             Self::A | Self::B => (11, 1),
             Self::C => (21, 1),
             Self::D => (25, 20),
+            #[cfg(feature = "cuda")]
+            Self::E => (11, 1),
         }
     }
 
@@ -62,8 +73,8 @@ impl Set {
     /// Of how many rounds the pasted code takes part in one: it takes longer than all else.
     pub(crate) fn rounds_per_paste_in(self) -> usize {
         match self {
-            Self::A | Self::B => 5,
             Self::C | Self::D => 1,
+            _ => 5,
         }
     }
 
@@ -84,22 +95,20 @@ pub(crate) fn uniform_lengths(
         .collect()
 }
 
-/// The parameters of GPT-2 small; the output layer is the token embedding (tied weights).
-fn gpt2_small() -> Vec<Vec<usize>> {
-    const LAYERS: usize = 12;
-    const WIDTH: usize = 768;
-    let layer_norm = [vec![WIDTH], vec![WIDTH]];
+/// The parameters of a GPT-2; the output layer is the token embedding (tied weights).
+fn gpt2(layers: usize, width: usize) -> Vec<Vec<usize>> {
+    let layer_norm = [vec![width], vec![width]];
     let linear = |inputs: usize, outputs: usize| [vec![inputs, outputs], vec![outputs]];
     let layer = [
         layer_norm.clone(),
-        linear(WIDTH, 3 * WIDTH), // attn.c_attn
-        linear(WIDTH, WIDTH),     // attn.c_proj
+        linear(width, 3 * width), // attn.c_attn
+        linear(width, width),     // attn.c_proj
         layer_norm.clone(),
-        linear(WIDTH, 4 * WIDTH), // mlp.c_fc
-        linear(4 * WIDTH, WIDTH), // mlp.c_proj
+        linear(width, 4 * width), // mlp.c_fc
+        linear(4 * width, width), // mlp.c_proj
     ];
-    let mut shapes = vec![vec![50_257, WIDTH], vec![1024, WIDTH]]; // wte, wpe
-    for _ in 0..LAYERS {
+    let mut shapes = vec![vec![50_257, width], vec![1024, width]]; // wte, wpe
+    for _ in 0..layers {
         shapes.extend(layer.iter().flatten().cloned());
     }
     shapes.extend(layer_norm); // ln_f
@@ -124,6 +133,13 @@ mod tests {
     fn b_is_gpt2_small() {
         assert_eq!(elements(Set::B).len(), 148);
         assert_eq!(elements(Set::B).iter().sum::<usize>(), 124_439_808);
+    }
+
+    #[test]
+    #[cfg(feature = "cuda")]
+    fn e_is_gpt2_xl() {
+        assert_eq!(elements(Set::E).len(), 580);
+        assert_eq!(elements(Set::E).iter().sum::<usize>(), 1_557_611_200);
     }
 
     #[test]

@@ -5,12 +5,14 @@
 
 use crate::device::device;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, Result, Shape, Storage, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, Var};
 use half::{bf16, f16};
 
 /// A tensor of any float dtype from f64 values.
 pub fn tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-    Tensor::from_slice(values, shape.into(), device())?.to_dtype(dtype)
+    // candle can't convert a tensor without elements on a GPU.
+    let tensor = Tensor::from_slice(values, shape.into(), &Device::Cpu)?.to_dtype(dtype)?;
+    tensor.to_device(device())
 }
 
 /// A Var of zeros, shaped and typed as `gradient` is.
@@ -48,6 +50,7 @@ pub fn loss_with_gradients(vars: &[Var], gradients: &[Tensor]) -> Result<Tensor>
 pub fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     tensor
         .detach()
+        .to_device(&Device::Cpu)?
         .to_dtype(DType::F64)?
         .flatten_all()?
         .to_vec1()
@@ -67,7 +70,7 @@ pub fn all_values_of_vars(vars: &[Var]) -> Result<Vec<f64>> {
 
 /// The bits of the elements, so that NaN equals itself and -0.0 differs from 0.0.
 pub fn bits(tensor: &Tensor) -> Result<Vec<u64>> {
-    let flat = tensor.detach().flatten_all()?;
+    let flat = tensor.detach().to_device(&Device::Cpu)?.flatten_all()?;
     Ok(match tensor.dtype() {
         DType::F32 => each(&flat.to_vec1::<f32>()?, |x| x.to_bits().into()),
         DType::F16 => each(&flat.to_vec1::<f16>()?, |x| x.to_bits().into()),
