@@ -97,7 +97,8 @@ fn decisions_do_what_the_clips_do() -> Result<()> {
                         step(&mut right, &named_right, &gradients, backend)?;
                     assert_eq!((&got, &of_fused), (&expected, &expected), "{clip}");
                     // (As text, in which NaN is itself.)
-                    let (report, expected) = (format!("{report:?}"), format!("{expected_report:?}"));
+                    let (report, expected) =
+                        (format!("{report:?}"), format!("{expected_report:?}"));
                     assert_eq!(report, expected, "{clip}");
                 }
             }
