@@ -286,7 +286,11 @@ fn skips_in_a_row_are_counted_on() -> Result<()> {
     let mut resumed = make(100)?;
     resumed.load(&path)?;
     assert!(resumed.last_report().is_none());
-    let error = resumed.step_report(&bad).unwrap_err();
+    let mut last = resumed.step_report(&bad);
+    if last.is_ok() && device().is_cuda() {
+        last = resumed.step_report(&bad); // where the GPU decides, it is noticed by the next step
+    }
+    let error = last.unwrap_err();
     assert!(
         matches!(
             error,

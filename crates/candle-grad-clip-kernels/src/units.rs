@@ -116,7 +116,7 @@ fn measure_columns<E: Element>(
     stats: &mut [Stats],
 ) {
     stats.fill(Stats::ZERO);
-    let mut column = Vec::with_capacity(ROWS);
+    let mut column = Vec::with_capacity(ROWS.min(values.len() / columns));
     for rows in values.chunks(ROWS * columns) {
         for (index, stats) in stats.iter_mut().enumerate() {
             column.clear();
