@@ -16,7 +16,7 @@ use candle_grad_clip::{
 use candle_nn::{Optimizer, ParamsAdamW};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use support::checkpoints::{Folder, split, with_header};
-use support::gradients::{random_values, store_for, store_of, tensor};
+use support::gradients::{host_tensor, random_values, store_for, store_of};
 use support::optimizers::Recorder;
 
 #[global_allocator]
@@ -38,7 +38,7 @@ fn sets() -> Result<Vec<Vec<Tensor>>> {
         vec![300_000, 70_000, 1, 20_000],
         vec![1000; 700],
     ];
-    let gradient = |n: &usize| tensor(&random_values(*n, *n as u64), *n, DType::F32);
+    let gradient = |n: &usize| host_tensor(&random_values(*n, *n as u64), *n, DType::F32);
     let set = |lengths: &Vec<usize>| -> Result<Vec<Tensor>> {
         Ok(lengths
             .iter()
@@ -174,7 +174,7 @@ fn a_fused_step_stays_below_its_memory() -> Result<()> {
 /// 10,000 tensors of 64 to 4096 elements, as the benchmark's set C.
 fn many_small() -> Result<Vec<Tensor>> {
     let lengths = (0..10_000).map(|i| 64 + (i * 7919) % 4033);
-    let gradient = |n: usize| tensor(&vec![0.5; n], n, DType::F32);
+    let gradient = |n: usize| host_tensor(&vec![0.5; n], n, DType::F32);
     Ok(lengths.map(gradient).collect::<candle_core::Result<_>>()?)
 }
 
@@ -209,8 +209,9 @@ fn fused<O: Optimizer<Config: Clone> + 'static>(
 #[test]
 fn units_of_matrices_allocate_little() -> Result<()> {
     let _alone = alone();
-    let gradients = [(600, 500), (64, 4096)]
-        .map(|(rows, columns)| tensor(&vec![0.5; rows * columns], (rows, columns), DType::F32));
+    let gradients = [(600, 500), (64, 4096)].map(|(rows, columns)| {
+        host_tensor(&vec![0.5; rows * columns], (rows, columns), DType::F32)
+    });
     let gradients: Vec<Tensor> = gradients.into_iter().collect::<candle_core::Result<_>>()?;
     for units in ["rows", "columns"] {
         for is_fused in [true, false] {

@@ -399,3 +399,76 @@ fn ten_thousand_tensors_take_three_launches() -> Result<()> {
     }
     Ok(())
 }
+
+/// Vars on CPU and on the GPU in one store: one norm over all of them.
+#[test]
+fn vars_on_two_devices_are_clipped_together() -> Result<()> {
+    let _driver = Driver::lock();
+    let gpu = Device::new_cuda(0)?;
+    let train = |devices: [&Device; 2], fused: bool| -> Result<_> {
+        let mut all = Vec::new();
+        for (i, tensor) in tensors(100, &Device::Cpu)?.iter().enumerate() {
+            all.push(Var::from_tensor(&tensor.to_device(devices[i % 2])?)?);
+        }
+        let gradients = |seed| -> Result<GradStore> {
+            let on_cpu = tensors(seed, &Device::Cpu)?;
+            let moved = on_cpu.iter().zip(&all);
+            let moved = moved.map(|(tensor, var)| tensor.to_device(var.device()));
+            Ok(store_for(&all, &moved.collect::<Result<Vec<_>, _>>()?))
+        };
+        let mut norms = Vec::new();
+        if fused {
+            let mut opt = adamw(&all, Clip::norm(1.0))?;
+            for step in 0..3 {
+                norms.push(opt.step_report(&gradients(step)?)?.total_norm()?);
+            }
+        } else {
+            let inner = candle_nn::SGD::new(all.clone(), 0.125)?;
+            let mut opt = ClippedOptimizer::wrap(inner, named(&all), Clip::norm(1.0))?;
+            for step in 0..3 {
+                norms.push(opt.step_report(&gradients(step)?)?.total_norm()?);
+            }
+        }
+        let on_cpu = all.iter().map(|var| var.to_device(&Device::Cpu));
+        Ok((on_cpu.collect::<Result<Vec<_>, _>>()?, norms))
+    };
+    for fused in [true, false] {
+        let (right, right_norms) = train([&Device::Cpu; 2], fused)?;
+        for devices in [[&gpu, &Device::Cpu], [&Device::Cpu, &gpu], [&gpu, &gpu]] {
+            let (got, norms) = train(devices, fused)?;
+            for (i, (got, right)) in got.iter().zip(&right).enumerate() {
+                crate::assert_close(got, right, 1e-5, &format!("fused {fused}, Var {i}"))?;
+            }
+            for (norm, right) in norms.iter().zip(&right_norms) {
+                assert!((norm / right - 1.0).abs() < 1e-12, "{norm} for {right}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gradients that begin anywhere, or are not one after the other: the bits are those of aligned copies.
+#[test]
+fn unaligned_and_strided_gradients_are_read_as_they_are() -> Result<()> {
+    let _driver = Driver::lock();
+    let gpu = Device::new_cuda(0)?;
+    for dtype in DTYPES {
+        for offset in 0..5 {
+            let values = random_values(5_000 + offset, offset as u64);
+            let whole = Tensor::from_vec(values, 5_000 + offset, &Device::Cpu)?.to_dtype(dtype)?;
+            let whole = whole.to_device(&gpu)?;
+            let unaligned = whole.narrow(0, offset, 5_000)?.reshape((50, 100))?;
+            let strided = unaligned.t()?.contiguous()?.t()?;
+            let train = |grad: &Tensor| -> Result<_> {
+                let var = Var::zeros((50, 100), dtype, &gpu)?;
+                let mut opt = sgd(&[var.clone()], Clip::norm(1.0))?;
+                let report = opt.step_report(&store_for(&[var.clone()], &[grad.clone()]))?;
+                Ok((bits_of_vars(&[var])?, report.total_norm()?))
+            };
+            let right = train(&unaligned.copy()?)?;
+            assert!(train(&unaligned)? == right, "{dtype:?}, from {offset}");
+            assert!(train(&strided)? == right, "{dtype:?}, strided");
+        }
+    }
+    Ok(())
+}

@@ -10,14 +10,17 @@ use half::{bf16, f16};
 
 /// A tensor of any float dtype from f64 values.
 pub fn tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-    // candle can't convert a tensor without elements on a GPU.
-    let tensor = Tensor::from_slice(values, shape.into(), &Device::Cpu)?.to_dtype(dtype)?;
-    tensor.to_device(device())
+    host_tensor(values, shape, dtype)?.to_device(device())
 }
 
-/// A Var of zeros, shaped and typed as `gradient` is.
+/// The same on CPU, wherever the tests run. (candle can't convert a tensor without elements on a GPU.)
+pub fn host_tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    Tensor::from_slice(values, shape.into(), &Device::Cpu)?.to_dtype(dtype)
+}
+
+/// A Var of zeros, shaped and typed as `gradient` is, where it is.
 pub fn var_for(gradient: &Tensor) -> Result<Var> {
-    Var::zeros(gradient.shape(), gradient.dtype(), device())
+    Var::zeros(gradient.shape(), gradient.dtype(), gradient.device())
 }
 
 /// Vars of zeros and a store that holds `gradients` as theirs.
@@ -38,7 +41,8 @@ pub fn store_for(vars: &[Var], gradients: &[Tensor]) -> GradStore {
 
 /// A scalar whose gradient with respect to each Var is the tensor beside it, to the bit.
 pub fn loss_with_gradients(vars: &[Var], gradients: &[Tensor]) -> Result<Tensor> {
-    let mut loss = Tensor::new(0f64, device())?;
+    let device = gradients.first().map_or(device(), Tensor::device);
+    let mut loss = Tensor::new(0f64, device)?;
     for (var, gradient) in vars.iter().zip(gradients) {
         let product = var.to_dtype(DType::F64)? * gradient.to_dtype(DType::F64)?;
         loss = (loss + product?.sum_all()?)?;
