@@ -47,6 +47,7 @@ constexpr size_t TOTAL_BYTES = size_t(8) << 30;
 std::recursive_mutex mutex;
 std::map<std::string, uint64_t> counts;
 std::map<Pointer, size_t> allocations;
+std::map<Pointer, size_t> pinned; // host memory
 size_t live_bytes;
 uint64_t allocations_left = UINT64_MAX;
 std::set<std::string> failing_kernels;
@@ -118,13 +119,15 @@ Result release(Pointer start) {
     return overrun ? complain(LAUNCH_FAILED, "a write out of bounds of the freed memory") : SUCCESS;
 }
 
-/// Whether that is within one allocation.
-bool is_device(Pointer start, size_t bytes) {
-    auto after = allocations.upper_bound(start);
-    if (after == allocations.begin()) return false;
+/// Whether that is within one of these allocations.
+bool is_within(const std::map<Pointer, size_t>& all, Pointer start, size_t bytes) {
+    auto after = all.upper_bound(start);
+    if (after == all.begin()) return false;
     auto [first, size] = *std::prev(after);
     return start - first <= size && bytes <= size - (start - first);
 }
+
+bool is_device(Pointer start, size_t bytes) { return is_within(allocations, start, bytes); }
 
 Result copy(Pointer to, Pointer from, size_t bytes, bool to_device, bool from_device) {
     if (bytes == 0) return SUCCESS;
@@ -156,10 +159,17 @@ API Result cuMemAllocAsync(Pointer* out, size_t bytes, void*) {
 API Result cuMemFree_v2(Pointer start) { LOCK_AND_CHECK_CONTEXT; return release(start); }
 API Result cuMemFreeAsync(Pointer start, void*) { LOCK_AND_CHECK_CONTEXT; return release(start); }
 API Result cuMemHostAlloc(void** out, size_t bytes, unsigned) {
+    std::lock_guard lock(mutex);
     *out = malloc(bytes);
+    if (*out) pinned[reinterpret_cast<Pointer>(*out)] = bytes;
     return *out ? SUCCESS : OUT_OF_MEMORY;
 }
-API Result cuMemFreeHost(void* memory) { free(memory); return SUCCESS; }
+API Result cuMemFreeHost(void* memory) {
+    std::lock_guard lock(mutex);
+    pinned.erase(reinterpret_cast<Pointer>(memory));
+    free(memory);
+    return synchronize(); // as CUDA does
+}
 API Result cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
     LOCK_AND_CHECK_CONTEXT;
     *free_bytes = TOTAL_BYTES - live_bytes;
@@ -175,11 +185,16 @@ API Result cuMemsetD8Async(Pointer start, unsigned char value, size_t bytes, voi
 API Result cuMemsetD8_v2(Pointer start, unsigned char value, size_t bytes) { return cuMemsetD8Async(start, value, bytes, nullptr); }
 
 // Copies from and to pageable memory hold the caller up, with or without Async: one from the device
-// until all before it is done, so it counts as a synchronization; one to the device does not.
+// until all before it is done, so it counts as a synchronization; one to the device does not, nor does
+// one to pinned memory.
 API Result cuMemcpyHtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void*) { LOCK_AND_CHECK_CONTEXT; return copy(to, from, bytes, true, false); }
 API Result cuMemcpyHtoD_v2(Pointer to, Pointer from, size_t bytes) { LOCK_AND_CHECK_CONTEXT; synchronize(); return copy(to, from, bytes, true, false); }
-API Result cuMemcpyDtoHAsync_v2(Pointer to, Pointer from, size_t bytes, void*) { LOCK_AND_CHECK_CONTEXT; synchronize(); return copy(to, from, bytes, false, true); }
-API Result cuMemcpyDtoH_v2(Pointer to, Pointer from, size_t bytes) { return cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr); }
+API Result cuMemcpyDtoHAsync_v2(Pointer to, Pointer from, size_t bytes, void*) {
+    LOCK_AND_CHECK_CONTEXT;
+    if (!is_within(pinned, to, bytes)) synchronize();
+    return copy(to, from, bytes, false, true);
+}
+API Result cuMemcpyDtoH_v2(Pointer to, Pointer from, size_t bytes) { LOCK_AND_CHECK_CONTEXT; synchronize(); return copy(to, from, bytes, false, true); }
 API Result cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void*) { LOCK_AND_CHECK_CONTEXT; return copy(to, from, bytes, true, true); }
 API Result cuMemcpyDtoD_v2(Pointer to, Pointer from, size_t bytes) { return cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr); }
 API Result cuPointerGetAttribute(void* out, int attribute, Pointer pointer) {
