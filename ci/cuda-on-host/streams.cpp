@@ -39,9 +39,11 @@ struct PerThread {
     Shared stream = std::make_shared<Stream>();
     ~PerThread() {
         std::lock_guard lock(mutex);
+        std::string of_others = std::move(unreported);
+        unreported.clear();
         run_until(*stream, stream->issued);
         if (!unreported.empty()) fprintf(stderr, "cuda on host: nobody saw this error: %s\n", unreported.c_str());
-        unreported.clear();
+        unreported = of_others;
         streams.erase(this);
     }
 };
