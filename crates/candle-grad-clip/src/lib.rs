@@ -16,6 +16,8 @@
 //! ```
 //!
 //! - [`ClippedOptimizer`] wraps any candle optimizer, and tells in a [`StepReport`] what it did.
+//! - [`Clip`] is what it does: by norm, by value, by a limit that follows the training, or several of these; a
+//!   [`ClipRule`] is one of your own.
 //! - [`clip_grad_norm`], [`clip_grad_value`], [`clip_by_global_norm`], [`total_norm`] and
 //!   [`clip_grads_with_norm`] work on a `GradStore` directly.
 //! - [`Summary`] answers "which `max_norm`?" from the steps it has seen.
