@@ -112,11 +112,16 @@ fn clipping_in_place_allocates_nothing_of_a_gradients_size() -> Result<()> {
     Ok(())
 }
 
+/// Of vectors, each of which is one unit, with weights of zero.
+fn agc() -> Clip {
+    "agc:clipping=0.1".parse().unwrap()
+}
+
 #[test]
 fn a_step_keeps_one_buffer() -> Result<()> {
     let _alone = alone();
     for gradients in sets()? {
-        for clip in [Clip::norm(0.5), Clip::value(0.5), Clip::none()] {
+        for clip in [Clip::norm(0.5), Clip::value(0.5), Clip::none(), agc()] {
             let what = format!("{clip}, {} tensors", gradients.len());
             let (vars, _) = store_of(&gradients)?;
             let store = store_for(&vars, &gradients);
@@ -178,7 +183,7 @@ fn fused<O: Optimizer<Config: Clone> + 'static>(
     config: O::Config,
     limit: usize,
 ) -> Result<()> {
-    for clip in [Clip::norm(0.5), Clip::value(0.25), Clip::none()] {
+    for clip in [Clip::norm(0.5), Clip::value(0.25), Clip::none(), agc()] {
         let name = std::any::type_name::<O>();
         let what = format!("{name} {clip}, {} tensors", gradients.len());
         let (vars, _) = store_of(gradients)?;
@@ -189,7 +194,53 @@ fn fused<O: Optimizer<Config: Clone> + 'static>(
         assert_eq!(opt.last_report().unwrap().path(), StepPath::Fused);
         assert_little(stats, gradients, &what);
         let bytes = stats.bytes_allocated;
+        // For units there are the numbers of each beside, of gradients and weights.
+        let limit = if what.contains("agc") {
+            2 * limit
+        } else {
+            limit
+        };
         assert!(bytes < limit, "{what}: {bytes} bytes, {limit} allowed");
+    }
+    Ok(())
+}
+
+/// The units of matrices: some numbers for each, far below the matrix.
+#[test]
+fn units_of_matrices_allocate_little() -> Result<()> {
+    let _alone = alone();
+    let gradients = [(600, 500), (64, 4096)]
+        .map(|(rows, columns)| tensor(&vec![0.5; rows * columns], (rows, columns), DType::F32));
+    let gradients: Vec<Tensor> = gradients.into_iter().collect::<candle_core::Result<_>>()?;
+    for units in ["rows", "columns"] {
+        for is_fused in [true, false] {
+            let (vars, _) = store_of(&gradients)?;
+            for (i, var) in vars.iter().enumerate() {
+                // Weights that differ, so that coefficients do.
+                let ramp = Tensor::arange(0f32, var.elem_count() as f32, &Device::Cpu)?;
+                var.set(&(ramp.reshape(var.shape())? * f64::from(i as u32 + 1))?)?;
+            }
+            let store = store_for(&vars, &gradients);
+            let clip: Clip = format!("agc:clipping=1e-9,units={units}").parse()?;
+            let stats = if is_fused {
+                let inner = AdamW::new(vars.clone(), ParamsAdamW::default())?;
+                let mut opt = ClippedOptimizer::wrap(inner, vars, clip)?;
+                let stats = allocated(|| Ok(opt.step(&store)?))?;
+                assert!(opt.last_report().unwrap().num_clipped()? > 100);
+                stats
+            } else {
+                let inner = Recorder::new(vars.clone(), false)?;
+                let mut opt = ClippedOptimizer::wrap(inner, vars, clip)?;
+                allocated(|| Ok(opt.step(&store)?))?
+            };
+            let what = format!("{units}, fused {is_fused}");
+            let (ours, theirs) = (stats.bytes_allocated, bytes(&gradients));
+            // The columns' tasks gather in buffers of 4 KiB each.
+            assert!(
+                ours < theirs / 2,
+                "{what}: {ours} bytes for gradients of {theirs}"
+            );
+        }
     }
     Ok(())
 }

@@ -98,10 +98,7 @@ fn a_norm_past_the_largest_number_never_enters() -> Result<()> {
         for (gradients, right) in history.iter().zip(undisturbed) {
             let (got, _) = step(&mut opt, &named, gradients, Backend::Cpu)?;
             // (Each Var's own clipped norm does fit, so AdaGC takes it.)
-            assert!(
-                got == right || clip.to_string().starts_with("adagc"),
-                "{clip}"
-            );
+            assert!(got == right || clip.to_string().contains("adagc"), "{clip}");
             let (got, report) = step(&mut opt, &named, &huge, Backend::Cpu)?;
             assert!(
                 report.clipped_norm()?.is_finite() || !report.was_clipped()?,

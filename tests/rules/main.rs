@@ -1,10 +1,16 @@
 //! Methods that choose their own limit, each against its equation written out again, over random histories.
 #![allow(clippy::unwrap_used)]
 
+mod agc;
+mod agc_cases;
 mod conformance;
 mod formulas;
 mod history;
+mod list;
+mod loss;
+mod own;
 mod resume;
+mod schedule;
 mod text;
 
 use anyhow::Result;
@@ -116,6 +122,7 @@ pub(crate) fn with_history() -> Vec<Clip> {
         "zclip:warmup=200",
         "adagc:warmup=6,beta=0.7",
         "skip:z=1.5,window=12,max_norm=3",
+        "skip:z=1.5,window=12+zclip:warmup=4,z=1,max_norm=inf+adagc:warmup=6,beta=0.7+norm:2",
     ]
     .iter()
     .map(|text| text.parse::<Clip>().unwrap().max_skips(1000))

@@ -186,6 +186,19 @@ pub enum Error {
         /// The [`Clip`](crate::Clip) as text.
         clip: String,
     },
+    /// The same, the last of them by a [`ClipRule`](crate::ClipRule).
+    #[error(
+        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the ClipRule skipped a step of norm \
+         {total_norm}; the weights are as they were before the first of them"
+    )]
+    TooManyRuleSkips {
+        /// Skipped steps in a row, this one included.
+        skips: u32,
+        /// How many are allowed.
+        max_skips: u32,
+        /// The norm of this step's gradients.
+        total_norm: f64,
+    },
     /// A loss that is not one number, for a rule that looks at it.
     #[error("the loss has shape {shape:?}, expected one number: the clip looks at it (loss_z)")]
     LossShape {

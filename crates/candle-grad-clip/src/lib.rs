@@ -78,8 +78,8 @@ mod vars;
 
 pub use accumulate::GradAccumulator;
 pub use clip::{
-    AdaGc, Agc, AgcUnits, AutoClip, Clip, GroupRecord, NonFinite, QuantileClip, SkipReason,
-    SkipSteps, ZClip, ZClipMode,
+    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GroupRecord, Measured, NonFinite,
+    QuantileClip, SkipReason, SkipSteps, ZClip, ZClipMode,
 };
 pub use error::{Error, Result};
 pub use functions::{

@@ -1,3 +1,6 @@
+mod rule;
+mod schedule;
+
 use std::any::type_name;
 use std::fmt;
 use std::path::Path;
@@ -11,11 +14,12 @@ use candle_nn::Optimizer;
 use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::checkpoint::WrapperRecord;
 use crate::clip::{
-    Action, Clip, Decision, Edits, Limits, NonFinite, Observed, RuleState, SkipReason,
+    Action, Clip, ClipRule, Decision, Edits, Limits, NonFinite, Observed, Own, RuleState,
+    SkipReason,
 };
 use crate::functions::{insert, non_finite_error};
 use crate::loss_scaler::LossScaler;
-use crate::measure::{Measurements, measure_unscaled};
+use crate::measure::{Measurements, Request, measure_unscaled};
 use crate::optim::{self, Clipped, ParamGroups};
 use crate::report::{StepPath, StepRecord, StepReport};
 use crate::units::{UnitPlan, measure_units};
@@ -97,6 +101,10 @@ pub struct ClippedOptimizer<O: Optimizer> {
     rule: RuleState,
     /// If the clip has a rule for units.
     units: Option<Arc<UnitPlan>>,
+    /// The limit of each step, in place of the clip's.
+    schedule: Option<schedule::Schedule>,
+    /// A rule of the user's, in place of the clip's.
+    own: Option<Box<dyn ClipRule>>,
     limits: Limits,
     expect_missing: Vec<String>,
     with_param_norms: bool,
@@ -144,6 +152,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             clip,
             rule: RuleState::default(),
             units,
+            schedule: None,
+            own: None,
             limits: Limits::default(),
             expect_missing: Vec::new(),
             with_param_norms: false,
@@ -159,7 +169,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     ///
     /// A clip of the same method keeps what the one before has seen of the training (a shorter window keeps the latest
     /// norms); another method starts anew.
-    /// A schedule is a call before each step: `opt.set_clip(Clip::norm(max_norm_at(step)))?`.
+    /// A limit that follows the step: [`with_max_norm_schedule`](Self::with_max_norm_schedule).
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -190,6 +200,12 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     fn check_clip(&self, clip: &Clip) -> Result<Option<Arc<UnitPlan>>> {
         clip.check()?;
         clip.check_groups(self.limits.groups().has_limits())?;
+        if self.schedule.is_some() {
+            clip.check_schedule()?;
+        }
+        if self.own.is_some() {
+            rule::check_none(clip)?;
+        }
         clip.unit_plan(&self.vars)
     }
 
@@ -387,8 +403,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     fn step_with(&mut self, grads: &GradStore, loss: Option<f64>) -> Result<StepReport> {
-        let measured = self.measure(grads, loss)?;
-        let decision = self.decide(&measured)?;
+        let (measured, decision) = self.measure_and_decide(grads, loss)?;
         if let Some(report) = self.fused_step(grads, &measured, &decision)? {
             return Ok(self.finish(report, &decision.observed));
         }
@@ -427,14 +442,11 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// As [`ClippedOptimizer::step_report`], and those of `backward`; a loss that is not one number for a rule that looks at it.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
-        let value = self
-            .clip
-            .reads_loss()
-            .then(|| loss_value(loss))
-            .transpose()?;
+        let own = self.own.as_ref();
+        let reads = self.clip.reads_loss() || own.is_some_and(|own| own.reads_loss());
+        let value = reads.then(|| loss_value(loss)).transpose()?;
         let mut grads = self.scale_loss(loss)?.backward()?;
-        let measured = self.measure(&grads, value)?;
-        let decision = self.decide(&measured)?;
+        let (measured, decision) = self.measure_and_decide(&grads, value)?;
         if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
             return Ok(self.finish(report, &decision.observed));
         }
@@ -552,9 +564,35 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             .map_or(1.0, LossScaler::current_scale)
     }
 
+    /// What is measured, and what is to be done, with the errors that end a step before it began.
+    fn measure_and_decide<'g>(
+        &mut self,
+        grads: &'g GradStore,
+        loss: Option<f64>,
+    ) -> Result<(Measurements<'g>, Decision)> {
+        self.schedule()?;
+        let mut measured = self.measure(grads, loss, self.clip.request())?;
+        let own = self.ask_own_rule(&measured)?;
+        let clip_value = own.as_ref().and_then(|own| own.decision.bound());
+        if clip_value.is_some() {
+            let request = Request {
+                clip_value,
+                ..self.clip.request()
+            };
+            measured = self.measure(grads, loss, request)?;
+        }
+        let decision = self.decide(&measured, own)?;
+        Ok((measured, decision))
+    }
+
     /// Measures the gradients as they are without the loss's scale.
-    fn measure<'g>(&self, grads: &'g GradStore, loss: Option<f64>) -> Result<Measurements<'g>> {
-        let (vars, request, scale) = (self.vars.list(), self.clip.request(), self.loss_scale());
+    fn measure<'g>(
+        &self,
+        grads: &'g GradStore,
+        loss: Option<f64>,
+        request: Request,
+    ) -> Result<Measurements<'g>> {
+        let (vars, scale) = (self.vars.list(), self.loss_scale());
         let measured = match &self.units {
             Some(units) => measure_units(vars, grads, request.norm_type, units, scale),
             None => measure_unscaled(vars, grads, request, scale),
@@ -563,7 +601,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// The decision, with the errors that end a step before it began.
-    fn decide(&mut self, measured: &Measurements<'_>) -> Result<Decision> {
+    fn decide(&mut self, measured: &Measurements<'_>, own: Option<Own>) -> Result<Decision> {
         let scale = self.loss_scale();
         let bad = measured.total.stats.non_finite();
         if scale > 1.0 && bad > 0 {
@@ -578,7 +616,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         }
         let decision = self
             .clip
-            .decide(&self.rule, measured, &self.limits)
+            .decide(&self.rule, measured, &self.limits, own)
             .of_scaled(scale);
         let Action::Refuse(reason) = decision.action else {
             self.skips_in_a_row = 0;
@@ -632,6 +670,17 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                     });
                 }
                 tracing::warn!(step, loss, "step skipped: the loss is too large");
+            }
+            SkipReason::Rule => {
+                let total_norm = measured.norm().value();
+                if skips > max_skips {
+                    return Err(Error::TooManyRuleSkips {
+                        skips,
+                        max_skips,
+                        total_norm,
+                    });
+                }
+                tracing::warn!(step, total_norm, "step skipped: by the ClipRule");
             }
         }
         Ok(decision)
@@ -718,6 +767,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// The step is done as decided: only now the rule's history takes it in.
     fn finish(&mut self, report: StepReport, observed: &Observed) -> StepReport {
         self.clip.observe(&mut self.rule, observed);
+        self.observe_own_rule(observed);
         self.step = report.record.step;
         let finite = report.record.non_finite == 0;
         // Not for a step that the policy took all the same.
@@ -768,6 +818,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             step: self.step,
             skips_in_a_row: self.skips_in_a_row,
             loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
+            own_rule: self.own.as_ref().map(|own| own.save()).unwrap_or_default(),
         };
         self.inner
             .save_to(path.as_ref(), Some((&self.vars, wrapper)))
@@ -808,14 +859,20 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// As [`optim::AdamW::load`]. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         self.inner.adopt(&self.vars); // `inner_mut` may have put another in its place
+        let path = path.as_ref();
         let (vars, has_limits) = (&self.vars, self.limits.groups().has_limits());
+        let (own, has_schedule) = (&mut self.own, self.schedule.is_some());
         let mut units = None;
         let mut check = |wrapper: &WrapperRecord| {
-            wrapper.clip.check_groups(has_limits)?;
-            units = wrapper.clip.unit_plan(vars)?;
-            Ok(())
+            let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
+            clip.check_groups(has_limits)?;
+            if has_schedule {
+                clip.check_schedule()?;
+            }
+            units = clip.unit_plan(vars)?;
+            rule::load(own.as_mut(), clip, state, path)
         };
-        if let Some(wrapper) = self.inner.load_from(path.as_ref(), &mut check)? {
+        if let Some(wrapper) = self.inner.load_from(path, &mut check)? {
             self.rule = wrapper.rule.state(self.vars.names());
             self.clip = wrapper.clip;
             self.units = units;

@@ -99,13 +99,14 @@ pub struct StepRecord {
     /// The same after clipping; 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clipped_norm: f64,
-    /// What every gradient was multiplied by, at most 1 (the smallest where each Var has its own); 1 for a value clip, 0
+    /// What every gradient was multiplied by, at most 1 (the smallest where each Var or unit has its own); 1 for a value clip, 0
     /// for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
     /// Whether clipping changed anything.
     pub was_clipped: bool,
-    /// Elements that a value clip changed; 0 for a norm clip, which changes all or none.
+    /// Elements that a value clip changed, or units that [`Clip::agc`](crate::Clip::agc) changed; 0 for a norm clip, which changes all
+    /// or none.
     pub num_clipped: u64,
     /// Whether the step was skipped.
     pub skipped: bool,
@@ -230,7 +231,7 @@ impl StepReport {
     }
 
     /// What every gradient was multiplied by: `min(1, max_norm / (total_norm + eps))`. The
-    /// smallest where each Var has its own, 1 for a value clip, 0 for a skipped step.
+    /// smallest where each Var or unit has its own, 1 for a value clip, 0 for a skipped step.
     ///
     /// ```
     #[doc = include_str!("step_example.md")]
@@ -262,7 +263,7 @@ impl StepReport {
         Ok(self.record.was_clipped)
     }
 
-    /// How many elements a value clip changed.
+    /// How many elements a value clip changed; how many units, for [`Clip::agc`](crate::Clip::agc).
     ///
     /// ```
     #[doc = include_str!("step_example.md")]
@@ -295,7 +296,7 @@ impl StepReport {
         Ok(self.record.skipped)
     }
 
-    /// Why the step was skipped, if it was: gradients that are not finite, or a norm that was too large for the rule.
+    /// Why the step was skipped, if it was: gradients that are not finite, or a norm or loss that was too large for the rule.
     ///
     /// ```
     #[doc = include_str!("step_example.md")]

@@ -60,6 +60,9 @@ pub(crate) struct WrapperRecord {
     pub(crate) skips_in_a_row: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss_scaler: Option<Scaling>,
+    /// What a rule of the user's saved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) own_rule: Vec<f64>,
 }
 
 impl Document {
@@ -138,6 +141,12 @@ impl Document {
             .and_then(|wrapper| wrapper.rule.fault())
         {
             return invalid(reason);
+        }
+        let own_rule = self.wrapper.iter().flat_map(|wrapper| &wrapper.own_rule);
+        if let Some(bad) = own_rule.into_iter().find(|x| !x.is_finite()) {
+            return invalid(format!(
+                "the ClipRule's state has {bad}, expected finite numbers"
+            ));
         }
         let wrapper_step = self.wrapper.as_ref().map_or(0, |wrapper| wrapper.step);
         for (name, steps) in [("steps", self.steps), ("step", wrapper_step)] {

@@ -142,18 +142,31 @@ impl Edits {
         }
     }
 
+    /// The smallest coefficient of a Var, 1 at most.
+    pub(super) fn smallest_coef_of(&self, index: usize) -> f64 {
+        match self {
+            Self::PerUnit(units) => smallest(units.of_var(index)),
+            _ => smallest(&[coef_of(self.of_whole(index)).0]),
+        }
+    }
+
     /// The smallest coefficient, 1 at most.
     pub(super) fn smallest_coef(&self) -> f64 {
         let of_edits = |edits: &[Edit]| {
             let coefs = edits.iter().map(|edit| coef_of(*edit).0);
-            coefs.fold(1.0, |x, y| smaller(y, x))
+            smallest(&coefs.collect::<Vec<f64>>())
         };
         match self {
             Self::All(edit) => of_edits(&[*edit]),
             Self::Grouped { edits, .. } | Self::PerVar(edits) => of_edits(edits),
-            Self::PerUnit(units) => units.coefs.iter().fold(1.0, |x, y| smaller(*y, x)),
+            Self::PerUnit(units) => smallest(&units.coefs),
         }
     }
+}
+
+/// The smallest, 1 at most, or NaN where one is.
+fn smallest(coefs: &[f64]) -> f64 {
+    coefs.iter().fold(1.0, |x, y| smaller(*y, x))
 }
 
 /// The edit that does what `first` does, and then what `second` does.

@@ -71,11 +71,13 @@ pub(super) fn decide(
         let max_norm = group.limit().unwrap_or(f64::INFINITY);
         own.push(clip_coef(*stats, norm_type, max_norm, eps, zero_non_finite));
     }
+    let has_limits = limits.groups.has_limits();
     let of_vars = match &common.action {
-        Action::Edit(Edits::PerVar(edits)) => Some(of_vars(edits, limits, &own)),
+        Action::Edit(Edits::PerVar(edits)) if has_limits => Some(of_vars(edits, limits, &own)),
         _ => None,
     };
     let coefs: Vec<f64> = match &of_vars {
+        None if !has_limits => smallest(&common, limits),
         None => own
             .iter()
             .map(|own| smaller(*own, common.clip_coef))
@@ -116,7 +118,7 @@ pub(super) fn decide(
             ..per_var::scale(measured, of_vars, zero_non_finite)
         };
     }
-    if coefs[1..].iter().all(|coef| *coef == common.clip_coef) {
+    if !has_limits || coefs[1..].iter().all(|coef| *coef == common.clip_coef) {
         return Decision { groups, ..common };
     }
     let parts = stats.iter().map(|stats| stats.power);
@@ -137,6 +139,17 @@ pub(super) fn decide(
         groups,
         ..common
     }
+}
+
+/// The smallest coefficient in each group.
+fn smallest(common: &Decision, limits: &Limits) -> Vec<f64> {
+    let mut smallest = vec![1.0; limits.groups.iter().len() + 1];
+    if let Action::Edit(edits) = &common.action {
+        for (index, place) in limits.places.iter().enumerate() {
+            smallest[*place] = smaller(edits.smallest_coef_of(index), smallest[*place]);
+        }
+    }
+    smallest
 }
 
 /// The coefficient of each Var where each has its own, and its group one on top.

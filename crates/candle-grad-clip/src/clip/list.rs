@@ -75,10 +75,19 @@ impl Clip {
         if !rules.is_empty() {
             whole.rules = rules;
         }
-        match fault(&whole.rules) {
-            Some(reason) => Err(Error::InvalidClip { text, reason }),
-            None => Ok(whole),
-        }
+        check(&whole)?;
+        Ok(whole)
+    }
+}
+
+/// Whether its rules can follow each other.
+pub(super) fn check(clip: &Clip) -> Result<()> {
+    match fault(&clip.rules) {
+        Some(reason) => Err(Error::InvalidClip {
+            text: clip.to_string(),
+            reason,
+        }),
+        None => Ok(()),
     }
 }
 

@@ -6,9 +6,11 @@ mod auto;
 mod block_rms;
 mod edits;
 mod groups;
+mod limit;
 mod list;
 mod non_finite;
 mod norm;
+mod own;
 mod param_norm;
 mod per_var;
 mod quantile;
@@ -31,6 +33,8 @@ pub use groups::GroupRecord;
 pub(crate) use groups::Limits;
 pub use non_finite::NonFinite;
 pub(crate) use norm::clip_coef;
+pub(crate) use own::Own;
+pub use own::{ClipDecision, ClipRule, Measured};
 pub use quantile::QuantileClip;
 pub use skip::SkipSteps;
 pub(crate) use state::{Observed, RuleState};
@@ -429,7 +433,13 @@ impl Clip {
     /// Checks every field.
     pub(crate) fn check(&self) -> Result<()> {
         checked(self.norm_type)?;
-        self.rules.iter().try_for_each(Rule::check)
+        self.rules.iter().try_for_each(Rule::check)?;
+        list::check(self)
+    }
+
+    /// Whether nothing is to be done but what the policies say.
+    pub(crate) fn is_none(&self) -> bool {
+        self.rules.iter().all(|rule| rule.method == Method::None)
     }
 
     pub(crate) fn request(&self) -> Request {
@@ -480,12 +490,14 @@ impl Clip {
     /// What is to be done with gradients that measured so, of Vars in groups.
     ///
     /// `state` is the history that earlier steps left. What this step adds to it is in
-    /// [`Decision::observed`], and enters it only when the step has been taken.
+    /// [`Decision::observed`], and enters it only when the step has been taken. `own` is what a rule of the user's decided, in place of
+    /// this clip's.
     pub(crate) fn decide(
         &self,
         state: &RuleState,
         measured: &Measurements<'_>,
         limits: &Limits,
+        own: Option<Own>,
     ) -> Decision {
         let bad = measured.total.stats.non_finite() > 0;
         let zero_non_finite = match self.non_finite {
@@ -495,9 +507,10 @@ impl Clip {
             NonFinite::Zero => bad,
             NonFinite::Error | NonFinite::SkipStep | NonFinite::Propagate => false,
         };
-        let decision = match &self.rules[..] {
-            [rule] => rule.decide(state, measured, zero_non_finite),
-            rules => list::decide(rules, state, measured, zero_non_finite),
+        let decision = match (own, &self.rules[..]) {
+            (Some(own), _) => own.decide(measured, zero_non_finite),
+            (None, [rule]) => rule.decide(state, measured, zero_non_finite),
+            (None, rules) => list::decide(rules, state, measured, zero_non_finite),
         };
         if limits.is_empty() || matches!(decision.action, Action::Refuse(_)) {
             return decision;
@@ -659,6 +672,8 @@ pub enum SkipReason {
     LargeNorm,
     /// The loss was too large for the rule; the gradients were finite.
     LargeLoss,
+    /// A [`ClipRule`] said so.
+    Rule,
 }
 
 impl Decision {

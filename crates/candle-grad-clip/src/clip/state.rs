@@ -1,6 +1,6 @@
 //! What a rule remembers of earlier steps. It is apart from [`Clip`], which stays plain data.
 
-use super::{Clip, Method, adagc, auto, quantile, skip, zclip};
+use super::{Clip, Method, Own, adagc, auto, quantile, skip, zclip};
 
 /// The histories of all rules: that of the wrapper's own may have something in it, the others are empty.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -26,6 +26,8 @@ pub(crate) enum Observed {
         norm: Option<f64>,
         loss: Option<f64>,
     },
+    /// What the user's rule gets.
+    Own(Box<Own>),
     /// What each of several rules adds.
     Each(Vec<Observed>),
 }

@@ -1,0 +1,249 @@
+//! Rules that users write: from what was measured to what is to be done.
+
+use std::sync::Arc;
+
+use super::{Decision, NonFinite, NormType, Observed, SkipReason, check_limit, per_var, value};
+use crate::measure::Measurements;
+use crate::{Error, Result};
+
+/// A clipping rule of your own, for [`ClippedOptimizer::with_rule`](crate::ClippedOptimizer::with_rule): from norms to
+/// what is to be done. Measuring, applying, skipping and reporting stay the wrapper's.
+///
+/// Here one that limits the norm to twice its own running mean:
+///
+/// ```
+/// use candle_grad_clip::{ClipDecision, ClipRule, Measured};
+/// # use candle_core::{Device, Var};
+/// # use candle_grad_clip::{Clip, ClippedOptimizer};
+/// # use candle_nn::{Optimizer, SGD};
+///
+/// #[derive(Default)]
+/// struct TwiceTheMean {
+///     mean: Option<f64>,
+/// }
+///
+/// impl ClipRule for TwiceTheMean {
+///     fn decide(&self, measured: &Measured) -> ClipDecision {
+///         match self.mean {
+///             Some(mean) if measured.total_norm() > 2.0 * mean => {
+///                 ClipDecision::Scale(2.0 * mean / measured.total_norm())
+///             }
+///             _ => ClipDecision::Leave,
+///         }
+///     }
+///
+///     fn observe(&mut self, measured: &Measured, _: &ClipDecision) {
+///         let mean = self.mean.unwrap_or(measured.total_norm());
+///         self.mean = Some(0.9 * mean + 0.1 * measured.total_norm());
+///     }
+///
+///     fn save(&self) -> Vec<f64> {
+///         self.mean.into_iter().collect()
+///     }
+///
+///     fn load(&mut self, state: &[f64]) -> Result<(), String> {
+///         self.mean = state.first().copied();
+///         Ok(())
+///     }
+/// }
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+/// # let sgd = SGD::new(vec![w.clone()], 0.0)?;
+/// let opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::none())?;
+/// let mut opt = opt.with_rule(TwiceTheMean::default())?;
+/// let loss = (w.sqr()?.sum_all()? / 2.0)?; // the gradient is (3, 4)
+/// assert!(!opt.backward_step_report(&loss)?.was_clipped()?);
+/// assert_eq!(opt.backward_step_report(&(loss * 4.0)?)?.clip_coef()?, 0.5); // norm 20, mean 5
+/// # Ok(())
+/// # }
+/// ```
+pub trait ClipRule: Send + Sync {
+    /// What is to be done with gradients that measured so. Not called where [`NonFinite`] has already refused the step.
+    fn decide(&self, measured: &Measured) -> ClipDecision;
+
+    /// The step was taken as decided. Not called for a step that was skipped or failed, nor for a norm that is not finite.
+    fn observe(&mut self, measured: &Measured, decision: &ClipDecision) {
+        let _ = (measured, decision);
+    }
+
+    /// Whether [`Measured::loss`] is asked for, which is a read of the device in each `backward_step`.
+    fn reads_loss(&self) -> bool {
+        false
+    }
+
+    /// What checkpoints keep of it: finite numbers.
+    fn save(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
+    /// Goes on from what [`save`](Self::save) returned; not called if that was nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the numbers. The rule must then be as it was.
+    fn load(&mut self, state: &[f64]) -> std::result::Result<(), String> {
+        Err(format!(
+            "expected a rule without state, got {} numbers",
+            state.len()
+        ))
+    }
+}
+
+/// What a [`ClipRule`] decides on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    step: u64,
+    norm_type: NormType,
+    total_norm: f64,
+    param_norms: Vec<f64>,
+    names: Arc<[String]>,
+    loss: Option<f64>,
+}
+
+impl Measured {
+    /// `measured` under a policy: under [`NonFinite::Zero`] the norms are those of the finite elements.
+    pub(crate) fn new(
+        measured: &Measurements<'_>,
+        non_finite: NonFinite,
+        names: Arc<[String]>,
+        step: u64,
+    ) -> Self {
+        let norm_type = measured.norm_type;
+        let of_finite = measured.entries.iter();
+        let of_finite = of_finite.map(|entry| entry.measured.stats.power.root(norm_type).value());
+        let (total_norm, param_norms) = match non_finite {
+            NonFinite::Zero => (measured.norm().value(), of_finite.collect()),
+            _ => (measured.total_norm(), measured.param_norms()),
+        };
+        Self {
+            step,
+            norm_type,
+            total_norm,
+            param_norms,
+            names,
+            loss: measured.loss,
+        }
+    }
+
+    /// The step's number, from 1; skipped steps count.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Which norm the norms are: [`Clip::norm_type`](crate::Clip::norm_type).
+    #[must_use]
+    pub fn norm_type(&self) -> NormType {
+        self.norm_type
+    }
+
+    /// Norm of all gradients as one vector. Finite, but under [`NonFinite::Propagate`].
+    #[must_use]
+    pub fn total_norm(&self) -> f64 {
+        self.total_norm
+    }
+
+    /// Norm of each Var's gradient, in the order of [`names`](Self::names); 0 for those without one.
+    #[must_use]
+    pub fn param_norms(&self) -> &[f64] {
+        &self.param_norms
+    }
+
+    /// The Vars' names.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The loss, if [`ClipRule::reads_loss`] and the step was given it, by `backward_step` or
+    /// [`step_report_with_loss`](crate::ClippedOptimizer::step_report_with_loss).
+    #[must_use]
+    pub fn loss(&self) -> Option<f64> {
+        self.loss
+    }
+}
+
+/// What a [`ClipRule`] wants done. Coefficients and bounds are checked: one that is negative, NaN or infinite is an error
+/// of the step, which changes nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClipDecision {
+    /// The step is taken with the gradients as they are.
+    Leave,
+    /// All gradients are multiplied by this (above 1 makes them larger).
+    Scale(f64),
+    /// Each Var's gradient is multiplied by its own: one for each of [`Measured::names`].
+    ScaleEach(Vec<f64>),
+    /// Every element goes into `[-bound, bound]`. The gradients are then read a second time, for the report.
+    Clamp(f64),
+    /// The step is not taken.
+    Skip,
+}
+
+impl ClipDecision {
+    /// The bound that the gradients are to be measured with.
+    pub(crate) fn bound(&self) -> Option<f64> {
+        match self {
+            Self::Clamp(bound) => Some(*bound),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn check(&self, vars: usize) -> Result<()> {
+        let coef = |value: f64| {
+            if value >= 0.0 && value.is_finite() {
+                return Ok(());
+            }
+            Err(Error::InvalidOption {
+                name: "a coefficient of the ClipRule",
+                value,
+                expected: "0 or a finite value above",
+            })
+        };
+        match self {
+            Self::Leave | Self::Skip => Ok(()),
+            Self::Scale(value) => coef(*value),
+            Self::ScaleEach(values) if values.len() != vars => Err(Error::InvalidOption {
+                name: "the number of coefficients of the ClipRule",
+                value: values.len() as f64,
+                expected: "one for each of Measured::names",
+            }),
+            Self::ScaleEach(values) => values.iter().try_for_each(|value| coef(*value)),
+            Self::Clamp(bound) => check_limit("the bound of the ClipRule", *bound),
+        }
+    }
+
+    /// The decision, checked, for gradients that were measured with [`ClipDecision::bound`].
+    pub(super) fn decide(&self, measured: &Measurements<'_>, zero_non_finite: bool) -> Decision {
+        match self {
+            Self::Leave => Decision::scale(measured, 1.0, zero_non_finite),
+            Self::Scale(coef) => Decision::scale(measured, *coef, zero_non_finite),
+            Self::ScaleEach(coefs) => {
+                let entries = measured.entries.iter().zip(coefs);
+                let coef = entries.map(|(entry, coef)| entry.grad.map_or(1.0, |_| *coef));
+                per_var::scale(measured, coef.collect(), zero_non_finite)
+            }
+            Self::Clamp(bound) => value::decide(measured, *bound, zero_non_finite),
+            Self::Skip => Decision::refuse(SkipReason::Rule),
+        }
+    }
+}
+
+/// What [`ClipRule::observe`] gets.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Own {
+    pub(crate) measured: Measured,
+    pub(crate) decision: ClipDecision,
+}
+
+impl Own {
+    pub(super) fn decide(self, measured: &Measurements<'_>, zero_non_finite: bool) -> Decision {
+        let decision = self.decision.decide(measured, zero_non_finite);
+        if self.decision == ClipDecision::Skip || !self.measured.total_norm.is_finite() {
+            return decision;
+        }
+        Decision {
+            observed: Observed::Own(Box::new(self)),
+            ..decision
+        }
+    }
+}

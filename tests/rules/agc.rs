@@ -1,0 +1,435 @@
+//! `Clip::agc`: cases of optax, and random ones against the equation written out again.
+
+use anyhow::Result;
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use candle_grad_clip::backend::{self, Backend};
+use candle_grad_clip::optim::{AdamW, Sgd};
+use candle_grad_clip::{
+    Agc, AgcUnits, Clip, ClippedOptimizer, Error, GroupRecord, LossScaler, NonFinite, SkipReason,
+    StepPath, StepReport,
+};
+use candle_nn::{Optimizer, ParamsAdamW};
+use support::gradients::{bits_of_vars, tensor, values};
+use support::optimizers::Recorder;
+use support::oracle::{assert_all_close, assert_close};
+
+const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Composed];
+const UNITS: [AgcUnits; 3] = [AgcUnits::Rows, AgcUnits::Columns, AgcUnits::Optax];
+const SHAPES: [&[usize]; 9] = [
+    &[],
+    &[7],
+    &[5, 3],
+    &[3, 5],
+    &[1, 6],
+    &[4, 1],
+    &[2, 3, 4],
+    &[3, 2, 3, 5],
+    &[2, 0],
+];
+
+/// A Var and its gradient.
+type Pair = (Var, Tensor);
+
+fn rule(clipping: f64, units: AgcUnits) -> Agc {
+    Agc {
+        clipping,
+        units,
+        ..Agc::default()
+    }
+}
+
+fn random(rng: &mut fastrand::Rng, n: usize) -> Vec<f64> {
+    let size = 10f64.powf(4.0 * rng.f64() - 3.0);
+    let row = 1 + rng.usize(0..4);
+    let mut value = |i: usize| {
+        // Some parts are larger, and some are zero.
+        let part = [1.0, 0.0, 30.0, 0.1][i / row % 4];
+        size * part * (rng.f64() - 0.5)
+    };
+    (0..n).map(&mut value).collect()
+}
+
+fn random_pairs(seed: u64, dtype: DType) -> Result<Vec<Pair>> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut pair = |shape: &&[usize]| -> Result<Pair> {
+        let n = shape.iter().product();
+        let weights = tensor(&random(&mut rng, n), *shape, dtype)?;
+        Ok((
+            Var::from_tensor(&weights)?,
+            tensor(&random(&mut rng, n), *shape, dtype)?,
+        ))
+    };
+    SHAPES.iter().map(&mut pair).collect()
+}
+
+fn named(pairs: &[Pair]) -> Vec<(String, Var)> {
+    let name = |(i, (var, _)): (usize, &Pair)| (format!("v{i}"), var.clone());
+    pairs.iter().enumerate().map(name).collect()
+}
+
+fn store(pairs: &[Pair]) -> GradStore {
+    let mut store = GradStore::default();
+    for (var, grad) in pairs {
+        store.insert(var, grad.clone());
+    }
+    store
+}
+
+/// What an optimizer in the wrapper gets.
+fn clipped(clip: impl Into<Clip>, pairs: &[Pair]) -> Result<(Vec<Vec<f64>>, StepReport)> {
+    let named = named(pairs);
+    let vars = named.iter().map(|(_, var)| var.clone()).collect();
+    let mut opt = ClippedOptimizer::wrap(Recorder::new(vars, true)?, named, clip.into())?;
+    let report = opt.step_report(&store(pairs))?;
+    let got = opt.inner().steps[0].iter().flatten();
+    Ok((got.map(values).collect::<candle_core::Result<_>>()?, report))
+}
+
+/// The unit of each element, by its place in every dimension.
+fn unit_of_each(shape: &[usize], units: AgcUnits) -> Vec<Vec<usize>> {
+    let n: usize = shape.iter().product();
+    let above_one = shape.iter().filter(|n| **n > 1).count();
+    let of = |mut at: usize| {
+        let mut place = Vec::new();
+        for length in shape.iter().rev() {
+            place.insert(0, at % length);
+            at /= length;
+        }
+        match (units, shape.len()) {
+            (_, 0 | 1) => vec![],
+            (AgcUnits::Rows, _) => vec![place[0]],
+            (AgcUnits::Columns, rank) => vec![place[rank - 1]],
+            (_, _) if above_one <= 1 => vec![],
+            (_, 2 | 3) => place[1..].to_vec(),
+            (_, _) => vec![place[3]],
+        }
+    };
+    (0..n).map(of).collect()
+}
+
+/// The equation: the coefficient of each element.
+fn formula(weights: &[f64], grads: &[f64], units: &[Vec<usize>], agc: &Agc) -> Vec<f64> {
+    let norm = |values: &[f64], unit: &Vec<usize>| {
+        let members = values.iter().zip(units).filter(|(_, other)| *other == unit);
+        members.map(|(x, _)| x * x).sum::<f64>().sqrt()
+    };
+    let coef = |unit: &Vec<usize>| {
+        let limit = agc.clipping * norm(weights, unit).max(agc.eps);
+        let norm = norm(grads, unit);
+        if norm > limit { limit / norm } else { 1.0 }
+    };
+    units.iter().map(coef).collect()
+}
+
+fn l2(values: &[f64]) -> f64 {
+    values.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+#[test]
+fn random_cases_agree_with_the_equation() -> Result<()> {
+    let mut seen = 0;
+    for seed in 0..120 {
+        for units in UNITS {
+            for backend in BACKENDS {
+                let pairs = random_pairs(seed, DType::F64)?;
+                let agc = rule([0.01, 0.3, 2.0][seed as usize % 3], units);
+                let (mut right, mut num_clipped, mut smallest) = (Vec::new(), 0, 1f64);
+                for (var, grad) in &pairs {
+                    let grads = values(grad)?;
+                    let ids = unit_of_each(var.dims(), units);
+                    let coefs = formula(&values(var)?, &grads, &ids, &agc);
+                    let below = |(_, coef): &(&Vec<usize>, &f64)| **coef < 1.0;
+                    let units = ids.iter().zip(&coefs).filter(below).map(|(id, _)| id);
+                    num_clipped += units.collect::<std::collections::BTreeSet<_>>().len() as u64;
+                    smallest = coefs.iter().copied().fold(smallest, f64::min);
+                    right.push(
+                        grads
+                            .iter()
+                            .zip(&coefs)
+                            .map(|(g, c)| g * c)
+                            .collect::<Vec<f64>>(),
+                    );
+                }
+                let what = format!("seed {seed}, {units:?}, {backend:?}");
+                let (got, report) = backend::with(backend, || clipped(agc, &pairs))?;
+                for (got, right) in got.iter().zip(&right) {
+                    assert_all_close(got, right, 1e-12, &what);
+                }
+                assert_close(report.clipped_norm()?, l2(&right.concat()), 1e-12, &what);
+                assert_close(report.clip_coef()?, smallest, 1e-12, &what);
+                assert_eq!(report.num_clipped()?, num_clipped, "{what}");
+                assert_eq!(report.was_clipped()?, num_clipped > 0, "{what}");
+                seen += num_clipped;
+            }
+        }
+    }
+    assert!(seen > 10_000, "{seen}");
+    Ok(())
+}
+
+/// A fused step is that of the same optimizer by itself on the clipped gradients; `backward_step`, a wrapped one and a loss scale agree.
+#[test]
+fn fused_and_wrapped_steps_agree() -> Result<()> {
+    for (dtype, tolerance) in [
+        (DType::F64, 1e-12),
+        (DType::F32, 1e-6),
+        (DType::BF16, 0.02),
+        (DType::F16, 3e-3),
+    ] {
+        for seed in 0..12 {
+            for units in UNITS {
+                for backend in BACKENDS {
+                    let what = format!("{dtype:?} {seed} {units:?} {backend:?}");
+                    let after = |in_wrapper: bool, scale: f64| -> Result<Vec<f64>> {
+                        let pairs = random_pairs(seed, dtype)?;
+                        let named = named(&pairs);
+                        let mut sgd = Sgd::named(named.clone(), 1.0)?;
+                        if in_wrapper {
+                            let clip = Clip::from(rule(0.1, units));
+                            let opt = ClippedOptimizer::wrap(sgd, named, clip)?;
+                            let scaler = LossScaler::default().init_scale(scale);
+                            let mut opt = opt.with_loss_scaler(scaler)?;
+                            let mut store = GradStore::default();
+                            for (var, grad) in &pairs {
+                                store.insert(var, (grad * scale)?);
+                            }
+                            let report = backend::with(backend, || opt.step_report(&store))?;
+                            assert_eq!(report.path(), StepPath::Fused);
+                            assert!(report.was_clipped()?, "{what}");
+                        } else {
+                            let (clipped, _) = clipped(rule(0.1, units), &pairs)?;
+                            let mut store = GradStore::default();
+                            for ((var, _), clipped) in pairs.iter().zip(&clipped) {
+                                store.insert(var, tensor(clipped, var.dims(), dtype)?);
+                            }
+                            backend::with(backend, || sgd.step(&store))?;
+                        }
+                        let vars = pairs.iter().map(|(var, _)| values(var));
+                        Ok(vars.collect::<candle_core::Result<Vec<_>>>()?.concat())
+                    };
+                    let right = after(false, 1.0)?;
+                    assert_all_close(&after(true, 1.0)?, &right, tolerance, &what);
+                    if dtype != DType::F16 {
+                        assert_all_close(&after(true, 2.0)?, &right, tolerance, &what);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// optax' `_clipping_test.py`: params ([1, 2], [3, 4]), updates ([500, 5], [300, 3]), clipping 1 / i.
+#[test]
+fn optax_vectors() -> Result<()> {
+    for backend in BACKENDS {
+        for round in 1..50 {
+            let clipping = 1.0 / f64::from(round);
+            let pair = |weights: [f64; 2], grads: [f64; 2]| -> Result<Pair> {
+                let grads = Tensor::new(&grads, &Device::Cpu)?;
+                Ok((Var::new(&weights, &Device::Cpu)?, grads))
+            };
+            let mut pairs = vec![
+                pair([1.0, 2.0], [500.0, 5.0])?,
+                pair([3.0, 4.0], [300.0, 3.0])?,
+            ];
+            let (once, _) =
+                backend::with(backend, || clipped(rule(clipping, AgcUnits::Optax), &pairs))?;
+            for (got, (var, grad)) in once.iter().zip(&mut pairs) {
+                assert_close(l2(got), clipping * l2(&values(var)?), 1e-12, "unit norm");
+                *grad = Tensor::new(&got[..], &Device::Cpu)?;
+            }
+            let (twice, _) =
+                backend::with(backend, || clipped(rule(clipping, AgcUnits::Optax), &pairs))?;
+            assert_all_close(&twice.concat(), &once.concat(), 1e-12, "clipped again");
+        }
+    }
+    Ok(())
+}
+
+/// optax' case of a convolution of rank 5 (its `axis` (0, 1, 2, 3)): params of ones, gradients of twos, clipping 0.5.
+#[test]
+fn optax_ranks() -> Result<()> {
+    let ones = |shape: &[usize]| -> Result<Vec<Pair>> {
+        let ones = Tensor::ones(shape, DType::F32, &Device::Cpu)?;
+        Ok(vec![(Var::from_tensor(&ones)?, (&ones * 2.0)?)])
+    };
+    for backend in BACKENDS {
+        let pairs = ones(&[2, 2, 2, 3, 4])?;
+        for units in [AgcUnits::Columns, AgcUnits::Rows] {
+            let (got, report) = backend::with(backend, || clipped(rule(0.5, units), &pairs))?;
+            assert_all_close(&got[0], &[0.5; 96], 1e-6, "clipped");
+            let expected = if units == AgcUnits::Rows { 2 } else { 4 };
+            assert_eq!(report.num_clipped()?, expected);
+        }
+    }
+    for shape in [&[2; 5][..], &[2; 6]] {
+        let error = clipped(rule(0.5, AgcUnits::Optax), &ones(shape)?).unwrap_err();
+        let error = error.downcast_ref::<Error>();
+        assert!(
+            matches!(error, Some(Error::AgcRank { var, .. }) if var == "v0"),
+            "{error:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn vars_are_left_out_by_name() -> Result<()> {
+    let pairs = random_pairs(3, DType::F32)?;
+    let (all, _) = clipped(rule(1e-3, AgcUnits::Rows), &pairs)?;
+    let excluding = |patterns: &[&str]| Agc {
+        exclude: patterns.iter().map(ToString::to_string).collect(),
+        ..rule(1e-3, AgcUnits::Rows)
+    };
+    let (some, report) = clipped(excluding(&["v2", "*6"]), &pairs)?;
+    for (index, (_, grad)) in pairs.iter().enumerate() {
+        let is_left = [2, 6].contains(&index);
+        let expected = if is_left {
+            values(grad)?
+        } else {
+            all[index].clone()
+        };
+        assert_eq!(some[index], expected, "{index}");
+    }
+    let norm = l2(&some.concat());
+    assert_close(report.clipped_norm()?, norm, 1e-6, "norm of all");
+    let error = clipped(excluding(&["head.*"]), &pairs)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("pattern `head.*`") && error.contains("`v0`"),
+        "{error}"
+    );
+    // A rank that optax does not know is fine where it is left out.
+    let rank6 = Tensor::ones(&[1, 1, 2, 2, 1, 1], DType::F32, &Device::Cpu)?;
+    let left_out = Agc {
+        exclude: vec!["v?".into()],
+        units: AgcUnits::Optax,
+        ..Agc::default()
+    };
+    let pair = (Var::from_tensor(&rank6)?, rank6);
+    assert!(!clipped(left_out, &[pair])?.1.was_clipped()?);
+    Ok(())
+}
+
+#[test]
+fn what_is_not_finite() -> Result<()> {
+    for backend in BACKENDS {
+        let weights = Tensor::new(&[[3f32, 4.0], [3.0, 4.0], [3.0, 4.0]], &Device::Cpu)?;
+        let grads = Tensor::new(
+            &[[f32::NAN, 6.0], [f32::INFINITY, 8.0], [6.0, 8.0]],
+            &Device::Cpu,
+        )?;
+        let pairs = vec![(Var::from_tensor(&weights)?, grads)];
+        let run = |policy| {
+            let clip = Clip::from(rule(1.0, AgcUnits::Rows)).non_finite(policy);
+            backend::with(backend, || clipped(clip, &pairs))
+        };
+        let error = run(NonFinite::Error).unwrap_err().to_string();
+        assert!(
+            error.contains("v0 with 1 NaN and 1 infinite of 6"),
+            "{error}"
+        );
+        let (got, report) = run(NonFinite::Zero)?;
+        assert_all_close(&got[0], &[0.0, 5.0, 0.0, 5.0, 3.0, 4.0], 1e-6, "zero");
+        assert_close(report.total_norm()?, 200f64.sqrt(), 1e-6, "total");
+        assert_close(report.clipped_norm()?, 75f64.sqrt(), 1e-6, "clipped");
+        // As timm: the unit with a NaN becomes NaN, that with an infinity 0 and NaN, others are clipped.
+        let (got, report) = run(NonFinite::Propagate)?;
+        assert!(got[0][..3].iter().all(|x| x.is_nan()), "{got:?}");
+        assert_all_close(&got[0][3..], &[0.0, 3.0, 4.0], 1e-6, "propagate");
+        assert!(report.clipped_norm()?.is_nan() && report.clip_coef()?.is_nan());
+        let named = named(&pairs);
+        let sgd = Sgd::named(named.clone(), 1.0)?;
+        let mut opt = ClippedOptimizer::wrap(sgd, named, Clip::agc())?;
+        let report = opt.step_report(&store(&pairs))?;
+        assert_eq!(report.skip_reason()?, Some(SkipReason::NonFinite));
+        assert_eq!(values(&pairs[0].0)?, values(&weights)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn other_norms_and_layouts() -> Result<()> {
+    // A gradient that is not contiguous, and one that is broadcast.
+    let weights = Tensor::new(&[[1f64, 2.0, 2.0], [2.0, 4.0, 4.0]], &Device::Cpu)?;
+    let turned = Tensor::new(&[[10f64, 1.0], [20.0, 2.0], [20.0, 2.0]], &Device::Cpu)?.t()?;
+    let pairs = vec![(Var::from_tensor(&weights)?, turned)];
+    let (got, _) = clipped(rule(1.0, AgcUnits::Rows), &pairs)?;
+    assert_all_close(&got[0], &[1.0, 2.0, 2.0, 1.0, 2.0, 2.0], 1e-12, "turned");
+    let one = Tensor::new(&[[60f64]], &Device::Cpu)?.broadcast_as((2, 3))?;
+    let pairs = vec![(Var::from_tensor(&weights)?, one)];
+    for (norm_type, right) in [(1.0, [5.0 / 3.0, 10.0 / 3.0]), (f64::INFINITY, [2.0, 4.0])] {
+        let clip = Clip::from(rule(1.0, AgcUnits::Rows)).norm_type(norm_type.into());
+        for backend in BACKENDS {
+            let (got, _) = backend::with(backend, || clipped(clip.clone(), &pairs))?;
+            let right: Vec<f64> = right.iter().flat_map(|x| [*x; 3]).collect();
+            assert_all_close(&got[0], &right, 1e-12, "norm type");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn groups_see_their_own_smallest() -> Result<()> {
+    use candle_grad_clip::optim::{ParamGroup, ParamGroups};
+    let ones = Tensor::ones((2, 2), DType::F64, &Device::Cpu)?;
+    let pairs = vec![
+        (Var::from_tensor(&ones)?, (&ones * 2.0)?),
+        (Var::from_tensor(&ones)?, (&ones * 4.0)?),
+    ];
+    let groups = |limit: Option<f64>| {
+        let group = |name: &str| {
+            let group = ParamGroup::new(name, &[name]).lr_scale(1.0);
+            limit.into_iter().fold(group, ParamGroup::max_norm)
+        };
+        ParamGroups::new(vec![group("v0"), group("v1")])
+    };
+    let named = named(&pairs);
+    let make = || Sgd::named(named.clone(), 1.0);
+    let opt = ClippedOptimizer::wrap(make()?, named.clone(), rule(1.0, AgcUnits::Rows).into())?;
+    let mut opt = opt.groups(groups(None)?)?;
+    let report = opt.step_report(&store(&pairs))?;
+    let coefs: Vec<f64> = report
+        .groups()
+        .iter()
+        .map(|group: &GroupRecord| group.clip_coef)
+        .collect();
+    assert_all_close(&coefs, &[0.5, 0.25], 1e-12, "groups");
+    let opt = ClippedOptimizer::wrap(make()?, named.clone(), Clip::agc())?;
+    let error = opt.groups(groups(Some(1.0))?).unwrap_err().to_string();
+    assert!(error.starts_with("clipping is 0.01"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn the_bits_do_not_depend_on_threads() -> Result<()> {
+    for units in [AgcUnits::Rows, AgcUnits::Columns] {
+        let run = || -> Result<_> {
+            let mut rng = fastrand::Rng::with_seed(1);
+            let mut pairs = Vec::new();
+            for shape in [(400, 700), (3, 70_000), (90_000, 2), (31, 17)] {
+                let n = shape.0 * shape.1;
+                let weights = tensor(&random(&mut rng, n), shape, DType::F32)?;
+                let grads = tensor(&random(&mut rng, n), shape, DType::F32)?;
+                pairs.push((Var::from_tensor(&weights)?, grads));
+            }
+            let named = named(&pairs);
+            let adamw = AdamW::named(named.clone(), ParamsAdamW::default())?;
+            let mut opt = ClippedOptimizer::wrap(adamw, named, rule(0.5, units).into())?;
+            let report = opt.step_report(&store(&pairs))?;
+            let vars: Vec<Var> = pairs.iter().map(|(var, _)| var.clone()).collect();
+            Ok((report.clipped_norm()?.to_bits(), bits_of_vars(&vars)?))
+        };
+        let right = run()?;
+        for threads in [1, 2, 3, 8] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()?;
+            assert!(pool.install(run)? == right, "{units:?}, {threads} threads");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! A limit that is a function of the step.
+
+use anyhow::Result;
+use candle_grad_clip::backend::Backend;
+use candle_grad_clip::{Clip, ClippedOptimizer, Error};
+use candle_nn::Optimizer;
+use support::checkpoints::Folder;
+use support::oracle::assert_all_close;
+
+use super::{Named, fused, plain, random_history, step};
+
+fn warm_up(step: u64) -> f64 {
+    0.1 + 0.05 * step.min(20) as f64
+}
+
+/// The same as another clip in each step.
+fn as_set_by_hand<O: Optimizer + 'static>(
+    make: impl Fn(Clip) -> Result<(Named, ClippedOptimizer<O>)>,
+    clip: impl Fn(f64) -> Clip,
+) -> Result<()> {
+    let (named, opt) = make(clip(7.0))?;
+    let mut opt = opt.with_max_norm_schedule(warm_up)?;
+    let (named_by_hand, mut by_hand) = make(clip(7.0))?;
+    for (at, gradients) in random_history(3, 30).into_iter().enumerate() {
+        let now = clip(warm_up(at as u64 + 1));
+        by_hand.set_clip(now.clone())?;
+        let (got, report) = step(&mut opt, &named, &gradients, Backend::Cpu)?;
+        let (right, _) = step(&mut by_hand, &named_by_hand, &gradients, Backend::Cpu)?;
+        assert_eq!(got, right, "{now}, {at}");
+        assert_eq!(opt.clip(), &now);
+        assert_eq!(report.step(), at as u64 + 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_limit_of_each_step_is_that_of_the_function() -> Result<()> {
+    for text in [
+        "norm:LIMIT",
+        "param-norm:LIMIT",
+        "value:LIMIT",
+        "block-rms:LIMIT",
+        "zclip:warmup=5,max_norm=LIMIT",
+        "skip:z=5,window=8,max_norm=LIMIT",
+        "value:0.5+norm:LIMIT",
+        "skip:z=5,window=8+norm:LIMIT",
+        "zclip:warmup=5+param-norm:LIMIT",
+    ] {
+        let clip = |limit: f64| text.replace("LIMIT", &limit.to_string()).parse().unwrap();
+        as_set_by_hand(plain, clip)?;
+        as_set_by_hand(fused, clip)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_limit_that_is_none_is_an_error_and_changes_nothing() -> Result<()> {
+    for bad in [0.0, -1.0, f64::NAN] {
+        let (named, opt) = plain(Clip::norm(1.0))?;
+        let limit = move |step| if step == 2 { bad } else { 1.0 };
+        let mut opt = opt.with_max_norm_schedule(limit)?;
+        let history = random_history(1, 2);
+        step(&mut opt, &named, &history[0], Backend::Cpu)?;
+        let error = step(&mut opt, &named, &history[1], Backend::Cpu).unwrap_err();
+        let error = error.downcast_ref::<Error>();
+        assert!(
+            matches!(
+                error,
+                Some(Error::InvalidOption {
+                    name: "max_norm",
+                    ..
+                })
+            ),
+            "{error:?}"
+        );
+        assert_eq!(opt.last_report().unwrap().step(), 1);
+        assert!(named.iter().all(|(_, var)| {
+            let sum = var.abs().and_then(|x| x.sum_all()?.to_scalar::<f64>());
+            sum.is_ok_and(|sum| sum == 0.0)
+        }));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_clip_without_one_limit_is_refused() -> Result<()> {
+    for (text, expected) in [
+        ("none", "has no limit"),
+        ("auto", "has no limit"),
+        ("agc", "has no limit"),
+        ("norm:1+param-norm:2", "more than one limit"),
+        ("skip:z=2+value:1", "`value` after `skip`"),
+    ] {
+        let (_, opt) = plain(text.parse()?)?;
+        let error = opt.with_max_norm_schedule(warm_up).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+    let (_, opt) = plain(Clip::norm(1.0))?;
+    let mut opt = opt.with_max_norm_schedule(warm_up)?;
+    assert!(opt.set_clip(Clip::none()).is_err());
+    opt.set_clip(Clip::param_norm(1.0))?;
+    Ok(())
+}
+
+/// Skipped steps count, and a resumed run goes on at its step.
+#[test]
+fn it_resumes_by_the_step() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("optimizer.safetensors");
+    let history = random_history(5, 24);
+    let (named, opt) = fused(Clip::norm(1.0))?;
+    let mut whole = opt.with_max_norm_schedule(warm_up)?;
+    let (named_first, opt) = fused(Clip::norm(1.0))?;
+    let mut opt = opt.with_max_norm_schedule(warm_up)?;
+    for (at, gradients) in history.iter().enumerate() {
+        let mut gradients = gradients.clone();
+        if at == 3 {
+            gradients[1] = Some(vec![f64::NAN]);
+        }
+        if at == 12 {
+            opt.save(&path)?;
+            let (_, other) = fused(Clip::norm(5.0))?;
+            drop(other);
+            let inner = candle_grad_clip::optim::Sgd::named(named_first.clone(), 1.0)?;
+            let other = ClippedOptimizer::wrap(inner, named_first.clone(), Clip::norm(5.0))?;
+            opt = other.with_max_norm_schedule(warm_up)?;
+            opt.load(&path)?;
+        }
+        let (right, report) = step(&mut whole, &named, &gradients, Backend::Cpu)?;
+        let (got, resumed) = step(&mut opt, &named_first, &gradients, Backend::Cpu)?;
+        assert_all_close(&got.concat(), &right.concat(), 0.0, "resumed");
+        assert_eq!(resumed.step(), report.step());
+    }
+    Ok(())
+}
