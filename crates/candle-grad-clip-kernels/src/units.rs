@@ -158,7 +158,8 @@ impl Sum {
                 scale: sum,
                 sum: 1.0,
             },
-            _ => PartialPower { scale: 1.0, sum },
+            Self::Largest => PartialPower::ZERO,
+            Self::Abs | Self::Squares => PartialPower { scale: 1.0, sum },
         };
         is_right.then_some(Stats {
             power,

@@ -49,10 +49,22 @@ fn measures<E: Element + PartialEq>(round: impl Fn(f64) -> E) {
         if n > 40 {
             elements[n / 2] = round(f64::NAN);
             elements[n / 3] = round(f64::INFINITY);
+            for i in members(units, units.count(n) - 1, n) {
+                elements[i] = round(0.0);
+            }
         }
         for norm_type in [NormType::L1, NormType::L2, NormType::Inf, NormType::P(1.5)] {
             let mut stats = vec![Stats::ZERO; units.count(n)];
             measure_units(&elements, units, norm_type, &mut stats);
+            let whole = stats
+                .iter()
+                .fold(Stats::ZERO, |sum, unit| sum.merge(*unit, norm_type));
+            let (whole, right) = (whole.power, measure(&elements, norm_type).power);
+            let norms = [whole, right].map(|power| power.root(norm_type).value());
+            assert!(
+                (norms[0] - norms[1]).abs() <= 1e-12 * norms[1],
+                "{n} {units:?} {norm_type}"
+            );
             for (unit, stats) in stats.iter().enumerate() {
                 let members = members(units, unit, n);
                 let alone: Vec<E> = members.iter().map(|&i| elements[i]).collect();
