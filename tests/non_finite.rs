@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
+use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
-use candle_grad_clip::{Clip, Error, NonFinite, StepPath};
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite, StepPath, StepReport};
 use candle_nn::Optimizer;
+use support::device::device;
 use support::for_every_row;
 use support::gradients::{
     all_values, all_values_of_vars, bits_of_gradients, bits_of_vars, loss_with_gradients,
@@ -131,6 +133,19 @@ fn skip_step_reports_and_leaves_everything() -> Result<()> {
     Ok(())
 }
 
+/// A step that is one skip too many: where a GPU decides, the next step notices it.
+fn last_of_many<O: Optimizer + 'static>(
+    opt: &mut ClippedOptimizer<O>,
+    bad: &GradStore,
+) -> candle_grad_clip::Result<StepReport> {
+    let report = opt.step_report(bad)?;
+    if device().is_cuda() && report.path() == StepPath::Fused {
+        report.skipped()?; // its result is here now
+        return opt.step_report(bad);
+    }
+    Ok(report)
+}
+
 #[test]
 fn too_many_skips_in_a_row_are_an_error_and_a_good_step_forgives() -> Result<()> {
     fn promise<O: Optimizer + 'static>(row: &Row<O>) -> Result<()> {
@@ -147,7 +162,7 @@ fn too_many_skips_in_a_row_are_an_error_and_a_good_step_forgives() -> Result<()>
             let before = bits_of_vars(&vars)?;
             opt.step(&bad)?;
             opt.step(&bad)?;
-            let error = opt.step_report(&bad).unwrap_err();
+            let error = last_of_many(&mut opt, &bad).unwrap_err();
             assert!(
                 matches!(&error, Error::TooManySkips { skips: 3, max_skips: 2, var } if var == "var.1"),
                 "{row}: {error:?}"
@@ -169,7 +184,7 @@ fn no_skip_allowed_means_the_first_is_an_error() -> Result<()> {
         let vars = row.vars()?;
         let mut opt = row.clipped(&vars, Clip::norm(1.0).max_skips(0))?;
         let bad = store_for(&vars, &bad_gradients(row, 0, f64::NAN)?);
-        let error = row.run(|| opt.step_report(&bad)).unwrap_err();
+        let error = row.run(|| last_of_many(&mut opt, &bad)).unwrap_err();
         assert!(
             matches!(
                 error,

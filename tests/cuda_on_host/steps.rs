@@ -201,6 +201,7 @@ fn one_skip_too_many_is_an_error_some_steps_late() -> Result<()> {
     for _ in 0..3 {
         opt.step_report(&grads(&vars, 1, true)?)?;
     }
+    gpu.synchronize()?; // that the results arrive, as they do in time
     let error = match opt.step_report(&grads(&vars, 2, false)?) {
         Err(error) => error,
         Ok(report) => bail!("{report:?}"),

@@ -55,7 +55,7 @@ __device__ __noinline__ double power(double x, double p) { return pow(x, p); }
 // Any norm of elements of any size: two reads, the first for the largest. With `only_finite` what is not finite does not
 // count at all.
 template <u32 KIND, typename T>
-__device__ __noinline__ Stats measure_scaled(const T *values, u32 len, double p, double bound, bool only_finite) {
+__device__ inline Stats measure_scaled(const T *values, u32 len, double p, double bound, bool only_finite) {
     u64 nan = 0, infinite = 0;
     double largest = 0.0;
     for_each<1>(values, len, [&](double x) {
@@ -83,6 +83,12 @@ __device__ __noinline__ Stats measure_scaled(const T *values, u32 len, double p,
     });
     stats.sum = sum_block(sum);
     return stats;
+}
+
+// The same out of line, where it is rare: its registers are not those of the way that most take.
+template <u32 KIND, typename T>
+__device__ __noinline__ void measure_again(const T *values, u32 len, double bound, bool only_finite, Stats &stats) {
+    stats = measure_scaled<KIND>(values, len, 0.0, bound, only_finite);
 }
 
 template <typename T> __device__ __noinline__ u64 count_above(const T *values, u32 len, double bound, bool only_finite) {
@@ -118,9 +124,9 @@ __device__ inline void measure_sum(const T *values, u32 len, const Request &requ
         safe = safe && is_safe<T>(after.sum);
     }
     if (!safe) {
-        stats = measure_scaled<KIND>(values, len, 0.0, INFINITY_F64, false);
+        measure_again<KIND>(values, len, INFINITY_F64, false, stats);
         if (CLAMP) {
-            after = measure_scaled<KIND>(values, len, 0.0, bound, request.zero_non_finite);
+            measure_again<KIND>(values, len, bound, request.zero_non_finite, after);
             above = count_above(values, len, bound, request.zero_non_finite);
         }
     }

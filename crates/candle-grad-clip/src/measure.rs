@@ -60,7 +60,7 @@ impl GradStats {
         num_clipped: 0,
     };
 
-    fn merge(self, other: Self, norm_type: NormType) -> Self {
+    pub(crate) fn merge(self, other: Self, norm_type: NormType) -> Self {
         Self {
             stats: self.stats.merge(other.stats, norm_type),
             clamped: self.clamped.merge(other.clamped, norm_type),
@@ -177,10 +177,10 @@ pub(crate) fn measure<'g>(
     request: Request,
 ) -> Result<Measurements<'g>> {
     let mut entries = walk(vars, grads, Some(request))?;
-    backend::measure_cuda(&mut entries, request)?;
+    let mut total = backend::measure_cuda(&mut entries, request)?;
     backend::measure_composed(&mut entries, request)?;
-    let mut total = GradStats::ZERO;
-    for entry in entries.iter().filter(|entry| entry.grad.is_some()) {
+    let others = |entry: &&Entry<'_>| entry.grad.is_some() && !entry.place.is_cuda();
+    for entry in entries.iter().filter(others) {
         total = total.merge(entry.measured, request.norm_type);
     }
     Ok(Measurements {

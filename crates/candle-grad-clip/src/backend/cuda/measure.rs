@@ -7,15 +7,17 @@ use candle_grad_clip_kernels::NormType;
 
 use super::layout::{DeviceRequest, DeviceStats, FoldState, Parts, Policy, Row, Stats};
 use super::table::{Table, have_read};
-use super::{Gpu, Kernel, by_device};
+use super::{Gpu, Kernel, THREADS, by_device};
 use crate::Result;
 use crate::measure::{Entry, GradStats, Request};
 
-/// Measures the gradients that our kernels read, with one read back a device.
-pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
+/// Measures the gradients that our kernels read, with one read back a device; returns what they are together.
+pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<GradStats> {
+    let mut total = GradStats::ZERO;
+    let ours = |entry: &Entry<'_>| entry.place.is_cuda() && entry.elements > 0;
     let grads = entries
         .iter()
-        .map(|entry| entry.grad.filter(|_| entry.place.is_cuda()));
+        .map(|entry| entry.grad.filter(|_| ours(entry)));
     for (device, indices) in by_device(grads) {
         let gpu = Gpu::of(&device)?;
         let grads = indices.iter().filter_map(|&i| entries[i].grad);
@@ -36,11 +38,30 @@ pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<()>
             FoldState::default(),
         )?;
         have_read(&gpu, grads.iter())?;
-        for (index, measured) in indices.into_iter().zip(gpu.read(&tensors)?) {
-            entries[index].measured = GradStats::from(measured);
+        let measured: Vec<GradStats> = gpu.read(&tensors)?.into_iter().map(Into::into).collect();
+        total = total.merge(fold(&measured, request.norm_type), request.norm_type);
+        for (index, measured) in indices.into_iter().zip(measured) {
+            entries[index].measured = measured;
         }
     }
-    Ok(())
+    Ok(total)
+}
+
+/// All of them, in the order of `fold.cu`: host and GPU decide by the same bits.
+fn fold(tensors: &[GradStats], norm_type: NormType) -> GradStats {
+    let mut parts = [GradStats::ZERO; THREADS as usize];
+    for (index, tensor) in tensors.iter().enumerate() {
+        let part = &mut parts[index % THREADS as usize];
+        *part = part.merge(*tensor, norm_type);
+    }
+    let mut width = parts.len() / 2;
+    while width > 0 {
+        for index in 0..width {
+            parts[index] = parts[index].merge(parts[index + width], norm_type);
+        }
+        width /= 2;
+    }
+    parts[0]
 }
 
 /// What measuring leaves for each chunk.
