@@ -17,7 +17,8 @@ use super::{Chart, Panel, Series};
 const TITLE_HEIGHT: i32 = 84;
 /// Of one panel; many share the room of four, down to a height at which an axis still has its labels.
 const PANEL_HEIGHT: i32 = 700;
-const LEAST_PANEL_HEIGHT: i32 = 360;
+const LEAST_PANEL_HEIGHT: i32 = 400;
+const PANEL_TITLE_HEIGHT: i32 = 44;
 const X_LABELS_HEIGHT: i32 = 96;
 /// What the y axis needs beside its tick labels: tick marks and the axis' own label.
 const Y_LABEL_WIDTH: i32 = 80;
@@ -120,14 +121,24 @@ fn draw_panel(
     area: &Canvas,
     labels_width: i32,
 ) -> anyhow::Result<()> {
+    let title_height = if panel.title.is_empty() {
+        0
+    } else {
+        PANEL_TITLE_HEIGHT
+    };
+    if title_height > 0 {
+        let title = style::printable(&panel.title);
+        let at = (labels_width + MARGIN / 2, MARGIN / 2 + title_height / 2);
+        area.draw(&Text::new(title, at, style::text(TEXT_EM, HPos::Left)))?;
+    }
     let mut chart = ChartBuilder::on(area)
         .margin_left(MARGIN / 2)
         .margin_right(MARGIN + 10)
-        .margin_top(MARGIN / 2)
+        .margin_top(MARGIN / 2 + title_height)
         .x_label_area_size(X_LABELS_HEIGHT)
         .y_label_area_size(labels_width)
         .build_cartesian_2d(x.clone(), y.clone())?;
-    let plot_height = area.dim_in_pixel().1 as i32 - X_LABELS_HEIGHT;
+    let plot_height = area.dim_in_pixel().1 as i32 - X_LABELS_HEIGHT - title_height;
     let label_em = style::fitting_em(&panel.y_label, TEXT_EM, plot_height)?;
     chart
         .configure_mesh()
