@@ -59,7 +59,8 @@ impl ParamNorms {
         writer
             .write_record(std::iter::once("step").chain(self.names.iter().map(String::as_str)))?;
         for (step, norms) in (1..).zip(&self.steps) {
-            let field = |norm: &Option<f64>| norm.map_or_else(String::new, |norm| format!("{norm:?}"));
+            let field =
+                |norm: &Option<f64>| norm.map_or_else(String::new, |norm| format!("{norm:?}"));
             let step: usize = step;
             writer
                 .write_record(std::iter::once(step.to_string()).chain(norms.iter().map(field)))?;

@@ -172,3 +172,65 @@ impl Watch for Log<'_> {
         self.total.end(at, run)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn study() -> Study {
+        Study {
+            arms: vec!["none".parse().unwrap(), "auto".parse().unwrap()],
+            optimizers: vec![OptimizerKind::Sgd],
+            powers: vec![4.0],
+            rates: vec![1e-3, 1e-2, 1e-1],
+            seeds: 2,
+            steps: 500,
+        }
+    }
+
+    #[test]
+    fn a_plan_has_everything_once_and_whole_studies_first() {
+        let plan = study().plan();
+        assert_eq!(plan.len(), 12);
+        assert!(plan[..6].iter().all(|settings| settings.seed == 0));
+        for (at, settings) in plan.iter().enumerate() {
+            assert!(!plan[..at].contains(settings));
+        }
+        let by_default = Study {
+            rates: Vec::new(),
+            optimizers: vec![OptimizerKind::Sgd, OptimizerKind::AdamW],
+            ..study()
+        };
+        assert_eq!(by_default.plan().len(), 40);
+    }
+
+    #[test]
+    fn the_best_rates_are_those_of_the_first_seed() {
+        let done = |settings: &Settings| {
+            let loss = match (settings.arm.is_none(), settings.lr) {
+                (true, lr) if lr > 5e-2 => None, // diverged
+                (true, lr) => Some(lr),
+                (false, lr) => Some(1.0 - lr - 0.9 * settings.seed as f64),
+            };
+            Outcome {
+                settings: settings.clone(),
+                diverged: None,
+                final_test_loss: loss,
+                best_test_loss: loss,
+                roughness: None,
+                max_total_norm: 1.0,
+                clipped_fraction: 0.0,
+                num_skipped: 0,
+            }
+        };
+        let done: Vec<Outcome> = study().plan().iter().map(done).collect();
+        let rates = |count| {
+            let best = study().plan_best(&done, count);
+            best.iter().map(|settings| settings.lr).collect::<Vec<_>>()
+        };
+        assert_eq!(rates(1), [1e-3, 1e-1, 1e-3, 1e-1]);
+        assert_eq!(rates(2)[..4], [1e-3, 1e-2, 1e-1, 1e-2]);
+        assert!(study().plan_best(&[], 2).is_empty());
+    }
+}
