@@ -17,7 +17,8 @@ use super::{Chart, Panel, Series};
 const TITLE_HEIGHT: i32 = 84;
 /// Of one panel; many share the room of four, down to a height at which an axis still has its labels.
 const PANEL_HEIGHT: i32 = 700;
-const LEAST_PANEL_HEIGHT: i32 = 360;
+const LEAST_PANEL_HEIGHT: i32 = 400;
+const PANEL_TITLE_HEIGHT: i32 = 44;
 const X_LABELS_HEIGHT: i32 = 96;
 /// What the y axis needs beside its tick labels: tick marks and the axis' own label.
 const Y_LABEL_WIDTH: i32 = 80;
@@ -26,6 +27,8 @@ const TICKS: usize = 8;
 /// A line of more points than this is drawn thinner, with a marker now and then: a marker a point would hide it.
 const MANY: usize = 24;
 const MARKER_SPACING: i32 = 140;
+/// How far apart markers of different lines are there.
+const PLACE: i32 = 10;
 
 /// Draws the chart as an SVG document.
 pub(super) fn svg(chart: &Chart) -> anyhow::Result<String> {
@@ -76,7 +79,8 @@ fn draw_panels(panels: &[Panel], canvas: &Canvas, top: i32) -> anyhow::Result<()
 
 fn panel_height(panels: usize) -> i32 {
     let shared = 4 * PANEL_HEIGHT as usize / panels.max(1);
-    (shared as i32).clamp(LEAST_PANEL_HEIGHT, PANEL_HEIGHT)
+    let shared = i32::try_from(shared).unwrap_or(PANEL_HEIGHT);
+    shared.clamp(LEAST_PANEL_HEIGHT, PANEL_HEIGHT)
 }
 
 fn axes_of(panel: &Panel, height: i32) -> (Axis, Axis) {
@@ -120,14 +124,25 @@ fn draw_panel(
     area: &Canvas,
     labels_width: i32,
 ) -> anyhow::Result<()> {
+    let title_height = if panel.title.is_empty() {
+        0
+    } else {
+        PANEL_TITLE_HEIGHT
+    };
+    if title_height > 0 {
+        let title = style::printable(&panel.title);
+        let at = (labels_width + MARGIN / 2, MARGIN / 2 + title_height / 2);
+        area.draw(&Text::new(title, at, style::text(TEXT_EM, HPos::Left)))?;
+    }
     let mut chart = ChartBuilder::on(area)
         .margin_left(MARGIN / 2)
         .margin_right(MARGIN + 10)
-        .margin_top(MARGIN / 2)
+        .margin_top(MARGIN / 2 + title_height)
         .x_label_area_size(X_LABELS_HEIGHT)
         .y_label_area_size(labels_width)
         .build_cartesian_2d(x.clone(), y.clone())?;
-    let plot_height = area.dim_in_pixel().1 as i32 - X_LABELS_HEIGHT;
+    let area_height = i32::try_from(area.dim_in_pixel().1)?;
+    let plot_height = area_height - X_LABELS_HEIGHT - title_height;
     let label_em = style::fitting_em(&panel.y_label, TEXT_EM, plot_height)?;
     chart
         .configure_mesh()
@@ -202,8 +217,8 @@ fn marked(points: &[Pixel], color_index: usize) -> Vec<Pixel> {
     let (Some((start, _)), true) = (points.first(), points.len() > MANY) else {
         return points.to_vec();
     };
-    let places = 2 * style::COLORS;
-    let mut next = start + MARKER_SPACING / places as i32 * (color_index % places) as i32;
+    let place = (color_index % (2 * style::COLORS)) as u8;
+    let mut next = start + PLACE * i32::from(place);
     let mut chosen = Vec::new();
     for at in points {
         if at.0 >= next {

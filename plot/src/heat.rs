@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use anyhow::Context;
 use plotters::prelude::*;
 use plotters::style::colors::colormaps::ViridisRGB;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -87,8 +88,12 @@ pub(super) fn svg(map: &HeatMap) -> anyhow::Result<String> {
         .map(|(_, values)| cells(values, stretch, &shown))
         .collect();
 
-    let row_height = (MOST_ROWS_HEIGHT / rows.len().max(1) as i32).clamp(2, ROW_HEIGHT);
-    let rows_height = (row_height * rows.len() as i32).max(4 * ROW_HEIGHT);
+    let count = i32::try_from(rows.len()).context("too many rows for one picture")?;
+    let row_height = (MOST_ROWS_HEIGHT / count.max(1)).clamp(2, ROW_HEIGHT);
+    let rows_height = row_height
+        .checked_mul(count)
+        .context("too many rows for one picture")?
+        .max(4 * ROW_HEIGHT);
     let marks = [Cell::Missing, Cell::Zero, Cell::NonFinite];
     let marks: Vec<Cell> = marks
         .into_iter()
@@ -125,10 +130,13 @@ fn draw_rows(
     stretch: usize,
     (top, row_height): (i32, i32),
 ) -> anyhow::Result<()> {
-    let every = (ROW_HEIGHT - 3) / row_height + 1;
-    let name = |(at, (name, _)): (usize, &(String, _))| match at as i32 % every {
-        0 => style::printable(name),
-        _ => String::new(),
+    let every = usize::try_from((ROW_HEIGHT - 3) / row_height + 1)?;
+    let name = |(at, (name, _)): (usize, &(String, _))| {
+        if at.is_multiple_of(every) {
+            style::printable(name)
+        } else {
+            String::new()
+        }
     };
     // The first at the top, where an axis ends.
     let mut names: Vec<String> = map.rows.iter().enumerate().map(name).collect();

@@ -32,6 +32,8 @@ pub struct Chart {
 /// One pair of axes.
 #[derive(Clone, Debug, Default)]
 pub struct Panel {
+    /// A line above it, if it is not empty.
+    pub title: String,
     /// What the x axis shows, with its unit.
     pub x_label: String,
     /// What the y axis shows, with its unit.

@@ -154,7 +154,7 @@ pub(super) fn marker(canvas: &Canvas, (x, y): Pixel, index: usize) -> anyhow::Re
         [] => canvas.draw(&Circle::new((x, y), r + grown, color.filled())),
         _ => canvas.draw(&Polygon::new(corners(grown), color.filled())),
     };
-    if index / PALETTE.len() % 2 == 0 {
+    if (index / COLORS).is_multiple_of(2) {
         fill(0, color(index))?;
     } else {
         fill(2, color(index))?;

@@ -25,6 +25,7 @@ fn drawn(chart: &Chart) -> (String, Pixmap) {
 
 fn chart(series: Vec<Series>, x_log: bool, y_log: bool) -> Chart {
     let panel = Panel {
+        title: String::new(),
         x_label: "step".into(),
         y_label: "loss".into(),
         x_names: Vec::new(),
@@ -336,5 +337,14 @@ fn many_panels_are_lower_each() {
     };
     assert_eq!(height(4) - height(3), 700);
     assert!(height(8) - height(4) < 100, "they share the room of four");
-    assert_eq!(height(12) - height(11), 360);
+    assert_eq!(height(12) - height(11), 400);
+}
+
+#[test]
+fn a_panel_may_have_a_title() {
+    let untitled = chart(vec![line("x", 0, &[(0.0, 1.0), (1.0, 2.0)])], false, false);
+    let mut titled = untitled.clone();
+    titled.panels[0].title = "norm:1.0 & more".into();
+    let ((with, _), (without, _)) = (drawn(&titled), drawn(&untitled));
+    assert!(with.contains("\nnorm:1.0 &amp; more\n") && !without.contains("norm:1.0"));
 }

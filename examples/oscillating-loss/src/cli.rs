@@ -166,8 +166,8 @@ struct StudyArgs {
     /// Seeds for each, from 0 upwards.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..), default_value_t = study::SEEDS)]
     seeds: u64,
-    /// Only the N rates of each rule that were best with seed 0, which must be done.
-    #[arg(long, value_name = "N", value_parser = count())]
+    /// In place of --lr: the N rates of each rule that were best with seed 0, of all that are done.
+    #[arg(long, value_name = "N", value_parser = count(), conflicts_with = "rates")]
     best: Option<u64>,
     /// Steps of a run.
     #[arg(long, value_parser = count(), default_value_t = Settings::default().steps as u64)]

@@ -50,8 +50,9 @@ pub fn grad_norm(runs: &[Run]) -> Chart {
             horizontal.push((format!("max_norm {max_norm}"), max_norm));
         }
         Panel {
+            title: arm.to_string(),
             x_label: "step".into(),
-            y_label: format!("norm, {arm}"),
+            y_label: "norm".into(),
             y_log: true,
             series,
             horizontal,

@@ -59,7 +59,8 @@ impl ParamNorms {
         writer
             .write_record(std::iter::once("step").chain(self.names.iter().map(String::as_str)))?;
         for (step, norms) in (1..).zip(&self.steps) {
-            let field = |norm: &Option<f64>| norm.map_or_else(String::new, |norm| norm.to_string());
+            let field =
+                |norm: &Option<f64>| norm.map_or_else(String::new, |norm| format!("{norm:?}"));
             let step: usize = step;
             writer
                 .write_record(std::iter::once(step.to_string()).chain(norms.iter().map(field)))?;
@@ -182,7 +183,7 @@ mod tests {
         norms.write_csv(&path).unwrap();
         assert_eq!(ParamNorms::read_csv(&path).unwrap(), norms);
         let text = std::fs::read_to_string(&path).unwrap();
-        let first = "step,\"w, first\",b,c\n1,5,0,\n2,10,0,\n3,inf,0,\n";
+        let first = "step,\"w, first\",b,c\n1,5.0,0.0,\n2,10.0,0.0,\n3,inf,0.0,\n";
         assert!(text.starts_with(first), "{text}");
         let empty = ParamNorms::new(&norms.names);
         empty.write_csv(&path).unwrap();

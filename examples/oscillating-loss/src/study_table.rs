@@ -79,11 +79,14 @@ impl<'a> Row<'a> {
                 decades(usable)
             )
         });
-        let diverged = self
+        let diverged: Vec<f64> = self
             .runs
             .iter()
             .filter(|run| run.diverged.is_some())
-            .count();
+            .map(|run| run.settings.lr)
+            .collect();
+        let lowest = diverged.iter().copied().reduce(f64::min);
+        let from = lowest.map_or_else(String::new, |lr| format!(", from {lr:e}"));
         let cells = [
             format!("`{}`", self.arm),
             format!("{:e}", self.best),
@@ -96,7 +99,7 @@ impl<'a> Row<'a> {
                 100.0 * self.median_of(|run| run.clipped_fraction)
             ),
             usable,
-            format!("{diverged} of {}", self.runs.len()),
+            format!("{} of {}{from}", diverged.len(), self.runs.len()),
         ];
         format!("| {} |", cells.join(" | "))
     }
@@ -198,11 +201,11 @@ mod tests {
         assert_eq!(lines[0], "## SGD, power 4");
         assert_eq!(
             lines[4],
-            "| `norm:1` | 1e-3 | 0.2200 | 0.2000 to 0.2700 | 3 | 0.2200 | 50 % | 1.0e-3 to 1.0e-2 (1.0) | 1 of 5 |"
+            "| `norm:1` | 1e-3 | 0.2200 | 0.2000 to 0.2700 | 3 | 0.2200 | 50 % | 1.0e-3 to 1.0e-2 (1.0) | 1 of 5, from 1e-1 |"
         );
         assert_eq!(
             lines[5],
-            "| `none` | 1e-3 | 0.3000 | 0.3000 to 0.3000 | 1 | 0.3000 | 50 % |  | 1 of 2 |"
+            "| `none` | 1e-3 | 0.3000 | 0.3000 to 0.3000 | 1 | 0.3000 | 50 % |  | 1 of 2, from 1e-2 |"
         );
         assert_eq!(lines.len(), 7);
     }

@@ -40,7 +40,7 @@ struct Value {
     tag: String,
     /// Present even when it is 0: a plain field would be left out of the payload then.
     #[prost(float, optional, tag = "2")]
-    simple_value: Option<f32>,
+    scalar: Option<f32>,
     #[prost(message, optional, tag = "5")]
     histo: Option<Histogram>,
 }
@@ -82,7 +82,7 @@ impl EventWriter {
     pub fn scalar(&mut self, tag: &str, step: u64, value: f32) -> anyhow::Result<()> {
         let value = Value {
             tag: tag.into(),
-            simple_value: Some(value),
+            scalar: Some(value),
             histo: None,
         };
         self.value(step, value)
@@ -95,7 +95,7 @@ impl EventWriter {
     pub fn histogram(&mut self, tag: &str, step: u64, value: Histogram) -> anyhow::Result<()> {
         let value = Value {
             tag: tag.into(),
-            simple_value: None,
+            scalar: None,
             histo: Some(value),
         };
         self.value(step, value)
@@ -225,7 +225,7 @@ pub(crate) mod tests {
         for ((step, value), event) in points.into_iter().zip(&events[1..]) {
             let expected = Value {
                 tag: "loss/train".into(),
-                simple_value: Some(value),
+                scalar: Some(value),
                 histo: None,
             };
             assert_eq!(
@@ -237,7 +237,7 @@ pub(crate) mod tests {
             assert_eq!(event.step.unsigned_abs(), step);
         }
         let last = &events[5].summary.as_ref().unwrap().value[0];
-        assert!(last.simple_value.unwrap().is_nan());
+        assert!(last.scalar.unwrap().is_nan());
         assert!(events.iter().all(|event| event.wall_time >= before));
     }
 
@@ -247,7 +247,7 @@ pub(crate) mod tests {
     fn a_record_has_the_bytes_that_tensorboard_writes() {
         let value = Value {
             tag: "loss".into(),
-            simple_value: Some(0.25),
+            scalar: Some(0.25),
             histo: None,
         };
         let event = Event {
@@ -280,7 +280,7 @@ pub(crate) mod tests {
         };
         let value = Value {
             tag: "g".into(),
-            simple_value: None,
+            scalar: None,
             histo: Some(histogram),
         };
         let expected = [

@@ -60,67 +60,65 @@ impl Study {
     /// The runs. Seeds change last: a study that is stopped has whole smaller ones in it.
     #[must_use]
     pub fn plan(&self) -> Vec<Settings> {
+        let of = |settings: &Settings| match &*self.rates {
+            [] => rates(settings.optimizer).to_vec(),
+            rates => rates.to_vec(),
+        };
+        self.plan_with(of)
+    }
+
+    /// Only the `count` rates of each arm, optimizer and power that have the lowest test loss at the end with the first
+    /// seed, of all that are `done`.
+    #[must_use]
+    pub fn plan_best(&self, done: &[Outcome], count: usize) -> Vec<Settings> {
+        self.plan_with(|settings| {
+            let same_but_lr = |outcome: &&Outcome| {
+                let first = Settings {
+                    seed: 0,
+                    lr: outcome.settings.lr,
+                    ..settings.clone()
+                };
+                outcome.settings == first
+            };
+            let mut rates: Vec<(f64, f64)> = done
+                .iter()
+                .filter(same_but_lr)
+                .filter_map(|outcome| Some((outcome.final_test_loss?, outcome.settings.lr)))
+                .collect();
+            rates.sort_by(|a, b| a.0.total_cmp(&b.0));
+            rates.truncate(count);
+            rates.into_iter().map(|(_, lr)| lr).collect()
+        })
+    }
+
+    fn plan_with(&self, rates: impl Fn(&Settings) -> Vec<f64>) -> Vec<Settings> {
         let mut plan = Vec::new();
         for seed in 0..self.seeds {
             for power in &self.powers {
                 for optimizer in &self.optimizers {
-                    plan.extend(self.sweep(*optimizer, *power, seed));
+                    for arm in &self.arms {
+                        let settings = Settings {
+                            arm: arm.clone(),
+                            optimizer: *optimizer,
+                            power: *power,
+                            steps: self.steps,
+                            seed,
+                            ..Settings::default()
+                        };
+                        let with_rate = |lr| Settings {
+                            lr,
+                            ..settings.clone()
+                        };
+                        plan.extend(rates(&settings).into_iter().map(with_rate));
+                    }
                 }
             }
         }
         plan
     }
-
-    /// Leaves in a plan only the `count` rates of each arm, optimizer and power that have the lowest test loss at the
-    /// end with the first seed.
-    pub fn keep_best(plan: &mut Vec<Settings>, done: &[Outcome], count: usize) {
-        let same_but_lr = |a: &Settings, b: &Settings| {
-            let lr = b.lr;
-            Settings { lr, ..a.clone() } == *b
-        };
-        plan.retain(|settings| {
-            let first = Settings {
-                seed: 0,
-                ..settings.clone()
-            };
-            let mut rates: Vec<(f64, f64)> = done
-                .iter()
-                .filter(|outcome| same_but_lr(&outcome.settings, &first))
-                .filter_map(|outcome| Some((outcome.final_test_loss?, outcome.settings.lr)))
-                .collect();
-            rates.sort_by(|a, b| a.0.total_cmp(&b.0));
-            rates.truncate(count);
-            rates
-                .iter()
-                .any(|(_, lr)| lr.total_cmp(&settings.lr).is_eq())
-        });
-    }
-
-    fn sweep(
-        &self,
-        optimizer: OptimizerKind,
-        power: f64,
-        seed: u64,
-    ) -> impl Iterator<Item = Settings> {
-        let mut rates = self.rates.clone();
-        if rates.is_empty() {
-            rates.extend(self::rates(optimizer));
-        }
-        let run = move |arm: &Arm, lr| Settings {
-            arm: arm.clone(),
-            optimizer,
-            lr,
-            power,
-            steps: self.steps,
-            seed,
-            ..Settings::default()
-        };
-        let of_arm = move |arm| rates.clone().into_iter().map(move |lr| run(arm, lr));
-        self.arms.iter().flat_map(of_arm)
-    }
 }
 
-/// Does what `runs.jsonl` lacks of the study (see [`Study::keep_best`]), and writes `tables.md` from all that is in it.
+/// Does what `runs.jsonl` lacks of the study (`best`: see [`Study::plan_best`]), and writes `tables.md` from all that is in it.
 ///
 /// # Errors
 /// If a run fails, or a file can't be read or written.
@@ -133,10 +131,10 @@ pub fn run(
 ) -> Result<()> {
     let file = out.path().join("runs.jsonl");
     let done = outcome::read(&file)?;
-    let mut left = study.plan();
-    if let Some(count) = best {
-        Study::keep_best(&mut left, &done, count);
-    }
+    let mut left = match best {
+        None => study.plan(),
+        Some(count) => study.plan_best(&done, count),
+    };
     let planned = left.len();
     left.retain(|settings| done.iter().all(|outcome| outcome.settings != *settings));
     println!(
@@ -172,5 +170,67 @@ impl Watch for Log<'_> {
             outcome::append(&file, &Outcome::from(run))?;
         }
         self.total.end(at, run)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn study() -> Study {
+        Study {
+            arms: vec!["none".parse().unwrap(), "auto".parse().unwrap()],
+            optimizers: vec![OptimizerKind::Sgd],
+            powers: vec![4.0],
+            rates: vec![1e-3, 1e-2, 1e-1],
+            seeds: 2,
+            steps: 500,
+        }
+    }
+
+    #[test]
+    fn a_plan_has_everything_once_and_whole_studies_first() {
+        let plan = study().plan();
+        assert_eq!(plan.len(), 12);
+        assert!(plan[..6].iter().all(|settings| settings.seed == 0));
+        for (at, settings) in plan.iter().enumerate() {
+            assert!(!plan[..at].contains(settings));
+        }
+        let by_default = Study {
+            rates: Vec::new(),
+            optimizers: vec![OptimizerKind::Sgd, OptimizerKind::AdamW],
+            ..study()
+        };
+        assert_eq!(by_default.plan().len(), 40);
+    }
+
+    #[test]
+    fn the_best_rates_are_those_of_the_first_seed() {
+        let done = |settings: &Settings| {
+            let loss = match (settings.arm.is_none(), settings.lr) {
+                (true, lr) if lr > 5e-2 => None, // diverged
+                (true, lr) => Some(lr),
+                (false, lr) => Some(1.0 - lr - 0.9 * settings.seed as f64),
+            };
+            Outcome {
+                settings: settings.clone(),
+                diverged: None,
+                final_test_loss: loss,
+                best_test_loss: loss,
+                roughness: None,
+                max_total_norm: 1.0,
+                clipped_fraction: 0.0,
+                num_skipped: 0,
+            }
+        };
+        let done: Vec<Outcome> = study().plan().iter().map(done).collect();
+        let rates = |count| {
+            let best = study().plan_best(&done, count);
+            best.iter().map(|settings| settings.lr).collect::<Vec<_>>()
+        };
+        assert_eq!(rates(1), [1e-3, 1e-1, 1e-3, 1e-1]);
+        assert_eq!(rates(2)[..4], [1e-3, 1e-2, 1e-1, 1e-2]);
+        assert!(study().plan_best(&[], 2).is_empty());
     }
 }
