@@ -4,11 +4,10 @@
 use std::alloc::System;
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use support::device::device;
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{
     Clip, ClippedOptimizer, GradAccumulator, NonFinite, NormType, StepPath, clip_grad_norm,
@@ -17,7 +16,7 @@ use candle_grad_clip::{
 use candle_nn::{Optimizer, ParamsAdamW};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use support::checkpoints::{Folder, split, with_header};
-use support::gradients::{random_values, store_for, store_of, tensor};
+use support::gradients::{host_tensor, random_values, store_for, store_of};
 use support::optimizers::Recorder;
 
 #[global_allocator]
@@ -39,7 +38,7 @@ fn sets() -> Result<Vec<Vec<Tensor>>> {
         vec![300_000, 70_000, 1, 20_000],
         vec![1000; 700],
     ];
-    let gradient = |n: &usize| tensor(&random_values(*n, *n as u64), *n, DType::F32);
+    let gradient = |n: &usize| host_tensor(&random_values(*n, *n as u64), *n, DType::F32);
     let set = |lengths: &Vec<usize>| -> Result<Vec<Tensor>> {
         Ok(lengths
             .iter()
@@ -113,11 +112,16 @@ fn clipping_in_place_allocates_nothing_of_a_gradients_size() -> Result<()> {
     Ok(())
 }
 
+/// Of vectors, each of which is one unit, with weights of zero.
+fn agc() -> Clip {
+    "agc:clipping=0.1".parse().unwrap()
+}
+
 #[test]
 fn a_step_keeps_one_buffer() -> Result<()> {
     let _alone = alone();
     for gradients in sets()? {
-        for clip in [Clip::norm(0.5), Clip::value(0.5), Clip::none()] {
+        for clip in [Clip::norm(0.5), Clip::value(0.5), Clip::none(), agc()] {
             let what = format!("{clip}, {} tensors", gradients.len());
             let (vars, _) = store_of(&gradients)?;
             let store = store_for(&vars, &gradients);
@@ -170,7 +174,7 @@ fn a_fused_step_stays_below_its_memory() -> Result<()> {
 /// 10,000 tensors of 64 to 4096 elements, as the benchmark's set C.
 fn many_small() -> Result<Vec<Tensor>> {
     let lengths = (0..10_000).map(|i| 64 + (i * 7919) % 4033);
-    let gradient = |n: usize| tensor(&vec![0.5; n], n, DType::F32);
+    let gradient = |n: usize| host_tensor(&vec![0.5; n], n, DType::F32);
     Ok(lengths.map(gradient).collect::<candle_core::Result<_>>()?)
 }
 
@@ -179,7 +183,7 @@ fn fused<O: Optimizer<Config: Clone> + 'static>(
     config: O::Config,
     limit: usize,
 ) -> Result<()> {
-    for clip in [Clip::norm(0.5), Clip::value(0.25), Clip::none()] {
+    for clip in [Clip::norm(0.5), Clip::value(0.25), Clip::none(), agc()] {
         let name = std::any::type_name::<O>();
         let what = format!("{name} {clip}, {} tensors", gradients.len());
         let (vars, _) = store_of(gradients)?;
@@ -190,7 +194,54 @@ fn fused<O: Optimizer<Config: Clone> + 'static>(
         assert_eq!(opt.last_report().unwrap().path(), StepPath::Fused);
         assert_little(stats, gradients, &what);
         let bytes = stats.bytes_allocated;
+        // For units there are the numbers of each beside, of gradients and weights.
+        let limit = if what.contains("agc") {
+            2 * limit
+        } else {
+            limit
+        };
         assert!(bytes < limit, "{what}: {bytes} bytes, {limit} allowed");
+    }
+    Ok(())
+}
+
+/// The units of matrices: some numbers for each, far below the matrix.
+#[test]
+fn units_of_matrices_allocate_little() -> Result<()> {
+    let _alone = alone();
+    let gradients = [(600, 500), (64, 4096)].map(|(rows, columns)| {
+        host_tensor(&vec![0.5; rows * columns], (rows, columns), DType::F32)
+    });
+    let gradients: Vec<Tensor> = gradients.into_iter().collect::<candle_core::Result<_>>()?;
+    for units in ["rows", "columns"] {
+        for is_fused in [true, false] {
+            let (vars, _) = store_of(&gradients)?;
+            for (i, var) in vars.iter().enumerate() {
+                // Weights that differ, so that coefficients do.
+                let ramp = Tensor::arange(0f32, var.elem_count() as f32, &Device::Cpu)?;
+                var.set(&(ramp.reshape(var.shape())? * f64::from(i as u32 + 1))?)?;
+            }
+            let store = store_for(&vars, &gradients);
+            let clip: Clip = format!("agc:clipping=1e-9,units={units}").parse()?;
+            let stats = if is_fused {
+                let inner = AdamW::new(vars.clone(), ParamsAdamW::default())?;
+                let mut opt = ClippedOptimizer::wrap(inner, vars, clip)?;
+                let stats = allocated(|| Ok(opt.step(&store)?))?;
+                assert!(opt.last_report().unwrap().num_clipped()? > 100);
+                stats
+            } else {
+                let inner = Recorder::new(vars.clone(), false)?;
+                let mut opt = ClippedOptimizer::wrap(inner, vars, clip)?;
+                allocated(|| Ok(opt.step(&store)?))?
+            };
+            let what = format!("{units}, fused {is_fused}");
+            let (ours, theirs) = (stats.bytes_allocated, bytes(&gradients));
+            // The columns' tasks gather in buffers of 4 KiB each.
+            assert!(
+                ours < theirs / 2,
+                "{what}: {ours} bytes for gradients of {theirs}"
+            );
+        }
     }
     Ok(())
 }
@@ -239,7 +290,7 @@ fn checkpoints_are_not_held_in_memory() -> Result<()> {
     let _alone = alone();
     let folder = Folder::in_memory()?;
     let path = folder.join("o");
-    let w = Var::ones(300_000, DType::F32, device())?;
+    let w = Var::ones(300_000, DType::F32, &Device::Cpu)?;
     let mut opt = AdamW::new_lr(vec![w.clone()], 0.1)?;
     opt.backward_step(&w.sqr()?.sum_all()?)?;
     let stats = allocated(|| Ok(opt.save(&path)?))?;

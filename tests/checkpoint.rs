@@ -195,7 +195,11 @@ fn in_a_new_process(test: &str, folder: &Path, shell: Option<&str>) -> Result<Ex
     };
     command.args(["--exact", test, "--test-threads", "1"]);
     command.env("CHECKPOINT_FOLDER", folder).current_dir(folder);
-    Ok(command.output()?.status)
+    let output = command.output()?;
+    if !output.status.success() && shell.is_none() {
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+    }
+    Ok(output.status)
 }
 
 #[test]
@@ -239,7 +243,7 @@ fn the_second_half_of_the_runs() -> Result<()> {
         backend::with(backend, || -> Result<()> {
             let mut map = model()?;
             let vars = NamedVars::from(&map);
-            for var in vars.vars() {
+            for var in vars.vars().iter().filter(|var| var.elem_count() > 0) {
                 var.set(&var.ones_like()?)?;
             }
             map.load(format!("{name}.weights"))?;
@@ -286,7 +290,11 @@ fn skips_in_a_row_are_counted_on() -> Result<()> {
     let mut resumed = make(100)?;
     resumed.load(&path)?;
     assert!(resumed.last_report().is_none());
-    let error = resumed.step_report(&bad).unwrap_err();
+    let mut last = resumed.step_report(&bad);
+    if last.is_ok() && device().is_cuda() {
+        last = resumed.step_report(&bad); // where the GPU decides, it is noticed by the next step
+    }
+    let error = last.unwrap_err();
     assert!(
         matches!(
             error,
@@ -299,7 +307,8 @@ fn skips_in_a_row_are_counted_on() -> Result<()> {
         "{error}"
     );
     let good = store_for(&[w], &[Tensor::ones(2, DType::F32, device())?]);
-    assert_eq!(resumed.step_report(&good)?.step(), 3);
+    let launched = u64::from(device().is_cuda()); // one more, before it was noticed
+    assert_eq!(resumed.step_report(&good)?.step(), 3 + launched);
     Ok(())
 }
 

@@ -2,7 +2,8 @@
 #![allow(missing_docs)] // criterion's macros make public items without any.
 
 use candle_grad_clip_kernels::{
-    AdamW, Edit, Element, NormType, Update, Wide, edit, measure, update,
+    AdamW, Edit, Element, NormType, Stats, UnitEdit, Units, Update, Wide, edit, measure,
+    measure_units, update,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
@@ -10,6 +11,9 @@ use std::hint::black_box;
 
 /// 1 k, 64 k and 4 M elements.
 const LENS: [usize; 3] = [1 << 10, 1 << 16, 1 << 22];
+
+/// Elements of a row, where units are measured and edited.
+const ROW: usize = 1 << 10;
 
 /// Turns signs at every call: values stay in range however often it runs.
 const SCALE: Edit = Edit::Scale {
@@ -46,6 +50,20 @@ fn dtype<E: Element>(c: &mut Criterion, name: &str, from_f32: impl Fn(f32) -> E)
         group.bench_function(BenchmarkId::new("clamp", len), |b| {
             b.iter(|| edit(black_box(&mut values), CLAMP));
         });
+        for (name, units) in [("rows", Units::Rows(ROW)), ("columns", Units::Columns(ROW))] {
+            let mut stats = vec![Stats::ZERO; units.count(len)];
+            group.bench_function(BenchmarkId::new(format!("measure {name}"), len), |b| {
+                b.iter(|| measure_units(black_box(&values), units, NormType::L2, &mut stats));
+            });
+            let turn = UnitEdit {
+                units,
+                coefs: &vec![-1.0; units.count(len)],
+                zero_non_finite: false,
+            };
+            group.bench_function(BenchmarkId::new(format!("scale {name}"), len), |b| {
+                b.iter(|| edit(black_box(&mut values), turn));
+            });
+        }
         let (mut params, zero) = (values.clone(), E::Wide::from_f64(0.0));
         let mut moments = [vec![zero; len], vec![zero; len]];
         group.bench_function(BenchmarkId::new("adamw", len), |b| {

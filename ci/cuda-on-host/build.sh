@@ -71,7 +71,7 @@ mkdir "$work/kernels"
 compile_driver() {
     missing >"$work/missing.c"
     "${CC:-gcc}" -fPIC -w -c "$work/missing.c" -o "$work/missing.o"
-    "$cxx" "${flags[@]}" -O2 -Wall -Wextra -shared "$here"/{run_grid,driver,libraries}.cpp "$work/missing.o" \
+    "$cxx" "${flags[@]}" -O2 -Wall -Wextra -shared "$here"/{run_grid,streams,driver,libraries}.cpp "$work/missing.o" \
         -Wl,-soname,libcuda.so.1 -o "$work/libcuda.so.1"
 }
 

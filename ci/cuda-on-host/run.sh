@@ -14,6 +14,7 @@ if [ "${SANITIZE:-}" = address ]; then
     # shellcheck disable=SC2086
     "$here/build.sh" "$target/address" ${KERNELS:-}
     libraries=$target/address/lib
+    export CUDA_ON_HOST_SANITIZE=1
     # For the tests only: neither cargo nor rustc is built for it.
     preload=$("${CXX:-g++}" -print-file-name=libasan.so)
     export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="env LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}"

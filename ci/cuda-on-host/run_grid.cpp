@@ -48,7 +48,7 @@ std::mt19937_64 rng(1);
 std::vector<Fiber> fibers;
 std::vector<int> ready;
 std::vector<char*> stacks; // free ones
-int current, exited;
+int current, exited, in_warp; // the running thread, and how many have ended or wait for lanes
 const Kernel* kernel;
 void** parameters;
 std::string fault_text;
@@ -80,12 +80,13 @@ size_t scheduler_bytes;
 void leave(void** fake, const void* stack, size_t bytes) { __sanitizer_start_switch_fiber(fake, stack, bytes); }
 void arrive_in_scheduler(void* fake) { __sanitizer_finish_switch_fiber(fake, nullptr, nullptr); }
 void arrive_in_fiber(void* fake) { __sanitizer_finish_switch_fiber(fake, &scheduler_stack, &scheduler_bytes); }
-void clean(char* stack) { __asan_unpoison_memory_region(stack + GUARD, STACK - GUARD); }
+// Forgets the frames in the last bytes of a stack, which did not return.
+void clean(char* stack, size_t bytes) { __asan_unpoison_memory_region(stack + STACK - bytes, bytes); }
 #else
 void leave(void**, const void*, size_t) {}
 void arrive_in_scheduler(void*) {}
 void arrive_in_fiber(void*) {}
-void clean(char*) {}
+void clean(char*, size_t) {}
 #endif
 
 /// From a fiber to the scheduler.
@@ -106,7 +107,7 @@ void thread_main() {
     exited++;
     // Others of the warp may have waited for this thread only.
     int first = current / 32 * 32, last = std::min(first + 32, int(fibers.size()));
-    for (int lane = first; lane < last; lane++)
+    for (int lane = first; lane < last && in_warp > 0; lane++)
         if (fibers[lane].state == State::IN_WARP) finish_warp_operation(lane);
     yield();
 }
@@ -128,7 +129,7 @@ void run_thread(int index) {
         if (stacks.empty()) stacks.push_back(new_stack());
         fiber.stack = stacks.back();
         stacks.pop_back();
-        clean(fiber.stack);
+        clean(fiber.stack, 4 << 10); // of thread_main and yield
         // As if it had called cuda_on_host_switch at the start of thread_main.
         void** top = reinterpret_cast<void**>(fiber.stack + STACK);
         top[-1] = nullptr;
@@ -166,6 +167,7 @@ void wait(State state, const char* file, int line) {
 }
 
 void release(int index) {
+    in_warp -= fibers[index].state == State::IN_WARP;
     fibers[index].state = State::READY;
     ready.push_back(index);
 }
@@ -200,6 +202,7 @@ void finish_warp_operation(int lane) {
 const Fiber& warp_operation(unsigned mask, uint64_t value, int source, const char* file, int line) {
     Fiber& fiber = fibers[current];
     wait(State::IN_WARP, file, line);
+    in_warp++;
     fiber.mask = mask;
     fiber.value = value;
     fiber.source = source;
@@ -250,10 +253,13 @@ std::pair<char*, size_t> shared_memory(void* variable) {
 void run_block() {
     fibers.resize(size_t(blockDim.x) * blockDim.y * blockDim.z);
     ready.clear();
-    exited = 0;
+    exited = in_warp = 0;
     uint3 thread{};
     for (int i = 0; i < int(fibers.size()); i++) {
-        if (fibers[i].stack) stacks.push_back(fibers[i].stack); // left behind by a fault
+        if (fibers[i].stack) { // left behind by a fault
+            clean(fibers[i].stack, STACK - GUARD);
+            stacks.push_back(fibers[i].stack);
+        }
         fibers[i] = Fiber{};
         fibers[i].thread = thread;
         if (++thread.x == blockDim.x) thread.x = 0, thread.y++;

@@ -15,7 +15,9 @@ use super::style::{
 use super::{Chart, Panel, Series};
 
 const TITLE_HEIGHT: i32 = 84;
+/// Of one panel; many share the room of four, down to a height at which an axis still has its labels.
 const PANEL_HEIGHT: i32 = 700;
+const LEAST_PANEL_HEIGHT: i32 = 360;
 const X_LABELS_HEIGHT: i32 = 96;
 /// What the y axis needs beside its tick labels: tick marks and the axis' own label.
 const Y_LABEL_WIDTH: i32 = 80;
@@ -30,9 +32,10 @@ pub(super) fn svg(chart: &Chart) -> anyhow::Result<String> {
     style::load_font()?;
     let legend = Legend::new(chart)?;
     let top = TITLE_HEIGHT + legend.height();
+    let panel_height = panel_height(chart.panels.len());
     let panels_height = i32::try_from(chart.panels.len())
         .ok()
-        .and_then(|n| n.checked_mul(PANEL_HEIGHT));
+        .and_then(|n| n.checked_mul(panel_height));
     let height = panels_height
         .and_then(|height| height.checked_add(top + MARGIN))
         .context("too many panels for one picture")?;
@@ -54,7 +57,8 @@ pub(super) fn svg(chart: &Chart) -> anyhow::Result<String> {
 }
 
 fn draw_panels(panels: &[Panel], canvas: &Canvas, top: i32) -> anyhow::Result<()> {
-    let axes: Vec<(Axis, Axis)> = panels.iter().map(axes_of).collect();
+    let height = panel_height(panels.len());
+    let axes: Vec<(Axis, Axis)> = panels.iter().map(|panel| axes_of(panel, height)).collect();
     let mut widest_label = 0;
     for (_, y) in &axes {
         for tick in &y.ticks {
@@ -63,14 +67,19 @@ fn draw_panels(panels: &[Panel], canvas: &Canvas, top: i32) -> anyhow::Result<()
     }
     let mut rest = canvas.split_vertically(top).1;
     for (panel, (x, y)) in panels.iter().zip(&axes) {
-        let (area, below) = rest.split_vertically(PANEL_HEIGHT);
+        let (area, below) = rest.split_vertically(height);
         rest = below;
         draw_panel(panel, x, y, canvas, &area, widest_label + Y_LABEL_WIDTH)?;
     }
     Ok(())
 }
 
-fn axes_of(panel: &Panel) -> (Axis, Axis) {
+fn panel_height(panels: usize) -> i32 {
+    let shared = 4 * PANEL_HEIGHT as usize / panels.max(1);
+    (shared as i32).clamp(LEAST_PANEL_HEIGHT, PANEL_HEIGHT)
+}
+
+fn axes_of(panel: &Panel, height: i32) -> (Axis, Axis) {
     let points = || {
         let lines = panel
             .series
@@ -86,14 +95,21 @@ fn axes_of(panel: &Panel) -> (Axis, Axis) {
         .iter()
         .filter(|s| s.nan_at.iter().any(|x| x.is_finite()))
         .count();
-    let headroom = f64::from(CROSS_HEIGHT) * diverging.min(6) as f64 / f64::from(PANEL_HEIGHT);
+    let headroom = f64::from(CROSS_HEIGHT) * diverging.min(6) as f64 / f64::from(height);
     let y = without_outliers(points().map(|p| p.1).chain(levels), panel.y_log, headroom);
     let x = if panel.x_names.is_empty() {
         Axis::new(x, panel.x_log, TICKS)
     } else {
         Axis::named(&panel.x_names)
     };
-    (x, Axis::new(y, panel.y_log, TICKS))
+    (
+        x,
+        Axis::new(
+            y,
+            panel.y_log,
+            TICKS * height as usize / PANEL_HEIGHT as usize,
+        ),
+    )
 }
 
 fn draw_panel(
@@ -111,7 +127,8 @@ fn draw_panel(
         .x_label_area_size(X_LABELS_HEIGHT)
         .y_label_area_size(labels_width)
         .build_cartesian_2d(x.clone(), y.clone())?;
-    let label_em = style::fitting_em(&panel.y_label, TEXT_EM, PANEL_HEIGHT - X_LABELS_HEIGHT)?;
+    let plot_height = area.dim_in_pixel().1 as i32 - X_LABELS_HEIGHT;
+    let label_em = style::fitting_em(&panel.y_label, TEXT_EM, plot_height)?;
     chart
         .configure_mesh()
         .bold_line_style(style::GRID.stroke_width(2))
@@ -185,7 +202,8 @@ fn marked(points: &[Pixel], color_index: usize) -> Vec<Pixel> {
     let (Some((start, _)), true) = (points.first(), points.len() > MANY) else {
         return points.to_vec();
     };
-    let mut next = start + MARKER_SPACING / 7 * i32::from((color_index % 7) as u8);
+    let places = 2 * style::COLORS;
+    let mut next = start + MARKER_SPACING / places as i32 * (color_index % places) as i32;
     let mut chosen = Vec::new();
     for at in points {
         if at.0 >= next {

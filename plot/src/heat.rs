@@ -54,13 +54,13 @@ impl Cell {
         }
     }
 
-    /// Text for the legend; shades have the colour bar.
-    fn meaning(self) -> Option<&'static str> {
+    /// Text for the legend.
+    fn meaning(self) -> &'static str {
         match self {
-            Self::Missing => Some("missing"),
-            Self::Zero => Some("zero"),
-            Self::Shade(_) => None,
-            Self::NonFinite => Some("NaN or infinite"),
+            Self::Missing => "missing",
+            Self::Zero => "zero",
+            Self::Shade(_) => "finite",
+            Self::NonFinite => "NaN or infinite",
         }
     }
 }
@@ -89,7 +89,13 @@ pub(super) fn svg(map: &HeatMap) -> anyhow::Result<String> {
 
     let row_height = (MOST_ROWS_HEIGHT / rows.len().max(1) as i32).clamp(2, ROW_HEIGHT);
     let rows_height = (row_height * rows.len() as i32).max(4 * ROW_HEIGHT);
-    let top = TITLE_HEIGHT + LEGEND_HEIGHT;
+    let marks = [Cell::Missing, Cell::Zero, Cell::NonFinite];
+    let marks: Vec<Cell> = marks
+        .into_iter()
+        .filter(|mark| rows.iter().flatten().any(|cell| cell == mark))
+        .collect();
+    let legend_height = if marks.is_empty() { 0 } else { LEGEND_HEIGHT };
+    let top = TITLE_HEIGHT + legend_height;
     let size = (WIDTH, top + rows_height + X_LABELS_HEIGHT + MARGIN);
     let mut document = String::new();
     {
@@ -100,7 +106,7 @@ pub(super) fn svg(map: &HeatMap) -> anyhow::Result<String> {
         let em = style::fitting_em(&title, TITLE_EM, WIDTH - 2 * MARGIN)?;
         let middle = (WIDTH / 2, TITLE_HEIGHT / 2);
         canvas.draw(&Text::new(title, middle, style::text(em, HPos::Center)))?;
-        legend(&canvas, &rows, TITLE_HEIGHT + LEGEND_HEIGHT / 2)?;
+        legend(&canvas, &marks, TITLE_HEIGHT + LEGEND_HEIGHT / 2)?;
 
         let bar = Axis::new(shown, true, TICKS);
         let bar_left = draw_bar(&canvas, &bar, &map.value_label, top..top + rows_height)?;
@@ -223,18 +229,13 @@ fn draw_bar(canvas: &Canvas, bar: &Axis, label: &str, rows: Range<i32>) -> anyho
     Ok(left)
 }
 
-/// What the cells mean that the colour bar doesn't have; nothing if there are none.
-fn legend(canvas: &Canvas, rows: &[Vec<Cell>], y: i32) -> anyhow::Result<()> {
+/// What the cells mean that the colour bar doesn't have.
+fn legend(canvas: &Canvas, marks: &[Cell], y: i32) -> anyhow::Result<()> {
     let mut x = MARGIN;
-    for cell in [Cell::Missing, Cell::Zero, Cell::NonFinite] {
-        let Some(meaning) = cell.meaning() else {
-            continue;
-        };
-        if !rows.iter().flatten().any(|other| *other == cell) {
-            continue;
-        }
+    for cell in marks {
+        let meaning = cell.meaning();
         let corners = [(x, y - 14), (x + 60, y + 14)];
-        draw_cells(canvas, corners, cell)?;
+        draw_cells(canvas, corners, *cell)?;
         canvas.draw(&Rectangle::new(corners, style::INK.stroke_width(2)))?;
         let text = style::text(TEXT_EM, HPos::Left);
         canvas.draw(&Text::new(meaning, (x + 78, y), text))?;

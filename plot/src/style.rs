@@ -33,8 +33,11 @@ pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
 pub(super) const GRID: RGBColor = RGBColor(215, 215, 215);
 pub(super) const FAINT_GRID: RGBColor = RGBColor(238, 238, 238);
 
+/// As many lines have a colour of their own; the next as many have hollow markers.
+pub(super) const COLORS: usize = 7;
+
 /// Okabe and Ito's colours for colour-blind readers (2008), without yellow, which is lost on white.
-const PALETTE: [RGBColor; 7] = [
+const PALETTE: [RGBColor; COLORS] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -125,12 +128,11 @@ pub(super) fn level(canvas: &Canvas, path: [Pixel; 2], index: usize) -> anyhow::
     )
 }
 
-/// A series' marker: its shape tells lines apart where colours do not.
+/// A series' marker: its shape tells lines apart where colours do not, and past the last colour it is hollow.
 pub(super) fn marker(canvas: &Canvas, (x, y): Pixel, index: usize) -> anyhow::Result<()> {
-    let style = color(index).filled();
     let r = MARKER;
     let offsets: &[Pixel] = match index % PALETTE.len() {
-        0 => return Ok(canvas.draw(&Circle::new((x, y), r, style))?),
+        0 => &[],
         1 => &[
             (-r + 1, -r + 1),
             (r - 1, -r + 1),
@@ -143,11 +145,22 @@ pub(super) fn marker(canvas: &Canvas, (x, y): Pixel, index: usize) -> anyhow::Re
         5 => &[(r + 2, 0), (-r + 2, r + 1), (-r + 2, -r - 1)],
         _ => &[(-r - 2, 0), (r - 2, r + 1), (r - 2, -r - 1)],
     };
-    let corners = offsets
-        .iter()
-        .map(|(dx, dy)| (x + dx, y + dy))
-        .collect::<Vec<_>>();
-    Ok(canvas.draw(&Polygon::new(corners, style))?)
+    let corners = |grown: i32| {
+        let corner =
+            |(dx, dy): &Pixel| (x + dx + grown * dx.signum(), y + dy + grown * dy.signum());
+        offsets.iter().map(corner).collect::<Vec<_>>()
+    };
+    let fill = |grown: i32, color: RGBColor| match offsets {
+        [] => canvas.draw(&Circle::new((x, y), r + grown, color.filled())),
+        _ => canvas.draw(&Polygon::new(corners(grown), color.filled())),
+    };
+    if index / PALETTE.len() % 2 == 0 {
+        fill(0, color(index))?;
+    } else {
+        fill(2, color(index))?;
+        fill(-3, WHITE)?;
+    }
+    Ok(())
 }
 
 /// The cross of a run that became NaN.

@@ -308,3 +308,33 @@ fn any_heat_map_is_drawn() {
         }
     }
 }
+
+#[test]
+fn more_lines_than_colours_have_hollow_markers() {
+    let points = [(0.0, 1.0), (1.0, 2.0)];
+    let of = |index| drawn(&chart(vec![line("x", index, &points)], false, true)).1;
+    let white = |picture: &Pixmap| count(picture, 255, 255, 255);
+    let blue = |picture: &Pixmap| count(picture, 0, 114, 178);
+    for shape in 0..7 {
+        let (filled, hollow) = (of(shape), of(shape + 7));
+        assert_ne!(filled.data(), hollow.data(), "{shape}");
+    }
+    // Three markers: two points and the legend's.
+    assert!(white(&of(7)) > white(&of(0)) && blue(&of(7)) > 3 * 100);
+}
+
+#[test]
+fn many_panels_are_lower_each() {
+    let one = chart(vec![line("x", 0, &[(0.0, 1.0), (1.0, 1e6)])], false, true);
+    let height = |panels: usize| {
+        let panels = vec![one.panels[0].clone(); panels];
+        let chart = Chart {
+            panels,
+            ..one.clone()
+        };
+        drawn(&chart).1.height()
+    };
+    assert_eq!(height(4) - height(3), 700);
+    assert!(height(8) - height(4) < 100, "they share the room of four");
+    assert_eq!(height(12) - height(11), 360);
+}

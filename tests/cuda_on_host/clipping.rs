@@ -1,5 +1,7 @@
 //! Clipping on the stand-in device: the same gradients, Vars and reports as on CPU.
 
+use std::slice::from_ref;
+
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip::optim::{ParamsSgd, Sgd};
@@ -129,7 +131,7 @@ fn non_finite_gradients_are_counted_and_zeroed() -> Result<()> {
         )?;
         let inner = candle_nn::SGD::new(vec![var.clone()], 1.0)?;
         let mut opt = ClippedOptimizer::wrap(inner, vec![var.clone()], clip.clone())?;
-        let report = opt.step_report(&store_for(&[var.clone()], &[grad]))?;
+        let report = opt.step_report(&store_for(from_ref(&var), &[grad]))?;
         Ok((
             report.total_norm()?,
             report.non_finite()?,
@@ -147,9 +149,9 @@ fn failed_launches_are_errors() -> Result<()> {
     let driver = Driver::lock();
     let gpu = Device::new_cuda(0)?;
     let var = Var::from_tensor(&Tensor::new(&[1f32, 2.0], &gpu)?)?;
-    let grads = store_for(&[var.clone()], &[Tensor::new(&[3f32, 4.0], &gpu)?]);
+    let grads = store_for(from_ref(&var), &[Tensor::new(&[3f32, 4.0], &gpu)?]);
     driver.fail_allocations_after(0);
-    assert!(total_norm(&grads, &[var.clone()], NormType::L2).is_err());
+    assert!(total_norm(&grads, from_ref(&var), NormType::L2).is_err());
     driver.stop_failing();
     assert_eq!(total_norm(&grads, &[var], NormType::L2)?, 5.0);
     Ok(())

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, DriverError, LaunchConfig, PushKernelArg,
+    CudaSlice, DevicePtrMut, DriverError, HostSlice, LaunchConfig, PushKernelArg, result,
 };
 use candle_core::{CudaDevice, Device};
 use half::{bf16, f16};
@@ -33,9 +33,9 @@ macro_rules! launch {
     }};
 }
 
-/// The text of a launch's error, and that it is the only one.
-fn fault(launched: Result<(), DriverError>) -> Result<String> {
-    match launched {
+/// The text of the error of a launch, or of waiting for it.
+fn fault(device: &CudaDevice, launched: Result<(), DriverError>) -> Result<String> {
+    match launched.and_then(|()| device.cuda_stream().synchronize()) {
         Ok(()) => bail!("the launch went well"),
         Err(error) => Ok(format!("{error:?}")),
     }
@@ -96,7 +96,7 @@ fn shared_memory_by_the_launch_and_ballots() -> Result<()> {
     let mut out = uninitialized::<u32>(&device, 40)?;
     launch!(device, "selftest_ballot", launch(1, 40), &mut out)?;
     let bits = |first: u32, lanes: u32| {
-        let set = (0..lanes).filter(|lane| (first + lane) % 3 == 0);
+        let set = (0..lanes).filter(|lane| u32::is_multiple_of(first + lane, 3));
         set.map(|lane| 1 << lane).sum::<u32>()
     };
     let out = device.clone_dtoh(&out)?;
@@ -260,40 +260,40 @@ fn faults_of_kernels_are_errors() -> Result<()> {
     let device = device()?;
     let mut out = uninitialized::<f32>(&device, 32)?;
 
-    let error = fault(launch!(
-        device,
-        "selftest_two_barriers",
-        launch(1, 32),
-        &mut out
-    ))?;
+    let error = fault(
+        &device,
+        launch!(device, "selftest_two_barriers", launch(1, 32), &mut out),
+    )?;
     assert!(
         error.contains("selftest_two_barriers: block (0, 0, 0): threads wait for each other"),
         "{error}"
     );
-    let error = fault(launch!(
-        device,
-        "selftest_lonely_shuffle",
-        launch(1, 32),
-        &mut out
-    ))?;
+    let error = fault(
+        &device,
+        launch!(device, "selftest_lonely_shuffle", launch(1, 32), &mut out),
+    )?;
     assert!(
         error.contains("threads wait for each other: (0, 0, 0) at selftest.cu"),
         "{error}"
     );
-    let error = fault(launch!(
-        device,
-        "selftest_missing_barrier",
-        launch(1, 2000),
-        &mut out
-    ))?;
+    let error = fault(
+        &device,
+        launch!(
+            device,
+            "selftest_missing_barrier",
+            launch(1, 2000),
+            &mut out
+        ),
+    )?;
     assert!(error.contains("is impossible"), "{error}");
 
-    let error = fault(launch!(
-        device,
-        "selftest_out_of_bounds",
-        launch(1, 32),
-        &mut out
-    ))?;
+    if std::env::var_os("CUDA_ON_HOST_SANITIZE").is_some() {
+        return Ok(()); // AddressSanitizer ends the process
+    }
+    let error = fault(
+        &device,
+        launch!(device, "selftest_out_of_bounds", launch(1, 32), &mut out),
+    )?;
     assert!(
         error.contains("a write out of bounds of device memory"),
         "{error}"
@@ -335,12 +335,10 @@ fn counts_and_failures() -> Result<()> {
     let mut out = device.clone_htod(&[0f32; 64])?;
     assert!(device.clone_htod(&[0f32; 64]).is_err());
     driver.fail_launches(c"selftest_missing_barrier");
-    let error = fault(launch!(
-        device,
-        "selftest_missing_barrier",
-        launch(1, 64),
-        &mut out
-    ))?;
+    let error = fault(
+        &device,
+        launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out),
+    )?;
     assert!(error.contains("made to fail"), "{error}");
     driver.stop_failing();
     launch!(device, "selftest_missing_barrier", launch(1, 64), &mut out)?;
@@ -369,5 +367,64 @@ fn modules_know_the_kernels_of_their_ptx() -> Result<()> {
     assert!(error("selftest_sum").contains("the PTX has no kernel"));
     let nowhere = device.get_or_load_custom_func("no_such_kernel", "without_ptx", "");
     assert!(format!("{:?}", nowhere.err()).contains("no kernel is compiled for the host"));
+    Ok(())
+}
+
+/// Work is done when somebody waits for it.
+#[test]
+fn nothing_is_done_before_somebody_waits() -> Result<()> {
+    let driver = Driver::lock();
+    let device = device()?;
+    let stream = device.cuda_stream();
+    let values: Vec<f32> = (0..70u8).map(f32::from).collect();
+    let data = device.clone_htod(&values)?;
+    // SAFETY: read only after it was written, here or by the driver.
+    let mut pinned = unsafe { stream.context().alloc_pinned_with_flags::<f32>(70, 0) }?;
+    stream.memcpy_dtoh(&data, &mut pinned)?;
+    let copied = stream.record_event(None)?;
+    driver.reset_counts();
+    // SAFETY: as above.
+    let not_yet = unsafe { pinned.stream_synced_slice(&stream).0[0] };
+    assert!(not_yet.is_nan());
+    assert!(!copied.is_complete());
+    copied.synchronize()?;
+    assert!(copied.is_complete());
+    assert_eq!(driver.count(c"synchronizations"), 1);
+    assert_eq!(pinned.as_slice()?, values);
+    Ok(())
+}
+
+/// Another thread's default stream is another stream: its work is not waited for.
+#[test]
+fn threads_have_streams_of_their_own() -> Result<()> {
+    let _driver = Driver::lock();
+    let device = device()?;
+    let (start, end) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let mut data = device.alloc_zeros::<f32>(8)?;
+    device.cuda_stream().synchronize()?;
+    let address = {
+        let stream = device.cuda_stream();
+        let (address, _guard) = data.device_ptr_mut(&stream);
+        address
+    };
+    let (before, after) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| -> Result<()> {
+            device.cuda_stream().context().bind_to_thread()?;
+            // SAFETY: 32 bytes, which live longer than this thread.
+            unsafe {
+                result::memset_d8_async(address, 0x40, 32, device.cuda_stream().cu_stream())
+            }?;
+            start.wait();
+            end.wait();
+            Ok(device.cuda_stream().synchronize()?)
+        });
+        start.wait();
+        let before = device.clone_dtoh(&data);
+        end.wait();
+        let joined = other.join().expect("no panic");
+        (before, joined.and_then(|()| Ok(device.clone_dtoh(&data)?)))
+    });
+    assert_eq!(before?, [0.0; 8]);
+    assert_eq!(after?, [f32::from_bits(0x4040_4040); 8]);
     Ok(())
 }

@@ -4,6 +4,7 @@
 mod candle;
 mod clipping;
 mod driver;
+mod steps;
 
 use anyhow::{Result, ensure};
 use candle_core::Tensor;

@@ -2,19 +2,19 @@
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
-use candle_grad_clip::backend::{self, Backend};
+use candle_core::{DType, Tensor, Var};
+use candle_grad_clip::backend;
 use candle_grad_clip::optim::{AdamW, Sgd};
 use candle_grad_clip::{
     Agc, AgcUnits, Clip, ClippedOptimizer, Error, GroupRecord, LossScaler, NonFinite, SkipReason,
     StepPath, StepReport,
 };
 use candle_nn::{Optimizer, ParamsAdamW};
+use support::device::{backends, device};
 use support::gradients::{bits_of_vars, tensor, values};
 use support::optimizers::Recorder;
 use support::oracle::{assert_all_close, assert_close};
 
-const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Composed];
 const UNITS: [AgcUnits; 3] = [AgcUnits::Rows, AgcUnits::Columns, AgcUnits::Optax];
 const SHAPES: [&[usize]; 9] = [
     &[],
@@ -131,7 +131,7 @@ fn random_cases_agree_with_the_equation() -> Result<()> {
     let mut seen = 0;
     for seed in 0..120 {
         for units in UNITS {
-            for backend in BACKENDS {
+            for backend in backends() {
                 let pairs = random_pairs(seed, DType::F64)?;
                 let agc = rule([0.01, 0.3, 2.0][seed as usize % 3], units);
                 let (mut right, mut num_clipped, mut smallest) = (Vec::new(), 0, 1f64);
@@ -179,7 +179,7 @@ fn fused_and_wrapped_steps_agree() -> Result<()> {
     ] {
         for seed in 0..12 {
             for units in UNITS {
-                for backend in BACKENDS {
+                for backend in backends() {
                     let what = format!("{dtype:?} {seed} {units:?} {backend:?}");
                     let after = |in_wrapper: bool, scale: f64| -> Result<Vec<f64>> {
                         let pairs = random_pairs(seed, dtype)?;
@@ -223,12 +223,12 @@ fn fused_and_wrapped_steps_agree() -> Result<()> {
 /// optax' `_clipping_test.py`: params ([1, 2], [3, 4]), updates ([500, 5], [300, 3]), clipping 1 / i.
 #[test]
 fn optax_vectors() -> Result<()> {
-    for backend in BACKENDS {
+    for backend in backends() {
         for round in 1..50 {
             let clipping = 1.0 / f64::from(round);
             let pair = |weights: [f64; 2], grads: [f64; 2]| -> Result<Pair> {
-                let grads = Tensor::new(&grads, &Device::Cpu)?;
-                Ok((Var::new(&weights, &Device::Cpu)?, grads))
+                let grads = Tensor::new(&grads, device())?;
+                Ok((Var::new(&weights, device())?, grads))
             };
             let mut pairs = vec![
                 pair([1.0, 2.0], [500.0, 5.0])?,
@@ -238,7 +238,7 @@ fn optax_vectors() -> Result<()> {
                 backend::with(backend, || clipped(rule(clipping, AgcUnits::Optax), &pairs))?;
             for (got, (var, grad)) in once.iter().zip(&mut pairs) {
                 assert_close(l2(got), clipping * l2(&values(var)?), 1e-12, "unit norm");
-                *grad = Tensor::new(&got[..], &Device::Cpu)?;
+                *grad = Tensor::new(&got[..], device())?;
             }
             let (twice, _) =
                 backend::with(backend, || clipped(rule(clipping, AgcUnits::Optax), &pairs))?;
@@ -252,10 +252,10 @@ fn optax_vectors() -> Result<()> {
 #[test]
 fn optax_ranks() -> Result<()> {
     let ones = |shape: &[usize]| -> Result<Vec<Pair>> {
-        let ones = Tensor::ones(shape, DType::F32, &Device::Cpu)?;
+        let ones = Tensor::ones(shape, DType::F32, device())?;
         Ok(vec![(Var::from_tensor(&ones)?, (&ones * 2.0)?)])
     };
-    for backend in BACKENDS {
+    for backend in backends() {
         let pairs = ones(&[2, 2, 2, 3, 4])?;
         for units in [AgcUnits::Columns, AgcUnits::Rows] {
             let (got, report) = backend::with(backend, || clipped(rule(0.5, units), &pairs))?;
@@ -303,7 +303,7 @@ fn vars_are_left_out_by_name() -> Result<()> {
         "{error}"
     );
     // A rank that optax does not know is fine where it is left out.
-    let rank6 = Tensor::ones(&[1, 1, 2, 2, 1, 1], DType::F32, &Device::Cpu)?;
+    let rank6 = Tensor::ones(&[1, 1, 2, 2, 1, 1], DType::F32, device())?;
     let left_out = Agc {
         exclude: vec!["v?".into()],
         units: AgcUnits::Optax,
@@ -316,11 +316,11 @@ fn vars_are_left_out_by_name() -> Result<()> {
 
 #[test]
 fn what_is_not_finite() -> Result<()> {
-    for backend in BACKENDS {
-        let weights = Tensor::new(&[[3f32, 4.0], [3.0, 4.0], [3.0, 4.0]], &Device::Cpu)?;
+    for backend in backends() {
+        let weights = Tensor::new(&[[3f32, 4.0], [3.0, 4.0], [3.0, 4.0]], device())?;
         let grads = Tensor::new(
             &[[f32::NAN, 6.0], [f32::INFINITY, 8.0], [6.0, 8.0]],
-            &Device::Cpu,
+            device(),
         )?;
         let pairs = vec![(Var::from_tensor(&weights)?, grads)];
         let run = |policy| {
@@ -354,16 +354,16 @@ fn what_is_not_finite() -> Result<()> {
 #[test]
 fn other_norms_and_layouts() -> Result<()> {
     // A gradient that is not contiguous, and one that is broadcast.
-    let weights = Tensor::new(&[[1f64, 2.0, 2.0], [2.0, 4.0, 4.0]], &Device::Cpu)?;
-    let turned = Tensor::new(&[[10f64, 1.0], [20.0, 2.0], [20.0, 2.0]], &Device::Cpu)?.t()?;
+    let weights = Tensor::new(&[[1f64, 2.0, 2.0], [2.0, 4.0, 4.0]], device())?;
+    let turned = Tensor::new(&[[10f64, 1.0], [20.0, 2.0], [20.0, 2.0]], device())?.t()?;
     let pairs = vec![(Var::from_tensor(&weights)?, turned)];
     let (got, _) = clipped(rule(1.0, AgcUnits::Rows), &pairs)?;
     assert_all_close(&got[0], &[1.0, 2.0, 2.0, 1.0, 2.0, 2.0], 1e-12, "turned");
-    let one = Tensor::new(&[[60f64]], &Device::Cpu)?.broadcast_as((2, 3))?;
+    let one = Tensor::new(&[[60f64]], device())?.broadcast_as((2, 3))?;
     let pairs = vec![(Var::from_tensor(&weights)?, one)];
     for (norm_type, right) in [(1.0, [5.0 / 3.0, 10.0 / 3.0]), (f64::INFINITY, [2.0, 4.0])] {
         let clip = Clip::from(rule(1.0, AgcUnits::Rows)).norm_type(norm_type.into());
-        for backend in BACKENDS {
+        for backend in backends() {
             let (got, _) = backend::with(backend, || clipped(clip.clone(), &pairs))?;
             let right: Vec<f64> = right.iter().flat_map(|x| [*x; 3]).collect();
             assert_all_close(&got[0], &right, 1e-12, "norm type");
@@ -375,7 +375,7 @@ fn other_norms_and_layouts() -> Result<()> {
 #[test]
 fn groups_see_their_own_smallest() -> Result<()> {
     use candle_grad_clip::optim::{ParamGroup, ParamGroups};
-    let ones = Tensor::ones((2, 2), DType::F64, &Device::Cpu)?;
+    let ones = Tensor::ones((2, 2), DType::F64, device())?;
     let pairs = vec![
         (Var::from_tensor(&ones)?, (&ones * 2.0)?),
         (Var::from_tensor(&ones)?, (&ones * 4.0)?),

@@ -1,13 +1,11 @@
 //! `Clip::all`: rules one after the other.
 
 use anyhow::Result;
-use candle_grad_clip::backend::Backend;
 use candle_grad_clip::{Clip, Error, NonFinite, NormType, SkipReason};
+use support::device::backends;
 use support::oracle::{assert_all_close, assert_close};
 
 use super::{Gradients, fused, plain, random_history, step};
-
-const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Composed];
 
 fn l2(values: &[f64]) -> f64 {
     values.iter().map(|x| x * x).sum::<f64>().sqrt()
@@ -34,7 +32,7 @@ fn a_list_is_one_wrapper_in_another() -> Result<()> {
     ] {
         let rules: Vec<&str> = text.split('+').collect();
         for seed in 0..10 {
-            for backend in BACKENDS {
+            for backend in backends() {
                 let (named, mut whole) = plain(text.parse()?)?;
                 let (named_fused, mut fused) = fused(text.parse()?)?;
                 let mut parts = Vec::new();
@@ -90,7 +88,7 @@ fn a_list_is_one_wrapper_in_another() -> Result<()> {
 
 #[test]
 fn value_then_norm_by_hand() -> Result<()> {
-    for backend in BACKENDS {
+    for backend in backends() {
         let clip = Clip::all([Clip::value(3.0), Clip::norm(1.0).eps(0.0)])?;
         let (named, mut opt) = plain(clip)?;
         let gradients: Gradients = vec![Some(vec![30.0, 0.0, 0.0]), Some(vec![-4.0]), None];
@@ -113,7 +111,7 @@ fn value_then_norm_by_hand() -> Result<()> {
 #[test]
 fn what_is_not_finite() -> Result<()> {
     let gradients: Gradients = vec![Some(vec![f64::INFINITY, 4.0, 0.0]), Some(vec![3.0]), None];
-    for backend in BACKENDS {
+    for backend in backends() {
         let run = |policy| -> Result<_> {
             let clip = Clip::all([Clip::value(5.0), Clip::param_norm(1.0).eps(0.0)])?;
             let (named, mut opt) = plain(clip.non_finite(policy))?;

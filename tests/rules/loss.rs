@@ -1,12 +1,12 @@
 //! Steps that are skipped for their loss.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor, Var};
-use candle_grad_clip::backend::Backend;
+use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, LossScaler, SkipReason, SkipSteps};
 use candle_nn::{Optimizer, SGD};
 use support::checkpoints::Folder;
+use support::device::{device, kernels};
 
 use super::{plain, random_history, step, store};
 
@@ -69,7 +69,7 @@ fn loss_of(w: &Var, loss: f64) -> Result<Tensor> {
 #[test]
 fn olmo_skips_a_loss_and_goes_on() -> Result<()> {
     for dtype in [DType::F32, DType::F64] {
-        let w = Var::zeros(1, dtype, &Device::Cpu)?;
+        let w = Var::zeros(1, dtype, device())?;
         let sgd = SGD::new(vec![w.clone()], 0.0)?;
         let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], clip("skip:loss_z=1,window=2"))?;
         for (loss, skipped) in [
@@ -107,11 +107,7 @@ fn either_of_norm_and_loss_skips() -> Result<()> {
 fn without_a_loss_the_norm_decides_alone() -> Result<()> {
     let (named, mut opt) = plain(clip("skip:loss_z=1,window=2"))?;
     for gradients in random_history(1, 20) {
-        assert!(
-            !step(&mut opt, &named, &gradients, Backend::Cpu)?
-                .1
-                .skipped()?
-        );
+        assert!(!step(&mut opt, &named, &gradients, kernels())?.1.skipped()?);
     }
     // Nothing of these entered the losses: the rule still waits for two.
     let grads = store(&named, &random_history(2, 1)[0])?;
@@ -127,7 +123,7 @@ fn without_a_loss_the_norm_decides_alone() -> Result<()> {
 
 #[test]
 fn the_loss_is_the_one_without_a_scale() -> Result<()> {
-    let w = Var::zeros(1, DType::F32, &Device::Cpu)?;
+    let w = Var::zeros(1, DType::F32, device())?;
     let sgd = Sgd::named(vec![w.clone()], 0.0)?;
     let opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], clip("skip:loss_z=5,window=4"))?;
     let mut opt = opt.with_loss_scaler(LossScaler::default().growth_interval(1))?;
@@ -140,7 +136,7 @@ fn the_loss_is_the_one_without_a_scale() -> Result<()> {
 
 #[test]
 fn errors() -> Result<()> {
-    let w = Var::zeros(3, DType::F32, &Device::Cpu)?;
+    let w = Var::zeros(3, DType::F32, device())?;
     let make =
         |clip| ClippedOptimizer::wrap(SGD::new(vec![w.clone()], 0.1)?, vec![w.clone()], clip);
     let vector = (w.as_tensor() + 1.0)?;
@@ -173,7 +169,7 @@ fn errors() -> Result<()> {
 fn losses_are_in_checkpoints() -> Result<()> {
     let folder = Folder::in_memory()?;
     let path = folder.join("optimizer.safetensors");
-    let w = Var::zeros(1, DType::F32, &Device::Cpu)?;
+    let w = Var::zeros(1, DType::F32, device())?;
     let make =
         |clip| ClippedOptimizer::wrap(Sgd::named(vec![w.clone()], 0.0)?, vec![w.clone()], clip);
     let mut opt = make(clip("skip:loss_z=3,window=4"))?;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod agc;
+mod agc_cases;
 mod conformance;
 mod formulas;
 mod history;

@@ -1,10 +1,10 @@
 //! Rules that users write.
 
 use std::sync::{Arc, Mutex};
+use support::device::{backends, device, kernels};
 
 use anyhow::Result;
-use candle_core::{DType, Device, Var};
-use candle_grad_clip::backend::Backend;
+use candle_core::{DType, Var};
 use candle_grad_clip::optim::{ParamGroup, ParamGroups, Sgd};
 use candle_grad_clip::{
     Clip, ClipDecision, ClipRule, ClippedOptimizer, Error, LossScaler, Measured, NonFinite,
@@ -79,7 +79,7 @@ fn decisions_do_what_the_clips_do() -> Result<()> {
         (ClipDecision::Scale(1.0), Clip::none()),
     ];
     for (decision, clip) in cases {
-        for backend in [Backend::Cpu, Backend::Composed] {
+        for backend in backends() {
             for policy in [NonFinite::SkipStep, NonFinite::Zero] {
                 let none = Clip::none().non_finite(policy);
                 let (named, opt) = plain(none.clone())?;
@@ -113,11 +113,11 @@ fn scales_of_all_and_of_each() -> Result<()> {
     let (named, opt) = fused(Clip::none())?;
     let mut opt = opt.with_rule(told.clone())?;
     let gradients: Gradients = vec![Some(vec![3.0, 0.0, 0.0]), Some(vec![4.0]), None];
-    let (got, report) = step(&mut opt, &named, &gradients, Backend::Cpu)?;
+    let (got, report) = step(&mut opt, &named, &gradients, kernels())?;
     assert_eq!((got[0][0], got[1][0]), (1.5, 2.0));
     assert_eq!((report.clip_coef()?, report.clipped_norm()?), (0.5, 2.5));
     told.tell(ClipDecision::ScaleEach(vec![2.0, 0.25, 0.0]));
-    let (got, report) = step(&mut opt, &named, &gradients, Backend::Cpu)?;
+    let (got, report) = step(&mut opt, &named, &gradients, kernels())?;
     assert_eq!((got[0][0], got[1][0]), (6.0, 1.0));
     assert_eq!(
         (report.clip_coef()?, report.clipped_norm()?),
@@ -144,11 +144,11 @@ fn only_steps_that_were_taken_are_observed() -> Result<()> {
     let gradients: Gradients = vec![None, Some(vec![4.0]), None];
     let mut bad = gradients.clone();
     bad[1] = Some(vec![f64::NAN]);
-    step(&mut opt, &named, &gradients, Backend::Cpu)?;
-    step(&mut opt, &named, &bad, Backend::Cpu)?; // the rule is not asked
+    step(&mut opt, &named, &gradients, kernels())?;
+    step(&mut opt, &named, &bad, kernels())?; // the rule is not asked
     assert_eq!(told.seen.lock().unwrap().len(), 1);
     told.tell(ClipDecision::Skip);
-    let (got, report) = step(&mut opt, &named, &gradients, Backend::Cpu)?;
+    let (got, report) = step(&mut opt, &named, &gradients, kernels())?;
     assert_eq!(report.skip_reason()?, Some(SkipReason::Rule));
     assert_eq!(got[1], [0.0]);
     let error = opt.step_report(&store(&named, &gradients)?).unwrap_err();
@@ -191,7 +191,7 @@ fn only_steps_that_were_taken_are_observed() -> Result<()> {
 #[test]
 fn the_loss_is_handed_on() -> Result<()> {
     let told = Told::new(ClipDecision::Leave);
-    let w = Var::zeros(1, DType::F32, &Device::Cpu)?;
+    let w = Var::zeros(1, DType::F32, device())?;
     let sgd = Sgd::named(vec![w.clone()], 0.0)?;
     let opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::none())?;
     let mut opt = opt
@@ -227,7 +227,7 @@ fn it_stands_alone() -> Result<()> {
     let mut opt = opt.groups(ParamGroups::new(vec![group])?)?;
     told.tell(ClipDecision::Scale(0.5));
     let gradients: Gradients = vec![Some(vec![4.0, 0.0, 0.0]), Some(vec![4.0]), None];
-    let (got, _) = step(&mut opt, &named, &gradients, Backend::Cpu)?;
+    let (got, _) = step(&mut opt, &named, &gradients, kernels())?;
     assert!(
         (got[0][0] - 1.0).abs() < 1e-6 && got[1][0] == 2.0,
         "{got:?}"
@@ -249,8 +249,8 @@ fn its_state_is_in_checkpoints() -> Result<()> {
     let (named, opt) = fused(Clip::none())?;
     let mut opt = opt.with_rule(told.clone())?;
     let gradients: Gradients = vec![None, Some(vec![4.0]), None];
-    step(&mut opt, &named, &gradients, Backend::Cpu)?;
-    step(&mut opt, &named, &gradients, Backend::Cpu)?;
+    step(&mut opt, &named, &gradients, kernels())?;
+    step(&mut opt, &named, &gradients, kernels())?;
     opt.save(&path)?;
     let make = || {
         let inner = Sgd::named(named.clone(), 1.0)?;
@@ -261,24 +261,20 @@ fn its_state_is_in_checkpoints() -> Result<()> {
     resumed.load(&path)?;
     assert_eq!(other.observed(), [4.0, 4.0]);
     assert_eq!(
-        step(&mut resumed, &named, &gradients, Backend::Cpu)?
-            .1
-            .step(),
+        step(&mut resumed, &named, &gradients, kernels())?.1.step(),
         3
     );
     // Without the rule, or with one that does not take it: nothing is changed.
     let error = make()?.load(&path).unwrap_err().to_string();
     assert!(error.contains("it has the state of a ClipRule"), "{error}");
-    step(&mut opt, &named, &gradients, Backend::Cpu)?;
-    step(&mut opt, &named, &gradients, Backend::Cpu)?;
+    step(&mut opt, &named, &gradients, kernels())?;
+    step(&mut opt, &named, &gradients, kernels())?;
     opt.save(&path)?;
     let error = resumed.load(&path).unwrap_err().to_string();
     assert!(error.contains("expected 3 numbers at most"), "{error}");
     assert_eq!(other.observed().len(), 3);
     assert_eq!(
-        step(&mut resumed, &named, &gradients, Backend::Cpu)?
-            .1
-            .step(),
+        step(&mut resumed, &named, &gradients, kernels())?.1.step(),
         4
     );
     // A file of a wrapper with a clip of its own.

@@ -111,3 +111,43 @@ fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Resul
     assert_eq!(other.clip(), &Clip::auto(10.0));
     Ok(())
 }
+
+/// A list of rules with a pattern for names, as it was; for Vars that it does not fit it is refused, and nothing is changed.
+#[test]
+fn a_list_with_patterns_comes_back() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("optimizer.safetensors");
+    let text =
+        "auto:40,eps=0+agc:clipping=0.02,exclude=layer1|*2,eps=0.01+norm:1,norm_type=1,max_skips=7";
+    let (named, mut opt) = fused(text.parse()?)?;
+    for gradients in random_history(1, 5) {
+        step(&mut opt, &named, &gradients, kernels())?;
+    }
+    opt.save(&path)?;
+    let (named_other, mut other) = fused(Clip::none())?;
+    other.load(&path)?;
+    assert_eq!(other.clip().to_string(), text);
+    for gradients in random_history(2, 5) {
+        let (got, _) = step(&mut other, &named_other, &gradients, kernels())?;
+        let (right, _) = step(&mut opt, &named, &gradients, kernels())?;
+        assert_eq!(got, right);
+    }
+    let bytes = std::fs::read(&path)?;
+    for (from, to) in [
+        ("layer1", "head"),
+        ("layer1", ""),
+        ("+norm:1", "+auto"),
+        ("norm:1", "value:1"),
+    ] {
+        let bad = edited(&bytes, |_, document| {
+            let method = &mut document["wrapper"]["clip"]["method"]["rule"];
+            *method = method.as_str().unwrap().replace(from, to).into();
+        })?;
+        std::fs::write(&path, bad)?;
+        let (_, mut other) = fused(Clip::norm(3.0))?;
+        let error = other.load(&path).unwrap_err();
+        assert_eq!(other.clip(), &Clip::norm(3.0), "{error}");
+        assert_eq!(other.inner().steps(), 0, "{error}");
+    }
+    Ok(())
+}

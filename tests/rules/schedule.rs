@@ -1,10 +1,10 @@
 //! A limit that is a function of the step.
 
 use anyhow::Result;
-use candle_grad_clip::backend::Backend;
 use candle_grad_clip::{Clip, ClippedOptimizer, Error};
 use candle_nn::Optimizer;
 use support::checkpoints::Folder;
+use support::device::kernels;
 use support::oracle::assert_all_close;
 
 use super::{Named, fused, plain, random_history, step};
@@ -24,8 +24,8 @@ fn as_set_by_hand<O: Optimizer + 'static>(
     for (at, gradients) in random_history(3, 30).into_iter().enumerate() {
         let now = clip(warm_up(at as u64 + 1));
         by_hand.set_clip(now.clone())?;
-        let (got, report) = step(&mut opt, &named, &gradients, Backend::Cpu)?;
-        let (right, _) = step(&mut by_hand, &named_by_hand, &gradients, Backend::Cpu)?;
+        let (got, report) = step(&mut opt, &named, &gradients, kernels())?;
+        let (right, _) = step(&mut by_hand, &named_by_hand, &gradients, kernels())?;
         assert_eq!(got, right, "{now}, {at}");
         assert_eq!(opt.clip(), &now);
         assert_eq!(report.step(), at as u64 + 1);
@@ -60,8 +60,8 @@ fn a_limit_that_is_none_is_an_error_and_changes_nothing() -> Result<()> {
         let limit = move |step| if step == 2 { bad } else { 1.0 };
         let mut opt = opt.with_max_norm_schedule(limit)?;
         let history = random_history(1, 2);
-        step(&mut opt, &named, &history[0], Backend::Cpu)?;
-        let error = step(&mut opt, &named, &history[1], Backend::Cpu).unwrap_err();
+        step(&mut opt, &named, &history[0], kernels())?;
+        let error = step(&mut opt, &named, &history[1], kernels()).unwrap_err();
         let error = error.downcast_ref::<Error>();
         assert!(
             matches!(
@@ -126,8 +126,8 @@ fn it_resumes_by_the_step() -> Result<()> {
             opt = other.with_max_norm_schedule(warm_up)?;
             opt.load(&path)?;
         }
-        let (right, report) = step(&mut whole, &named, &gradients, Backend::Cpu)?;
-        let (got, resumed) = step(&mut opt, &named_first, &gradients, Backend::Cpu)?;
+        let (right, report) = step(&mut whole, &named, &gradients, kernels())?;
+        let (got, resumed) = step(&mut opt, &named_first, &gradients, kernels())?;
         assert_all_close(&got.concat(), &right.concat(), 0.0, "resumed");
         assert_eq!(resumed.step(), report.step());
     }

@@ -1,7 +1,8 @@
 //! A clip as text.
 
 use candle_grad_clip::{
-    AdaGc, AutoClip, Clip, Error, NonFinite, NormType, QuantileClip, SkipSteps, ZClip, ZClipMode,
+    AdaGc, Agc, AgcUnits, AutoClip, Clip, Error, NonFinite, NormType, QuantileClip, SkipSteps,
+    ZClip, ZClipMode,
 };
 use proptest::prelude::*;
 
@@ -48,6 +49,15 @@ fn method() -> impl Strategy<Value = Clip> {
             max_norm,
         })
     });
+    let exclude = proptest::collection::vec("[a-z0-9_.*?:=-]{1,8}", 0..3);
+    let agc = (limit(), 0..3usize, exclude).prop_map(|(clipping, units, exclude)| {
+        Clip::from(Agc {
+            clipping,
+            eps: 1e-3,
+            units: [AgcUnits::Rows, AgcUnits::Columns, AgcUnits::Optax][units],
+            exclude,
+        })
+    });
     let auto = (0.0..=100.0, proptest::option::of(1..1000usize));
     let auto = auto.prop_map(|(percentile, window)| Clip::from(AutoClip { percentile, window }));
     let quantile = (0.001..0.999, 1e-9..10.0);
@@ -58,6 +68,7 @@ fn method() -> impl Strategy<Value = Clip> {
         limit().prop_map(Clip::value),
         limit().prop_map(Clip::param_norm),
         limit().prop_map(Clip::block_rms),
+        agc,
         auto,
         quantile,
         zclip,
@@ -102,7 +113,14 @@ proptest! {
     }
 
     #[test]
-    fn no_text_panics(text in "[a-z:=,.0-9 -]{0,30}") {
+    fn every_list_reads_back_as_itself(clips in proptest::collection::vec(clip(), 0..4)) {
+        let Ok(clip) = Clip::all(clips) else { return Ok(()) };
+        let text = clip.to_string();
+        prop_assert_eq!(&text.parse::<Clip>().unwrap(), &clip, "{}", text);
+    }
+
+    #[test]
+    fn no_text_panics(text in "[a-z:=,.0-9 +|*-]{0,30}") {
         let _ = text.parse::<Clip>();
     }
 }
@@ -122,6 +140,9 @@ fn defaults_and_names() {
         ("zclip", Clip::zclip()),
         ("zclip:", Clip::zclip()),
         ("adagc", Clip::adagc()),
+        ("agc", Clip::agc()),
+        ("agc:clipping=0.01,eps=0.001", Clip::agc()),
+        ("agc:eps=0.01", Clip::agc().eps(0.01)),
         ("skip", Clip::skip_zscore(6.0)),
         ("skip:norm=2", Clip::skip_norm(2.0)),
         ("norm: 1 , eps = 0", Clip::norm(1.0).eps(0.0)),
@@ -163,6 +184,9 @@ fn errors_name_the_option_and_what_is_allowed() {
             "expected error, skip_step, zero or propagate",
         ),
         ("none:1", "option `1` has no value"),
+        ("agc:units=row", "expected rows, columns or optax"),
+        ("agc:exclude=", "pattern `` is empty"),
+        ("agc:exclude=a||b", "pattern `` is empty"),
     ] {
         let error = text.parse::<Clip>().unwrap_err();
         assert!(matches!(error, Error::InvalidClip { .. }), "{error}");
@@ -180,6 +204,8 @@ fn errors_name_the_option_and_what_is_allowed() {
         ("zclip:alpha=1", "alpha"),
         ("zclip:warmup=0", "warmup"),
         ("adagc:beta=-1", "beta"),
+        ("agc:clipping=0", "clipping"),
+        ("agc:eps=0", "eps"),
         ("skip:z=1,window=1", "window"),
         ("norm:1,eps=inf", "eps"),
     ] {

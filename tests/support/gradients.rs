@@ -5,17 +5,22 @@
 
 use crate::device::device;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, Result, Shape, Storage, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, Var};
 use half::{bf16, f16};
 
 /// A tensor of any float dtype from f64 values.
 pub fn tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-    Tensor::from_slice(values, shape.into(), device())?.to_dtype(dtype)
+    host_tensor(values, shape, dtype)?.to_device(device())
 }
 
-/// A Var of zeros, shaped and typed as `gradient` is.
+/// The same on CPU, wherever the tests run. (candle can't convert a tensor without elements on a GPU.)
+pub fn host_tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    Tensor::from_slice(values, shape.into(), &Device::Cpu)?.to_dtype(dtype)
+}
+
+/// A Var of zeros, shaped and typed as `gradient` is, where it is.
 pub fn var_for(gradient: &Tensor) -> Result<Var> {
-    Var::zeros(gradient.shape(), gradient.dtype(), device())
+    Var::zeros(gradient.shape(), gradient.dtype(), gradient.device())
 }
 
 /// Vars of zeros and a store that holds `gradients` as theirs.
@@ -36,7 +41,8 @@ pub fn store_for(vars: &[Var], gradients: &[Tensor]) -> GradStore {
 
 /// A scalar whose gradient with respect to each Var is the tensor beside it, to the bit.
 pub fn loss_with_gradients(vars: &[Var], gradients: &[Tensor]) -> Result<Tensor> {
-    let mut loss = Tensor::new(0f64, device())?;
+    let device = gradients.first().map_or(device(), Tensor::device);
+    let mut loss = Tensor::new(0f64, device)?;
     for (var, gradient) in vars.iter().zip(gradients) {
         let product = var.to_dtype(DType::F64)? * gradient.to_dtype(DType::F64)?;
         loss = (loss + product?.sum_all()?)?;
@@ -48,6 +54,7 @@ pub fn loss_with_gradients(vars: &[Var], gradients: &[Tensor]) -> Result<Tensor>
 pub fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     tensor
         .detach()
+        .to_device(&Device::Cpu)?
         .to_dtype(DType::F64)?
         .flatten_all()?
         .to_vec1()
@@ -67,7 +74,7 @@ pub fn all_values_of_vars(vars: &[Var]) -> Result<Vec<f64>> {
 
 /// The bits of the elements, so that NaN equals itself and -0.0 differs from 0.0.
 pub fn bits(tensor: &Tensor) -> Result<Vec<u64>> {
-    let flat = tensor.detach().flatten_all()?;
+    let flat = tensor.detach().to_device(&Device::Cpu)?.flatten_all()?;
     Ok(match tensor.dtype() {
         DType::F32 => each(&flat.to_vec1::<f32>()?, |x| x.to_bits().into()),
         DType::F16 => each(&flat.to_vec1::<f16>()?, |x| x.to_bits().into()),

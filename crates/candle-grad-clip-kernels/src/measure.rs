@@ -11,7 +11,7 @@ const MAX_LANES: usize = 64;
 /// Elements summed before the lanes are folded: keeps the rounding error of a long sum small.
 const CHUNK: usize = 16 * 1024;
 /// Sums of f64 squares outside this range are taken again with a scale.
-const SAFE_SUM: std::ops::Range<f64> = 1e-270..1e300;
+pub(crate) const SAFE_SUM: std::ops::Range<f64> = 1e-270..1e300;
 
 /// What one read of a slice tells.
 ///

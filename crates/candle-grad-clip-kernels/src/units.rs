@@ -4,13 +4,18 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use crate::edit::{AsIs, Finite, Scale};
+use crate::measure::SAFE_SUM;
 use crate::simd::dispatch;
-use crate::{BLOCK, Edit, Element, NormType, Stats, Wide, measure};
+use crate::{BLOCK, Edit, Element, NormType, PartialPower, Stats, Wide, measure};
 
-/// Columns that one task measures: a cache line of f32.
-const COLUMNS: usize = 16;
-/// Rows of which a column is gathered at once.
+/// Columns that one task sums, row by row: their sums stay in the first cache.
+const COLUMNS: usize = 512;
+/// Rows that are summed before the sums are folded: keeps the rounding error of a long column small.
 const ROWS: usize = 1024;
+/// Rows up to this long are summed many at a call; calling for each would take longer than summing it.
+const SHORT_ROW: usize = 256;
+/// Lanes that a short row is summed in.
+const LANES: usize = 4;
 /// Elements that are widened at once, into a buffer on the stack.
 const CHUNK: usize = 1024;
 
@@ -80,35 +85,209 @@ pub fn measure_units<E: Element>(
     if values.is_empty() {
         return stats.fill(Stats::ZERO);
     }
-    let of_rows = |(rows, stats): (&[E], &mut [Stats])| {
-        for (row, stats) in rows.chunks_exact(row).zip(stats) {
-            *stats = measure(row, norm_type);
-        }
-    };
-    let of_columns = |(group, stats): (usize, &mut [Stats])| {
-        measure_columns(values, row, group * COLUMNS, norm_type, stats);
-    };
-    let is_small = values.len() <= BLOCK;
     match units {
-        Units::Rows(_) if is_small => of_rows((values, stats)),
-        Units::Rows(_) => {
-            let rows = (BLOCK / row).max(1);
-            let tasks = values.par_chunks(rows * row);
-            tasks.zip(stats.par_chunks_mut(rows)).for_each(of_rows);
+        Units::Rows(_) => measure_rows(values, row, norm_type, stats),
+        Units::Columns(1) => stats[0] = measure(values, norm_type),
+        Units::Columns(_) => measure_columns(values, row, norm_type, stats),
+    }
+}
+
+fn measure_rows<E: Element>(values: &[E], row: usize, norm_type: NormType, stats: &mut [Stats]) {
+    let task = |(values, stats): (&[E], &mut [Stats])| {
+        if row <= SHORT_ROW && Sum::of(norm_type).is_some() {
+            dispatch(SumRows(values, row, norm_type, &mut *stats));
+            for (values, stats) in values.chunks_exact(row).zip(stats) {
+                // What a plain sum is not right for.
+                if stats.nan > 0 {
+                    *stats = measure(values, norm_type);
+                }
+            }
+        } else {
+            for (values, stats) in values.chunks_exact(row).zip(stats) {
+                *stats = measure(values, norm_type);
+            }
         }
-        Units::Columns(_) if is_small => {
-            let groups = stats.chunks_mut(COLUMNS).enumerate();
-            groups.for_each(of_columns);
+    };
+    if values.len() <= BLOCK {
+        return task((values, stats));
+    }
+    let rows = (BLOCK / row).max(1);
+    let tasks = values.par_chunks(rows * row);
+    tasks.zip(stats.par_chunks_mut(rows)).for_each(task);
+}
+
+/// How the elements of a unit are added up without a scale.
+#[derive(Clone, Copy)]
+enum Sum {
+    Abs,
+    Squares,
+    Largest,
+}
+
+impl Sum {
+    fn of(norm_type: NormType) -> Option<Self> {
+        match norm_type {
+            NormType::L1 => Some(Self::Abs),
+            NormType::L2 => Some(Self::Squares),
+            NormType::Inf => Some(Self::Largest),
+            NormType::P(_) => None,
         }
-        Units::Columns(_) => {
-            let groups = stats.par_chunks_mut(COLUMNS).enumerate();
-            groups.for_each(of_columns);
+    }
+
+    /// NaN once an element is.
+    #[inline(always)]
+    fn add(self, sum: f64, x: f64) -> f64 {
+        match self {
+            Self::Abs => sum + x.abs(),
+            Self::Squares => sum + x * x,
+            Self::Largest if sum >= x.abs() || sum.is_nan() => sum,
+            Self::Largest => x.abs(),
+        }
+    }
+
+    /// The stats of a finite unit; `None` where the sum does not tell.
+    #[inline(always)]
+    fn stats<E: Element>(self, sum: f64) -> Option<Stats> {
+        let is_right = match self {
+            Self::Largest => sum.is_finite(),
+            // For 32 bits and less only an element that is not finite makes the sum so.
+            _ => (E::EXACT_SQUARES && sum.is_finite()) || SAFE_SUM.contains(&sum),
+        };
+        let power = match self {
+            Self::Largest if sum > 0.0 => PartialPower {
+                scale: sum,
+                sum: 1.0,
+            },
+            _ => PartialPower { scale: 1.0, sum },
+        };
+        is_right.then_some(Stats {
+            power,
+            ..Stats::ZERO
+        })
+    }
+}
+
+/// A NaN, for [`Stats`] that are to be measured in another way.
+const UNKNOWN: Stats = Stats {
+    nan: 1,
+    ..Stats::ZERO
+};
+
+struct SumRows<'a, E>(&'a [E], usize, NormType, &'a mut [Stats]);
+
+impl<E: Element> NullaryFnOnce for SumRows<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self(values, row, norm_type, stats) = self;
+        match Sum::of(norm_type) {
+            Some(Sum::Abs) => sum_rows(values, row, Sum::Abs, stats),
+            Some(Sum::Squares) => sum_rows(values, row, Sum::Squares, stats),
+            Some(Sum::Largest) => sum_rows(values, row, Sum::Largest, stats),
+            None => stats.fill(UNKNOWN),
         }
     }
 }
 
-/// Measures the columns from `first` on: gathers some rows of one, which the next finds in the cache.
+#[inline(always)]
+fn sum_rows<E: Element>(values: &[E], row: usize, how: Sum, stats: &mut [Stats]) {
+    for (values, stats) in values.chunks_exact(row).zip(stats) {
+        let mut lanes = [0.0; LANES];
+        let (parts, rest) = values.as_chunks::<LANES>();
+        for part in parts {
+            for i in 0..LANES {
+                lanes[i] = how.add(lanes[i], part[i].to_f64());
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane = how.add(*lane, x.to_f64());
+        }
+        let sum = fold(
+            how,
+            fold(how, lanes[0], lanes[1]),
+            fold(how, lanes[2], lanes[3]),
+        );
+        *stats = how.stats::<E>(sum).unwrap_or(UNKNOWN);
+    }
+}
+
+/// Two sums as one.
+#[inline(always)]
+fn fold(how: Sum, a: f64, b: f64) -> f64 {
+    match how {
+        Sum::Abs | Sum::Squares => a + b,
+        Sum::Largest => how.add(a, b),
+    }
+}
+
 fn measure_columns<E: Element>(
+    values: &[E],
+    columns: usize,
+    norm_type: NormType,
+    stats: &mut [Stats],
+) {
+    let task = |(at, stats): (usize, &mut [Stats])| {
+        let first = at * COLUMNS;
+        let Some(how) = Sum::of(norm_type) else {
+            return gather_columns(values, columns, first, norm_type, stats);
+        };
+        let (mut sums, mut of_rows) = ([0.0; COLUMNS], [0.0; COLUMNS]);
+        let sums = &mut sums[..stats.len()];
+        let of_rows = &mut of_rows[..stats.len()];
+        for rows in values.chunks(ROWS * columns) {
+            of_rows.fill(0.0);
+            dispatch(SumColumns(rows, columns, first, how, &mut *of_rows));
+            for (sum, of_rows) in sums.iter_mut().zip(&*of_rows) {
+                *sum = fold(how, *sum, *of_rows);
+            }
+        }
+        for (at, (sum, stats)) in sums.iter().zip(stats).enumerate() {
+            if let Some(found) = how.stats::<E>(*sum) {
+                *stats = found;
+            } else {
+                let one = std::slice::from_mut(stats);
+                gather_columns(values, columns, first + at, norm_type, one);
+            }
+        }
+    };
+    if values.len() <= BLOCK {
+        stats.chunks_mut(COLUMNS).enumerate().for_each(task);
+    } else {
+        stats.par_chunks_mut(COLUMNS).enumerate().for_each(task);
+    }
+}
+
+/// Adds to each sum the elements of its column, of some rows; the sums are those of the columns from `first` on.
+struct SumColumns<'a, E>(&'a [E], usize, usize, Sum, &'a mut [f64]);
+
+impl<E: Element> NullaryFnOnce for SumColumns<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self(rows, columns, first, how, sums) = self;
+        for row in rows.chunks_exact(columns) {
+            let row = &row[first..first + sums.len()];
+            match how {
+                Sum::Abs => add_row(row, Sum::Abs, sums),
+                Sum::Squares => add_row(row, Sum::Squares, sums),
+                Sum::Largest => add_row(row, Sum::Largest, sums),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn add_row<E: Element>(row: &[E], how: Sum, sums: &mut [f64]) {
+    for (sum, x) in sums.iter_mut().zip(row) {
+        *sum = how.add(*sum, x.to_f64());
+    }
+}
+
+/// The slow way, for columns that have no plain sum: from `first` on, each gathered and measured as a slice.
+#[cold]
+fn gather_columns<E: Element>(
     values: &[E],
     columns: usize,
     first: usize,
@@ -116,7 +295,7 @@ fn measure_columns<E: Element>(
     stats: &mut [Stats],
 ) {
     stats.fill(Stats::ZERO);
-    let mut column = Vec::with_capacity(ROWS);
+    let mut column = Vec::with_capacity(ROWS.min(values.len() / columns));
     for rows in values.chunks(ROWS * columns) {
         for (index, stats) in stats.iter_mut().enumerate() {
             column.clear();
@@ -207,15 +386,19 @@ impl UnitEdit<'_> {
 /// ends in the run.
 #[inline(always)]
 fn parts(start: usize, len: usize, row: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    // One division, not one a row.
+    let (mut at, mut left) = if len == 0 {
+        (0, 0)
+    } else {
+        (start / row, row - start % row)
+    };
     let mut begin = 0;
     std::iter::from_fn(move || {
         if begin == len {
             return None;
         }
-        let at = start + begin;
-        let end = len.min(begin + row - at % row);
-        let part = (at / row, begin, end);
-        begin = end;
+        let part = (at, begin, len.min(begin + left));
+        (at, left, begin) = (at + 1, row, part.2);
         Some(part)
     })
 }
@@ -253,32 +436,55 @@ impl<E: Element> NullaryFnOnce for WidenUnits<'_, E> {
             E::widen(source, target, AsIs);
         }
         let row_length = edit.units.row();
+        let mut column = if target.is_empty() {
+            0
+        } else {
+            start % row_length
+        };
         for (row, begin, end) in parts(start, target.len(), row_length) {
             let part = &mut target[begin..end];
             match edit.units {
-                Units::Rows(_) => part
-                    .iter_mut()
-                    .for_each(|x| *x = times(*x, edit.coefs[row])),
-                Units::Columns(_) => {
-                    let column = (start + begin) % row_length;
-                    for (x, coef) in part.iter_mut().zip(&edit.coefs[column..]) {
-                        *x = times(*x, *coef);
-                    }
-                }
+                Units::Rows(_) => scale_all(part, edit.coefs[row]),
+                Units::Columns(_) => scale_each(part, &edit.coefs[column..]),
             }
+            column = 0;
         }
     }
 }
 
-/// A coefficient that f32 does not hold is two factors, as in [`Edit::Scale`].
+/// Whether f32 does not hold a coefficient: it is then two factors, as in [`Edit::Scale`].
 #[inline(always)]
-fn times<W: Wide>(x: W, coef: f64) -> W {
-    let is_narrow = size_of::<W>() < size_of::<f64>();
-    if is_narrow && coef != 0.0 && coef < f64::from(f32::MIN_POSITIVE) {
-        let root = W::from_f64(coef.sqrt());
-        x * root * root
+fn is_tiny<W: Wide>(coef: f64) -> bool {
+    size_of::<W>() < size_of::<f64>() && coef != 0.0 && coef < f64::from(f32::MIN_POSITIVE)
+}
+
+#[inline(always)]
+fn scale_all<W: Wide>(values: &mut [W], coef: f64) {
+    let (factor, rest) = if is_tiny::<W>(coef) {
+        (W::from_f64(coef.sqrt()), W::from_f64(coef.sqrt()))
     } else {
-        x * W::from_f64(coef)
+        (W::from_f64(coef), W::from_f64(1.0))
+    };
+    for x in values {
+        *x = *x * factor * rest;
+    }
+}
+
+#[inline(always)]
+fn scale_each<W: Wide>(values: &mut [W], coefs: &[f64]) {
+    let coefs = &coefs[..values.len()];
+    // All are looked at, without a branch, so that both loops are vectors.
+    let has_tiny = coefs
+        .iter()
+        .fold(false, |any, coef| any | is_tiny::<W>(*coef));
+    if has_tiny {
+        for (x, coef) in values.iter_mut().zip(coefs) {
+            scale_all(std::slice::from_mut(x), *coef);
+        }
+        return;
+    }
+    for (x, coef) in values.iter_mut().zip(coefs) {
+        *x = *x * W::from_f64(*coef);
     }
 }
 

@@ -10,7 +10,7 @@ use rustc_hash::FxHashSet;
 use crate::apply::run_all;
 use crate::backend::{self, Backends, Place};
 use crate::functions::non_finite_error;
-use crate::measure::{Entry, Request, measure, walk};
+use crate::measure::{Entry, Request, measure, walk, without_cuda};
 use crate::optim::state::wide_dtype;
 use crate::vars::NamedVars;
 use crate::{NonFinite, Result};
@@ -246,11 +246,11 @@ impl GradAccumulator {
     fn collect<'g>(&self, grads: &'g GradStore) -> Result<Option<Vec<Entry<'g>>>> {
         let vars = self.vars.list();
         if matches!(self.non_finite, NonFinite::Zero | NonFinite::Propagate) {
-            return walk(vars, grads, None).map(Some);
+            return Ok(Some(without_cuda(walk(vars, grads, None)?)));
         }
         let measured = measure(vars, grads, Request::norm(NormType::L2))?;
         let Some(bad) = measured.first_non_finite() else {
-            return Ok(Some(measured.entries));
+            return Ok(Some(without_cuda(measured.entries)));
         };
         if self.non_finite == NonFinite::Error {
             return Err(non_finite_error(vars, &measured));

@@ -16,6 +16,8 @@
 //! ```
 //!
 //! - [`ClippedOptimizer`] wraps any candle optimizer, and tells in a [`StepReport`] what it did.
+//! - [`Clip`] is what it does: by norm, by value, by a limit that follows the training, or several of these; a
+//!   [`ClipRule`] is one of your own.
 //! - [`clip_grad_norm`], [`clip_grad_value`], [`clip_by_global_norm`], [`total_norm`] and
 //!   [`clip_grads_with_norm`] work on a `GradStore` directly.
 //! - [`Summary`] answers "which `max_norm`?" from the steps it has seen.
@@ -48,9 +50,10 @@
 //! one after, `clip_coef` what lies between: `min(1, max_norm / (total_norm + eps))`.
 //!
 //! # Devices
-//! On CPU gradients are clipped by kernels of our own, in place. On CUDA and Metal (features `cuda`
-//! and `metal`) they are clipped by candle's tensor operations, with one read of the device a step;
-//! this path is tested on CPU only: it has not run on a GPU yet.
+//! On CPU and CUDA (feature `cuda`) gradients are clipped by kernels of our own, in place. On CUDA a step of the fused
+//! optimizers ([`optim`]) with a plain norm or value clip never waits for the GPU, and its report is read when it is asked for; other
+//! steps read a few numbers back. On Metal (feature `metal`) gradients are clipped by candle's tensor operations, with one read of the
+//! device a step. The CUDA code has run on a stand-in for the driver, not on a GPU yet; nobody has tried Metal.
 //!
 //! # Features
 //! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.

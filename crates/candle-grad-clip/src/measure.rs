@@ -132,6 +132,14 @@ impl Measurements<'_> {
     }
 }
 
+/// Leaves gradients on CUDA to candle's operations: for what our kernels there can't do.
+pub(crate) fn without_cuda(mut entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
+    for entry in entries.iter_mut().filter(|entry| entry.place.is_cuda()) {
+        entry.place = Place::Elsewhere;
+    }
+    entries
+}
+
 /// The norm with what is not finite counted in.
 pub(crate) fn norm_of(stats: Stats, norm_type: NormType) -> f64 {
     if stats.nan > 0 {

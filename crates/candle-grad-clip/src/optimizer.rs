@@ -1,4 +1,4 @@
-mod rule;
+mod own;
 mod schedule;
 
 use std::any::type_name;
@@ -208,7 +208,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             clip.check_schedule()?;
         }
         if self.own.is_some() {
-            rule::check_none(clip)?;
+            own::check_none(clip)?;
         }
         clip.unit_plan(&self.vars)
     }
@@ -917,7 +917,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
         self.inner.adopt(&self.vars)?; // `inner_mut` may have put another in its place
         let path = path.as_ref();
         let (vars, has_limits) = (&self.vars, self.limits.groups().has_limits());
-        let (own, has_schedule) = (&mut self.own, self.schedule.is_some());
+        let (own_rule, has_schedule) = (&mut self.own, self.schedule.is_some());
         let mut units = None;
         let mut check = |wrapper: &WrapperRecord| {
             let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
@@ -926,7 +926,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
                 clip.check_schedule()?;
             }
             units = clip.unit_plan(vars)?;
-            rule::load(own.as_mut(), clip, state, path)
+            own::load(own_rule.as_mut(), clip, state, path)
         };
         if let Some(wrapper) = self.inner.load_from(path, &mut check)? {
             self.rule = wrapper.rule.state(self.vars.names());

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::backend::{self, Place, Work};
-use crate::measure::{Entry, GradStats, Measurements, walk};
+use crate::measure::{Entry, GradStats, Measurements, walk, without_cuda};
 use crate::vars::VarList;
 
 /// Tensors that one task measures.
@@ -66,17 +66,6 @@ impl UnitPlan {
     fn total(&self) -> usize {
         self.starts.last().copied().unwrap_or(0)
     }
-
-    /// A slice of `stats`, of which there is one a unit, for each Var.
-    fn split<'s>(&self, mut stats: &'s mut [Stats]) -> Vec<&'s mut [Stats]> {
-        let mut parts = Vec::with_capacity(self.len());
-        for index in 0..self.len() {
-            let (part, rest) = stats.split_at_mut(self.range(index).len());
-            parts.push(part);
-            stats = rest;
-        }
-        parts
-    }
 }
 
 /// What was measured of each unit.
@@ -97,12 +86,7 @@ pub(crate) fn measure_units<'g>(
     plan: &Arc<UnitPlan>,
     scale: f64,
 ) -> Result<Measurements<'g>> {
-    let mut entries = walk(vars, grads, None)?;
-    for entry in &mut entries {
-        if entry.place.is_cuda() {
-            entry.place = Place::Elsewhere; // our CUDA kernels know no units
-        }
-    }
+    let mut entries = without_cuda(walk(vars, grads, None)?);
     let mut measured = MeasuredUnits {
         plan: plan.clone(),
         grads: vec![Stats::ZERO; plan.total()],
@@ -135,7 +119,6 @@ pub(crate) fn measure_units<'g>(
 struct Job<'a> {
     tensor: &'a Tensor,
     units: Units,
-    place: Place,
     stats: &'a mut [Stats],
 }
 
@@ -157,28 +140,32 @@ fn measure_all(
     measured: &mut MeasuredUnits,
 ) -> Result<()> {
     let plan = &measured.plan;
-    let grads = plan.split(&mut measured.grads);
-    let weights = plan.split(&mut measured.weights);
-    let mut jobs = Vec::new();
-    for (index, (grad_stats, weight_stats)) in grads.into_iter().zip(weights).enumerate() {
-        let entry = &entries[index];
+    let (mut grads, mut weights) = (&mut measured.grads[..], &mut measured.weights[..]);
+    let (mut here, mut elsewhere) = (Vec::with_capacity(2 * vars.len()), Vec::new());
+    for (index, entry) in entries.iter().enumerate() {
+        let units = plan.range(index).len();
+        let of_grad = grads.split_off_mut(..units).unwrap_or_default();
+        let of_weights = weights.split_off_mut(..units).unwrap_or_default();
         let Some(grad) = entry.grad.filter(|_| entry.elements > 0) else {
             continue;
         };
-        let (units, place) = (plan.units(index), entry.place);
-        let job = |tensor, stats| Job {
-            tensor,
-            units,
-            place,
-            stats,
+        let mut push = |tensor, stats| {
+            let units = plan.units(index);
+            if entry.place == Place::Elsewhere {
+                elsewhere.push((tensor, units, stats));
+            } else {
+                here.push(Job {
+                    tensor,
+                    units,
+                    stats,
+                });
+            }
         };
-        jobs.push(job(grad, grad_stats));
+        push(grad, of_grad);
         if !plan.is_excluded(index) {
-            jobs.push(job(vars[index].as_tensor(), weight_stats));
+            push(vars[index].as_tensor(), of_weights);
         }
     }
-    let is_here = |job: &Job<'_>| job.place != Place::Elsewhere;
-    let (mut here, elsewhere): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_here);
     backend::run(work, |parallel| {
         if !parallel {
             return here.iter_mut().try_for_each(|job| job.run(norm_type));
@@ -192,7 +179,5 @@ fn measure_all(
         let mut large = here.iter_mut().filter(|job| job.is_large());
         large.try_for_each(|job| job.run(norm_type))
     })?;
-    let elsewhere = elsewhere.into_iter();
-    let elsewhere = elsewhere.map(|job| (job.tensor, job.units, job.stats));
-    backend::measure_units_composed(elsewhere.collect(), norm_type)
+    backend::measure_units_composed(elsewhere, norm_type)
 }

@@ -105,7 +105,7 @@ mod tests {
             "adagc:warmup=5",
             "agc:clipping=0.1,exclude=*.bias|head.*",
             "value:0.1+norm:1",
-            "zclip:z=2,warmup=3+value:0.1,eps=0",
+            "value:0.1,eps=0+zclip:z=2,warmup=3",
             "skip",
             "skip:norm=5",
             "skip:z=3,max_norm=1,max_skips=2",

@@ -105,3 +105,33 @@ fn remove_old(folder: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use candle_core::{Device, Tensor, Var};
+
+    use super::*;
+    use crate::tensorboard::tests::histograms;
+
+    #[test]
+    fn a_histogram_of_each_gradient_there_is() {
+        let var = |values: &[f32]| Var::new(values, &Device::Cpu).unwrap();
+        let (w, unused) = (var(&[1.0, 2.0]), var(&[1.0]));
+        let vars = vec![("w".to_owned(), w.clone()), ("unused".to_owned(), unused)];
+        let towards = Tensor::new(&[0.5f32, -3.0], &Device::Cpu).unwrap();
+        let loss = (w.as_tensor() * towards).unwrap().sum_all().unwrap();
+
+        let folder = tempfile::tempdir().unwrap();
+        let events = Events::create(folder.path()).unwrap();
+        events
+            .gradients(7, &vars.into(), &loss.backward().unwrap())
+            .unwrap();
+        events.flush().unwrap();
+        let expected = Histogram::of(&[0.5, -3.0]);
+        assert_eq!(
+            histograms(folder.path()),
+            [(7, "gradients/w".to_owned(), expected)]
+        );
+    }
+}

@@ -26,31 +26,24 @@ pub fn loss(runs: &[Run]) -> Chart {
     }
 }
 
-/// `grad_norm`: norm of all gradients before and after clipping, a panel an arm, the limit as a line.
+/// `grad_norm`: norm of all gradients before and after clipping, a panel an arm, a fixed limit as a line.
 #[must_use]
 pub fn grad_norm(runs: &[Run]) -> Chart {
-    let panel = |(color_index, run): (usize, &Run)| {
-        let line = |when: &str, dashed, norm: fn(&Step) -> f64| Series {
-            name: format!("{}, {when} clipping", run.settings.arm),
+    let panel = |run: &Run| {
+        let line = |when: &str, color_index, norm: fn(&Step) -> f64| Series {
+            name: format!("{when} clipping"),
             points: points(run, |step| Some(norm(step))),
-            color_index: if dashed {
-                color_index + runs.len()
-            } else {
-                color_index
-            },
-            dashed,
-            nan_at: Vec::new(),
-            faint: Vec::new(),
+            color_index,
+            dashed: color_index > 0,
+            ..Series::default()
         };
-        let mut before = line("before", false, |step| step.total_norm);
+        let mut before = line("before", 0, |step| step.total_norm);
         before.nan_at = diverged_at(run).into_iter().collect();
         let mut series = vec![before];
         let mut horizontal = Vec::new();
         let arm = &run.settings.arm;
-        if arm.is_none() {
-            series[0].name = arm.to_string();
-        } else {
-            series.push(line("after", true, |step| step.clipped_norm));
+        if !arm.is_none() {
+            series.push(line("after", 1, |step| step.clipped_norm));
         }
         // Other limits move, or are none of this norm.
         if let Some(max_norm) = arm.max_norm() {
@@ -58,7 +51,7 @@ pub fn grad_norm(runs: &[Run]) -> Chart {
         }
         Panel {
             x_label: "step".into(),
-            y_label: "norm of all gradients".into(),
+            y_label: format!("norm, {arm}"),
             y_log: true,
             series,
             horizontal,
@@ -66,8 +59,8 @@ pub fn grad_norm(runs: &[Run]) -> Chart {
         }
     };
     Chart {
-        title: format!("Gradient norm, {}", setting(runs)),
-        panels: runs.iter().enumerate().map(panel).collect(),
+        title: format!("Norm of all gradients, {}", setting(runs)),
+        panels: runs.iter().map(panel).collect(),
     }
 }
 

@@ -144,7 +144,8 @@ mod tests {
         for scale in [1.0, 2.0, f64::INFINITY] {
             let towards = Tensor::new(&[3.0 * scale, 4.0 * scale], &Device::Cpu).unwrap();
             let loss = (w.as_tensor() * towards).unwrap().sum_all().unwrap();
-            let nothing = (b.as_tensor() * 0.0).unwrap().sum_all().unwrap();
+            let nothing = (b.as_tensor() * b.zeros_like().unwrap()).unwrap();
+            let nothing = nothing.sum_all().unwrap();
             norms
                 .add(
                     &opt.backward_step_report(&(loss + nothing).unwrap())

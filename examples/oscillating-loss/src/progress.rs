@@ -24,7 +24,12 @@ impl Bars {
     /// # Errors
     /// If the template were broken.
     pub fn new(settings: &[Settings], events: Vec<Events>) -> Result<Self> {
-        let style = ProgressStyle::with_template("{prefix:11} {bar:30} {pos:>5}/{len} {msg}")?;
+        let names = settings
+            .iter()
+            .map(|settings| settings.arm.to_string().len());
+        let width = names.max().unwrap_or(0);
+        let template = format!("{{prefix:{width}}} {{bar:30}} {{pos:>5}}/{{len}} {{msg}}");
+        let style = ProgressStyle::with_template(&template)?;
         let all = MultiProgress::new();
         let bar = |settings: &Settings| {
             let bar = all.add(ProgressBar::new(settings.steps as u64));

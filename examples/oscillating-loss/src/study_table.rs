@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(lines[0], "## SGD, power 4");
         assert_eq!(
             lines[4],
-            "| `norm:1` | 1e-3 | 0.2200 | 0.2000 to 0.2700 | 3 | 0.2200 | 50 % | 8.0e-4 to 1.0e-2 (1.1) | 1 of 5 |"
+            "| `norm:1` | 1e-3 | 0.2200 | 0.2000 to 0.2700 | 3 | 0.2200 | 50 % | 1.0e-3 to 1.0e-2 (1.0) | 1 of 5 |"
         );
         assert_eq!(
             lines[5],

@@ -161,8 +161,17 @@ fn seconds_since_1970() -> f64 {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The histograms of the only file in `dir`: step, tag, histogram.
+    pub(crate) fn histograms(dir: &Path) -> Vec<(i64, String, Histogram)> {
+        let of_event = |event: Event| {
+            let values = event.summary.unwrap_or_default().value.into_iter();
+            values.filter_map(move |value| Some((event.step, value.tag, value.histo?)))
+        };
+        read_back(dir).into_iter().flat_map(of_event).collect()
+    }
 
     /// Every record of the only file in `dir`, its checksums compared.
     fn read_back(dir: &Path) -> Vec<Event> {
@@ -254,6 +263,34 @@ mod tests {
             &[0xc9, 0xd0, 0x7b, 0x8d],
         ];
         assert_eq!(record(&event.encode_to_vec()), expected.concat());
+    }
+
+    /// Written by the Python package tensorboard 2.21.0: `Value(tag="g", histo=HistogramProto(min=-1, max=2, num=3, sum=1,
+    /// sum_squares=5, bucket_limit=[0, 4], bucket=[1, 2]))`.
+    #[test]
+    fn a_histogram_has_the_bytes_that_tensorboard_writes() {
+        let histogram = Histogram {
+            min: -1.0,
+            max: 2.0,
+            num: 3.0,
+            sum: 1.0,
+            sum_squares: 5.0,
+            bucket_limit: vec![0.0, 4.0],
+            bucket: vec![1.0, 2.0],
+        };
+        let value = Value {
+            tag: "g".into(),
+            simple_value: None,
+            histo: Some(histogram),
+        };
+        let expected = [
+            &b"\x0a\x01g\x2aQ"[..],
+            b"\x09\0\0\0\0\0\0\xf0\xbf\x11\0\0\0\0\0\0\0\x40\x19\0\0\0\0\0\0\x08\x40",
+            b"\x21\0\0\0\0\0\0\xf0\x3f\x29\0\0\0\0\0\0\x14\x40",
+            b"\x32\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\x40",
+            b"\x3a\x10\0\0\0\0\0\0\xf0\x3f\0\0\0\0\0\0\0\x40",
+        ];
+        assert_eq!(value.encode_to_vec(), expected.concat());
     }
 
     #[test]

@@ -75,10 +75,13 @@ fn compare_writes_every_file_and_the_schema_holds() {
     let mut expected = vec!["config.json", "metrics.csv", "summary.json"];
     expected.extend(PICTURES);
     expected.extend(["none/events.out.tfevents", "none/weights.safetensors"]);
-    expected.extend([
-        "norm-1.0/events.out.tfevents",
-        "norm-1.0/weights.safetensors",
-    ]);
+    expected.extend(["none/param_norms.csv", "none/param_norms.png"]);
+    expected.push("none/param_norms.svg");
+    let of_norm = expected
+        .iter()
+        .filter_map(|file| file.strip_prefix("none/"));
+    let of_norm: Vec<String> = of_norm.map(|file| format!("norm-1.0/{file}")).collect();
+    expected.extend(of_norm.iter().map(String::as_str));
     expected.sort_unstable();
     assert_eq!(files(out.path()), expected);
 
@@ -128,6 +131,63 @@ fn compare_writes_every_file_and_the_schema_holds() {
                   clip_coef,was_clipped,skipped";
     assert_eq!(lines.next(), Some(header));
     assert_eq!(lines.count(), 8);
+}
+
+#[test]
+fn param_norms_add_up_to_the_total_norm() {
+    let out = tempfile::tempdir().unwrap();
+    call(&with(&["train", "--clip=norm:1.0"]), out.path(), false).unwrap();
+    let read = |path: &Path| -> Vec<Vec<String>> {
+        let text = fs::read_to_string(path).unwrap();
+        let fields = |line: &str| line.split(',').map(str::to_owned).collect();
+        text.lines().map(fields).collect()
+    };
+    let norms = read(&out.path().join("norm-1.0/param_norms.csv"));
+    let metrics = read(&out.path().join("metrics.csv"));
+    assert_eq!((norms.len(), norms[0].len()), (5, 40));
+    assert_eq!(norms[0][..2], ["step", "blocks.0.attn.k.bias"]);
+    assert_eq!(metrics[0][8], "total_norm");
+    for (norms, metrics) in norms.iter().zip(&metrics).skip(1) {
+        let number = |text: &String| text.parse::<f64>().unwrap();
+        let power: f64 = norms[1..].iter().map(|norm| number(norm).powi(2)).sum();
+        let total = number(&metrics[8]);
+        assert_eq!(norms[0], metrics[5], "steps");
+        assert!(
+            (power.sqrt() / total - 1.0).abs() < 1e-12,
+            "{power} {total}"
+        );
+    }
+}
+
+#[test]
+fn histograms_are_there_on_demand_and_change_nothing() {
+    let [plain, asked] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let train = with(&["train", "--clip=value:0.1", "--optimizer=adamw"]);
+    call(&train, plain.path(), false).unwrap();
+    let args = [&train[..], &["--histograms=3"]].concat();
+    call(&args, asked.path(), false).unwrap();
+    let metrics = |out: &Path| fs::read(out.join("metrics.csv")).unwrap();
+    assert!(metrics(plain.path()) == metrics(asked.path()));
+    let count = |out: &Path, tag: &str| {
+        let mut entries = fs::read_dir(out.join("value-0.1")).unwrap();
+        let event_file = entries.find_map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name()?.to_str()?;
+            name.starts_with("events.out")
+                .then(|| fs::read(&path).unwrap())
+        });
+        let bytes = event_file.unwrap();
+        bytes
+            .windows(tag.len())
+            .filter(|part| *part == tag.as_bytes())
+            .count()
+    };
+    assert_eq!(count(plain.path(), "gradients/"), 0);
+    // 39 Vars, at step 3 of 4.
+    assert_eq!(count(asked.path(), "gradients/"), 39);
+    assert_eq!(count(asked.path(), "gradients/head.weight"), 1);
+    let both = with(&["train", "--histograms=3", "--save-every=2"]);
+    assert!(call(&both, plain.path(), false).is_err());
 }
 
 #[test]

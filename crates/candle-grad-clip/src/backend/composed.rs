@@ -15,6 +15,7 @@ pub(super) use units::measure as measure_units;
 
 use crate::Result;
 use crate::measure::{GradStats, Request};
+use crate::optim::state::wide_dtype;
 
 /// Elements that are added on the device, in its own precision.
 const ROW: usize = 1024;
@@ -40,11 +41,7 @@ pub(super) fn measure(grads: &[&Tensor], request: Request) -> Result<Vec<GradSta
 
 /// f64 is kept, everything else is widened to f32 (Metal has no f64).
 fn wide(grad: &Tensor) -> Result<Tensor> {
-    let dtype = if grad.dtype() == DType::F64 {
-        DType::F64
-    } else {
-        DType::F32
-    };
+    let dtype = wide_dtype(grad.dtype());
     Ok(grad.detach().to_dtype(dtype)?.contiguous()?)
 }
 
@@ -198,6 +195,9 @@ pub(super) fn edit(grad: &Tensor, edit: GradEdit<'_>) -> Result<Tensor> {
 
 /// `sum` and the edited gradient, in f32, or in f64 for f64: a tensor of its own.
 pub(crate) fn accumulate(sum: Option<&Tensor>, grad: &Tensor, edit: Edit) -> Result<Tensor> {
+    if grad.elem_count() == 0 {
+        return none(grad, wide_dtype(grad.dtype()));
+    }
     let grad = edit_wide(grad, edit.into())?;
     Ok(match sum {
         Some(sum) => (sum + grad)?,
@@ -207,7 +207,15 @@ pub(crate) fn accumulate(sum: Option<&Tensor>, grad: &Tensor, edit: Edit) -> Res
 
 /// `sum * coef` in a dtype.
 pub(crate) fn round(sum: &Tensor, coef: f64, dtype: DType) -> Result<Tensor> {
+    if sum.elem_count() == 0 {
+        return none(sum, dtype);
+    }
     Ok((sum * coef)?.to_dtype(dtype)?)
+}
+
+/// A tensor without elements: candle's operations fail on such ones on CUDA.
+fn none(like: &Tensor, dtype: DType) -> Result<Tensor> {
+    Ok(Tensor::zeros(like.shape(), dtype, like.device())?)
 }
 
 /// The edited gradient in f32, or in f64 for f64, not rounded back.

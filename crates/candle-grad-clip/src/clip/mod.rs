@@ -15,6 +15,7 @@ mod param_norm;
 mod per_var;
 mod quantile;
 pub(crate) mod record;
+mod rule;
 mod skip;
 mod state;
 mod text;
@@ -45,7 +46,7 @@ use crate::measure::{Measurements, Request};
 use crate::norm::checked;
 use crate::units::UnitPlan;
 use crate::{Error, NamedVars, Result};
-use zclip::Verdict;
+use rule::{Method, Rule};
 
 /// What to do to the gradients of a step: plain data, checked by whatever takes it.
 ///
@@ -86,28 +87,6 @@ pub struct Clip {
     norm_type: NormType,
     pub(crate) non_finite: NonFinite,
     pub(crate) max_skips: u32,
-}
-
-/// One method, with what it adds to norms.
-#[derive(Debug, Clone, PartialEq)]
-struct Rule {
-    method: Method,
-    eps: f64,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Method {
-    None,
-    Norm { max_norm: f64 },
-    Value { clip_value: f64 },
-    ParamNorm { max_norm: f64 },
-    BlockRms { max_rms: f64 },
-    Auto(AutoClip),
-    Quantile(QuantileClip),
-    ZClip(ZClip),
-    AdaGc(AdaGc),
-    Agc(agc::Rule),
-    Skip(SkipSteps),
 }
 
 /// `eps` of `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15).
@@ -537,84 +516,6 @@ impl Clip {
         // Of several, the groups' limits come with that of the last.
         let eps = self.rules.last().map_or(CLIP_EPS, |rule| rule.eps);
         groups::decide(measured, decision, limits, eps, zero_non_finite)
-    }
-}
-
-impl Method {
-    fn default_eps(&self) -> f64 {
-        match self {
-            // These papers have none.
-            Self::BlockRms { .. } | Self::AdaGc(_) => 0.0,
-            Self::Agc(_) => Agc::default().eps,
-            _ => CLIP_EPS,
-        }
-    }
-}
-
-impl Rule {
-    fn check(&self) -> Result<()> {
-        match &self.method {
-            Method::None => {}
-            Method::Norm { max_norm } | Method::ParamNorm { max_norm } => {
-                check_limit("max_norm", *max_norm)?;
-            }
-            Method::Value { clip_value } => check_limit("clip_value", *clip_value)?,
-            Method::BlockRms { max_rms } => check_limit("max_rms", *max_rms)?,
-            Method::Auto(rule) => rule.check()?,
-            Method::Quantile(rule) => rule.check()?,
-            Method::ZClip(rule) => rule.check()?,
-            Method::AdaGc(rule) => rule.check()?,
-            Method::Agc(rule) => rule.check(self.eps)?,
-            Method::Skip(rule) => rule.check()?,
-        }
-        check_eps(self.eps)
-    }
-
-    /// The decision of this rule alone, without limits of groups.
-    fn decide(
-        &self,
-        state: &RuleState,
-        measured: &Measurements<'_>,
-        zero_non_finite: bool,
-    ) -> Decision {
-        let eps = self.eps;
-        let total_norm = if zero_non_finite {
-            measured.norm().value()
-        } else {
-            measured.total_norm()
-        };
-        // What may enter a history.
-        let norm = Some(total_norm).filter(|norm| norm.is_finite());
-        let to_norm = |max_norm, observed| Decision {
-            observed,
-            ..norm::decide(measured, max_norm, eps, zero_non_finite)
-        };
-        match &self.method {
-            Method::None => Decision::scale(measured, 1.0, zero_non_finite),
-            Method::Norm { max_norm } => to_norm(*max_norm, Observed::Nothing),
-            Method::Value { clip_value } => value::decide(measured, *clip_value, zero_non_finite),
-            Method::ParamNorm { max_norm } => {
-                param_norm::decide(measured, *max_norm, eps, zero_non_finite)
-            }
-            Method::BlockRms { max_rms } => {
-                block_rms::decide(measured, *max_rms, eps, zero_non_finite)
-            }
-            Method::Auto(rule) => to_norm(rule.max_norm(&state.auto, norm), Observed::norm(norm)),
-            Method::Quantile(_) => to_norm(
-                QuantileClip::max_norm(&state.quantile),
-                Observed::norm(norm),
-            ),
-            Method::ZClip(rule) => match rule.decide(&state.zclip, norm) {
-                Verdict::Skip => Decision::refuse(SkipReason::LargeNorm),
-                Verdict::Clip { max_norm, observed } => to_norm(max_norm, observed),
-            },
-            Method::AdaGc(rule) => rule.decide(&state.adagc, measured, eps, zero_non_finite),
-            Method::Agc(rule) => rule.decide(measured, eps, zero_non_finite),
-            Method::Skip(rule) => match rule.skips(&state.skip, total_norm, measured.loss) {
-                Some(reason) => Decision::refuse(reason),
-                None => to_norm(rule.max_norm, rule.observed(norm, measured.loss)),
-            },
-        }
     }
 }
 

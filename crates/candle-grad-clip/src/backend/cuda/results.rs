@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaSlice, DriverError, PinnedHostSlice, ValidAsZeroBits,
+    CudaEvent, CudaSlice, HostSlice, PinnedHostSlice, ValidAsZeroBits,
 };
 
 use super::layout::{DeviceOutcome, DeviceStats};
@@ -25,11 +25,12 @@ pub(super) struct Pool(Mutex<VecDeque<PinnedHostSlice<DeviceOutcome>>>);
 pub(crate) struct Slot {
     /// Taken on drop.
     memory: Option<PinnedHostSlice<DeviceOutcome>>,
+    gpu: Gpu,
     /// Behind the copy into it.
     copied: CudaEvent,
     pool: Arc<Pool>,
     /// The norm of each gradient, if reports are to have them.
-    tensors: Option<(Gpu, CudaSlice<DeviceStats>)>,
+    tensors: Option<CudaSlice<DeviceStats>>,
 }
 
 impl Pool {
@@ -60,10 +61,10 @@ impl Slot {
     ) -> Result<Self> {
         let copied = gpu.stream.memcpy_dtoh(outcome, &mut memory);
         let copied = copied.and_then(|()| gpu.stream.record_event(None));
-        let tensors = tensors.map(|tensors| (gpu.clone(), tensors));
         Ok(Self {
             copied: copied.map_err(|error| failed("read", &error))?,
             memory: Some(memory),
+            gpu: gpu.clone(),
             pool: pool.clone(),
             tensors,
         })
@@ -78,15 +79,16 @@ impl StepResult for Slot {
     fn read(&self) -> Result<Outcome> {
         if !self.is_ready() {
             WAITS.fetch_add(1, Ordering::Relaxed);
+            let copied = self.copied.synchronize();
+            copied.map_err(|error| failed("read", &error))?;
         }
-        let read = || -> std::result::Result<DeviceOutcome, DriverError> {
-            self.copied.synchronize()?;
-            match &self.memory {
-                Some(memory) => Ok(memory.as_slice()?[0]),
-                None => unreachable!("taken on drop only"),
-            }
+        let Some(memory) = &self.memory else {
+            unreachable!("taken on drop only")
         };
-        let outcome = read().map_err(|error| failed("read", &error))?;
+        // SAFETY: the copy into it is done, and the next is not launched before this slot is dropped. Not `as_slice`, which would
+        // wait once more.
+        let (outcome, _guard) = unsafe { memory.stream_synced_slice(&self.gpu.stream) };
+        let outcome = outcome[0];
         Ok(Outcome {
             total: outcome.total.into(),
             clip_coef: outcome.clip_coef,
@@ -97,10 +99,10 @@ impl StepResult for Slot {
     }
 
     fn read_grads(&self) -> Result<Option<Vec<GradStats>>> {
-        let Some((gpu, tensors)) = &self.tensors else {
+        let Some(tensors) = &self.tensors else {
             return Ok(None);
         };
-        let read = gpu.read(tensors)?;
+        let read = self.gpu.read(tensors)?;
         Ok(Some(read.into_iter().map(GradStats::from).collect()))
     }
 }
