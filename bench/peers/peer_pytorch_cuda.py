@@ -4,6 +4,7 @@
     -> {"do": "load", "dtype": "f32", "shapes": [[768], ...], "is_cold": true, "scratch_bytes": 536870912, "busy_fills": 8}
     -> {"do": "time", "start": "idle"}
     <- {"ms": 0.32}
+    -> {"do": "unload"}
 
 Gradients and the sum of what a task leaves are worked out on the GPU, and the GPU's events are the clock. Before a timed call
 `scratch_bytes` of other memory are written over: `busy_fills` times for the start `busy`, and then the GPU still has that to do when the
@@ -62,11 +63,15 @@ class Cuda(protocol.Bench):
         self.framework = self  # protocol's `serve` asks it for its name
         self.device = device
         self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.fresh, self.vars, self.optimizer = [], [], None
+        self.unload({})
 
-    def load(self, request):
+    def unload(self, request):
         self.fresh, self.vars, self.optimizer, self.scratch = [], [], None, None
         torch.cuda.empty_cache()
+        return {}
+
+    def load(self, request):
+        self.unload(request)
         dtype = DTYPES[request["dtype"]]
         start = 0
         for shape in request["shapes"]:
@@ -76,8 +81,7 @@ class Cuda(protocol.Bench):
             var = torch.nn.Parameter(torch.empty_like(self.fresh[-1]))
             var.grad = torch.empty_like(var)
             self.vars.append(var)
-        if self.vars:
-            self.scratch = torch.zeros(request["scratch_bytes"], dtype=torch.uint8, device=self.device)
+        self.scratch = torch.zeros(request["scratch_bytes"], dtype=torch.uint8, device=self.device)
         self.idle_fills, self.busy_fills = int(request["is_cold"]), request["busy_fills"]
         torch.cuda.empty_cache()
         return {}

@@ -117,7 +117,7 @@ class Bench:
         for line in sys.stdin:
             request = json.loads(line)
             try:
-                answer = {"load": self.load, "check": self.check, "time": self.time}[request["do"]](request)
+                answer = getattr(self, request["do"])(request)
             except Exception as error:
                 answer = {"error": f"{type(error).__name__}: {error}"[:500]}
             print(json.dumps(answer), file=answers, flush=True)

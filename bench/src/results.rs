@@ -137,7 +137,7 @@ pub(crate) fn about(set: &str) -> &'static str {
 
 /// Three significant digits.
 pub(crate) fn digits(ms: f64) -> String {
-    let before_point = ms.log10().floor() as i32 + 1;
+    let before_point = ms.max(1e-9).log10().floor() as i32 + 1;
     format!("{ms:.*}", (3 - before_point).clamp(0, 5) as usize)
 }
 
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn three_digits_are_shown() {
-        let shown = [0.01234, 0.1234, 1.234, 123.4, 1234.0].map(digits);
-        assert_eq!(shown, ["0.0123", "0.123", "1.23", "123", "1234"]);
+        let shown = [0.0, 0.01234, 0.1234, 1.234, 123.4, 1234.0].map(digits);
+        assert_eq!(shown, ["0.00000", "0.0123", "0.123", "1.23", "123", "1234"]);
     }
 }

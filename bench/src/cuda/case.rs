@@ -14,7 +14,7 @@ use crate::element::Element;
 use crate::sets::Set;
 
 /// Relative error that our norms may have on a GPU; those of pasted code are summed in f32.
-const NORM_TOLERANCE: f64 = 1e-6;
+const NORM_TOLERANCE: f64 = 1e-9;
 /// Sets larger than this are checked by their norms and samples, without the sum of all elements.
 const LARGE: usize = 1 << 28;
 
@@ -22,7 +22,7 @@ const LARGE: usize = 1 << 28;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Impl {
     CandleGradClip,
-    ReadLater,
+    StepAlone,
     PasteIn,
     Floor,
 }
@@ -30,7 +30,7 @@ pub(crate) enum Impl {
 impl Impl {
     const ALL: [Self; 4] = [
         Self::CandleGradClip,
-        Self::ReadLater,
+        Self::StepAlone,
         Self::PasteIn,
         Self::Floor,
     ];
@@ -38,14 +38,14 @@ impl Impl {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::CandleGradClip => "candle-grad-clip",
-            Self::ReadLater => "candle-grad-clip, read later",
+            Self::StepAlone => "candle-grad-clip, step alone",
             Self::PasteIn => "paste-in",
             Self::Floor => "floor",
         }
     }
 
     fn does(self, task: Task) -> bool {
-        self != Self::ReadLater || task == Task::TotalNorm
+        self != Self::StepAlone || task == Task::NoneSgd
     }
 
     fn question<E: Element>(self, task: Task, shapes: &[Vec<usize>]) -> Question {
@@ -169,7 +169,7 @@ impl<E: Element> Case<E> {
                 size_of::<E>() * self.elements,
                 size_of::<f32>() * largest.unwrap_or(0),
             ),
-            Impl::ReadLater | Impl::Floor => 0,
+            Impl::StepAlone | Impl::Floor => 0,
         }
     }
 
@@ -188,7 +188,7 @@ impl<E: Element> Case<E> {
             let max_norm = rival.question::<E>(task, &self.shapes).max_norm;
             let call = match rival {
                 Impl::CandleGradClip => steps::ours(task, vars, max_norm)?,
-                Impl::ReadLater => steps::read_later(vars)?,
+                Impl::StepAlone => steps::step_alone(vars)?,
                 Impl::PasteIn => steps::pasted(task, vars, max_norm)?,
                 Impl::Floor => continue,
             };
@@ -235,7 +235,9 @@ impl<E: Element> Case<E> {
     }
 
     fn check_norm(&self, rival: Impl, norm: &Norm) -> Result<()> {
-        let norm = norm.value()?;
+        let Some(norm) = norm.value()? else {
+            return Ok(());
+        };
         let tolerance = if rival == Impl::PasteIn {
             crate::answer::NORM_TOLERANCE
         } else {
@@ -283,7 +285,7 @@ fn tensor<E: Element>(shape: &[usize], start: u64, scale: f64, device: &Device) 
 fn answer<E: Element>(
     tensors: &[&Tensor],
     elements: usize,
-    norm: f64,
+    norm: Option<f64>,
     with_sum: bool,
 ) -> Result<Answer> {
     let stride = (elements / SAMPLES).max(1);
@@ -300,11 +302,7 @@ fn answer<E: Element>(
         }
         start += values.len();
     }
-    Ok(Answer {
-        norm: Some(norm),
-        sum,
-        samples,
-    })
+    Ok(Answer { norm, sum, samples })
 }
 
 #[cfg(test)]
@@ -358,7 +356,7 @@ mod tests {
             tensor(5001..9001)?,
             tensor(9001..9008)?,
         ];
-        let answer = answer::<f32>(&tensors.each_ref(), 9008, 0.0, true)?;
+        let answer = answer::<f32>(&tensors.each_ref(), 9008, None, true)?;
         let expected: Vec<f32> = (0..9008u16).step_by(2).map(f32::from).collect();
         assert_eq!(answer.samples, expected);
         Ok(())

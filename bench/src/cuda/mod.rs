@@ -82,16 +82,31 @@ impl Cuda {
             }
         };
         let mut rows = Vec::new();
+        let result = self.sets(&mut gpu, pytorch.as_mut(), &mut rows, &mut found);
+        if let Err(error) = &result {
+            found.note(format!("ended early: {error:#}"));
+        }
+        report::write(&self.out, &gpu.description, &rows, &found)?;
+        result
+    }
+
+    fn sets(
+        &self,
+        gpu: &mut Gpu,
+        mut pytorch: Option<&mut PyTorch>,
+        rows: &mut Vec<Row>,
+        found: &mut Findings,
+    ) -> Result<()> {
         for set in &self.sets {
             for dtype in &self.dtypes {
                 let add = match dtype {
                     DTypeArg::F32 => Self::set::<f32>,
                     DTypeArg::Bf16 => Self::set::<bf16>,
                 };
-                rows.extend(add(self, *set, &mut gpu, pytorch.as_mut(), &mut found)?);
+                rows.extend(add(self, *set, gpu, pytorch.as_deref_mut(), found)?);
             }
         }
-        report::write(&self.out, &gpu.description, &rows, &found)
+        Ok(())
     }
 
     /// Measures a set, if it fits.
@@ -114,7 +129,7 @@ impl Cuda {
         }
         let mut case = Case::<E>::new(set, &gpu.device)?;
         if let Some(peer) = &mut pytorch
-            && let Err(error) = peer.load::<E>(Some(set))
+            && let Err(error) = peer.load::<E>(set)
         {
             found.note(format!("pytorch: not on {name} in {dtype}: {error:#}"));
             pytorch = None;
@@ -125,7 +140,7 @@ impl Cuda {
             rows.extend(self.task(&mut case, set, task, gpu, pytorch.as_deref_mut(), found)?);
         }
         if let Some(peer) = pytorch {
-            peer.load::<E>(None)?;
+            peer.unload();
         }
         Ok(rows)
     }
@@ -159,6 +174,12 @@ impl Cuda {
         }
         let rounds = self.rounds.unwrap_or_else(|| set.rounds().min(200)).max(1);
         take_turns(case, gpu, &mut rivals, rounds)?;
+        for rival in &rivals {
+            if let Some(failure) = &rival.failure {
+                let (rival, set) = (rival.name(), set.name());
+                found.note(format!("{rival}: {} on {set}: {failure}", task.name()));
+            }
+        }
         let bytes_moved = case.bytes_moved();
         let floor = rivals
             .iter()
@@ -184,9 +205,11 @@ impl Cuda {
                 ratio_to_floor: median_ms / floors[i],
             }
         };
-        let starts = 0..Start::ALL.len();
-        Ok(starts
-            .flat_map(|i| rivals.iter().map(move |rival| row(rival, i)))
-            .collect())
+        let mut rows = Vec::new();
+        for i in 0..Start::ALL.len() {
+            let timed = rivals.iter().filter(|rival| !rival.times[i].is_empty());
+            rows.extend(timed.map(|rival| row(rival, i)));
+        }
+        Ok(rows)
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Rival<'a> {
     pub(crate) times: [Vec<f64>; 2],
     /// Relative, if it was compared with f64 arithmetic beforehand.
     pub(crate) norm_error: Option<f64>,
+    /// Why it takes no part any more.
+    pub(crate) failure: Option<String>,
 }
 
 impl<'a> Rival<'a> {
@@ -40,6 +42,7 @@ impl<'a> Rival<'a> {
             who,
             times: [Vec::new(), Vec::new()],
             norm_error,
+            failure: None,
         }
     }
 
@@ -54,10 +57,23 @@ impl<'a> Rival<'a> {
         matches!(self.who, Who::Here(Impl::PasteIn))
     }
 
-    fn call<E: Element>(&mut self, case: &mut Case<E>, start: Start, gpu: &mut Gpu) -> Result<f64> {
+    /// The time of a call, unless it is another process that fails.
+    fn call<E: Element>(
+        &mut self,
+        case: &mut Case<E>,
+        start: Start,
+        gpu: &mut Gpu,
+    ) -> Result<Option<f64>> {
         match &mut self.who {
-            Who::Here(of) => case.time(*of, start, gpu),
-            Who::PyTorch(peer) => peer.time(start),
+            _ if self.failure.is_some() => Ok(None),
+            Who::Here(of) => case.time(*of, start, gpu).map(Some),
+            Who::PyTorch(peer) => match peer.time(start) {
+                Ok(ms) => Ok(Some(ms)),
+                Err(error) => {
+                    self.failure = Some(format!("{error:#}"));
+                    Ok(None)
+                }
+            },
         }
     }
 }
@@ -83,7 +99,7 @@ pub(crate) fn take_turns<E: Element>(
                     continue;
                 }
                 let ms = rival.call(case, start, gpu)?;
-                rival.times[i].push(ms);
+                rival.times[i].extend(ms);
             }
         }
     }
@@ -113,17 +129,27 @@ impl PyTorch {
         &self.0.hello.version
     }
 
-    /// Makes a set's gradients and parameters; none frees the memory of those before.
-    pub(crate) fn load<E: Element>(&mut self, set: Option<Set>) -> Result<()> {
-        let _: Value = self.0.ask(&json!({
+    /// Makes a set's gradients and parameters, in a new process if the one before has ended.
+    pub(crate) fn load<E: Element>(&mut self, set: Set) -> Result<()> {
+        let request = json!({
             "do": "load",
             "dtype": E::DTYPE.as_str(),
-            "shapes": set.map_or_else(Vec::new, Set::shapes),
-            "is_cold": set.is_some_and(Set::is_cold),
+            "shapes": set.shapes(),
+            "is_cold": set.is_cold(),
             "scratch_bytes": SCRATCH_BYTES,
             "busy_fills": BUSY_FILLS,
-        }))?;
+        });
+        let loaded: Result<Value> = self.0.ask(&request);
+        if loaded.is_err() {
+            self.0.restart()?;
+            let _: Value = self.0.ask(&request)?;
+        }
         Ok(())
+    }
+
+    /// Frees the memory. If that fails, what went wrong has been said, and `load` starts anew.
+    pub(crate) fn unload(&mut self) {
+        let _: Result<Value> = self.0.ask(&json!({ "do": "unload" }));
     }
 
     /// Prepares a task and compares what it does with f64 arithmetic; returns the relative error of its norm.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Var;
 use candle_core::backprop::GradStore;
-use candle_grad_clip::{Clip, ClippedOptimizer, NonFinite, NormType, StepReport, optim};
+use candle_grad_clip::{Clip, ClippedOptimizer, NormType, StepReport, optim};
 use candle_nn::Optimizer;
 
 use crate::cuda::task::Task;
@@ -12,16 +12,18 @@ use crate::steps::{LR, params_adamw};
 
 /// A norm that may still be on the GPU.
 pub(crate) enum Norm {
+    NotMeasured,
     Read(f64),
     Reported(StepReport),
 }
 
 impl Norm {
     /// Waits for it.
-    pub(crate) fn value(&self) -> Result<f64> {
+    pub(crate) fn value(&self) -> Result<Option<f64>> {
         Ok(match self {
-            Self::Read(norm) => *norm,
-            Self::Reported(report) => report.total_norm()?,
+            Self::NotMeasured => None,
+            Self::Read(norm) => Some(*norm),
+            Self::Reported(report) => Some(report.total_norm()?),
         })
     }
 }
@@ -46,11 +48,13 @@ pub(crate) fn ours(task: Task, vars: Vec<Var>, max_norm: f64) -> Result<Call> {
     })
 }
 
-/// The norm alone, without reading it: a step of an optimizer that does nothing.
-pub(crate) fn read_later(vars: Vec<Var>) -> Result<Call> {
-    // Whatever it does, there is nothing to skip.
-    let clip = Clip::none().non_finite(NonFinite::Propagate);
-    clipped::<Nothing>(vars, (), clip)
+/// The step of [`Task::NoneSgd`] without the norm.
+pub(crate) fn step_alone(vars: Vec<Var>) -> Result<Call> {
+    let mut sgd = optim::Sgd::new(vars, LR.into())?;
+    Ok(Box::new(move |grads| {
+        sgd.step(grads)?;
+        Ok(Norm::NotMeasured)
+    }))
 }
 
 /// What users of candle paste, and candle's optimizers.
@@ -89,27 +93,6 @@ fn pasted_step<O: Optimizer + 'static>(mut inner: O, vars: Vec<Var>, max_norm: f
         inner.step(grads)?;
         Ok(Norm::Read(norm))
     })
-}
-
-/// An optimizer whose step does nothing.
-struct Nothing;
-
-impl Optimizer for Nothing {
-    type Config = ();
-
-    fn new(_: Vec<Var>, (): ()) -> candle_core::Result<Self> {
-        Ok(Self)
-    }
-
-    fn step(&mut self, _: &GradStore) -> candle_core::Result<()> {
-        Ok(())
-    }
-
-    fn learning_rate(&self) -> f64 {
-        0.0
-    }
-
-    fn set_learning_rate(&mut self, _: f64) {}
 }
 
 /// The bytes that a rival's step takes beside parameters and gradients, roughly: moments, clipped gradients and
