@@ -84,7 +84,8 @@ impl LateStep {
 #[derive(Default)]
 pub(crate) struct LateSteps {
     waiting: VecDeque<Arc<LateStep>>,
-    skips_in_a_row: u32,
+    /// The skips in a row up to the last result that was looked at.
+    skips_in_a_row: Option<u32>,
 }
 
 impl LateSteps {
@@ -104,22 +105,20 @@ impl LateSteps {
         Ok(())
     }
 
-    /// Waits for all results; returns the skips in a row up to now, if there were any results.
+    /// Waits for all results; returns the skips in a row up to now, if there were any results since the last call.
     pub(crate) fn settle(&mut self, names: &[String]) -> Result<Option<u32>> {
-        if self.waiting.is_empty() {
-            return Ok(None);
-        }
         while !self.waiting.is_empty() {
             self.look_at_first(names)?;
         }
-        Ok(Some(self.skips_in_a_row))
+        Ok(self.skips_in_a_row.take())
     }
 
     /// As [`LateSteps::settle`], without looking: for a save.
     pub(crate) fn skips_in_a_row(&self) -> Result<Option<u32>> {
-        let last = self.waiting.back();
-        last.map(|step| Ok(step.result.read()?.skips_in_a_row))
-            .transpose()
+        match self.waiting.back() {
+            Some(last) => Ok(Some(last.result.read()?.skips_in_a_row)),
+            None => Ok(self.skips_in_a_row),
+        }
     }
 
     /// Warns of a skipped step; the error if it is one too many.
@@ -132,7 +131,7 @@ impl LateSteps {
         let bad = step.with_grad.get(outcome.first_bad);
         let var = bad.map_or_else(String::new, |&index| names[index].clone());
         self.waiting.pop_front();
-        self.skips_in_a_row = outcome.skips_in_a_row;
+        self.skips_in_a_row = Some(outcome.skips_in_a_row);
         if !outcome.skipped {
             return Ok(());
         }
