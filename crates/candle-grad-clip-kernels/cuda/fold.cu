@@ -75,14 +75,17 @@ __device__ inline void decide(const GradStats &total, u32 first_bad, const Polic
     else if (stats.nan > 0) coef = NAN_F64;
     Clock *clock = state.clock;
     clock->blocks_done = 0;
-    clock->skips_in_a_row = skip ? clock->skips_in_a_row + 1 : 0;
-    *state.outcome = {total, coef, clock->steps + !skip, skip, clock->skips_in_a_row, first_bad, zero};
+    const u32 skips = skip ? clock->skips_in_a_row + 1 : 0;
+    *state.outcome = {total, coef, clock->steps + !skip, skip, skips, first_bad, zero};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     clip_fold(const Row *rows, u32 count, Policy policy, Parts parts, GradStats *tensors, State state) {
     const GradStats tensor = fold_chunks(rows[blockIdx.x], policy, parts);
-    if (threadIdx.x == 0) tensors[blockIdx.x] = tensor;
+    if (threadIdx.x == 0) {
+        tensors[blockIdx.x] = tensor;
+        if (state.outcome) state.first[blockIdx.x] = !state.started[rows[blockIdx.x].state];
+    }
     if (!state.outcome || !is_last_block(state.clock)) return;
 
     GradStats own = no_grad_stats();
@@ -95,7 +98,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (u32 word = 0; word < sizeof(GradStats) / sizeof(u64); word++) to[word] = __ldcg(from + word);
         if (first_bad == count && tensor.stats.nan + tensor.stats.infinite > 0) first_bad = row;
         own = merge(own, tensor, policy.norm);
-        state.first[row] = !state.started[rows[row].state];
     }
     const GradStats total = merge_block(own, policy.norm);
     first_bad = reduce_block(first_bad, [](u32 a, u32 b) { return min(a, b); });

@@ -20,19 +20,30 @@ template <typename T> __device__ inline bool is_safe(double sum) {
     return ExactSquares<T>::value ? isfinite(sum) : sum >= 1e-270 && sum < 1e300;
 }
 
-// Calls `op` on |x| of each of this thread's elements: the same elements whatever the address is.
-template <u32 UNROLL, typename T, typename Op> __device__ inline void for_each(const T *values, u32 len, Op op) {
-    constexpr u32 N = Lanes<T>::value;
-    const bool aligned = is_aligned<N>(values);
-#pragma unroll UNROLL
-    for (u32 i = threadIdx.x * N; i < len; i += THREADS * N) {
-        const u32 rest = len - i;
-        double x[N];
-        load(values + i, aligned && rest >= N, rest, x);
+// Calls `op` on |x| of each of this thread's elements: the same elements in the same order, whatever the address is. Of aligned
+// values 16 bytes at once, and `LOADS` times that before the first is used, so that memory always has something to do.
+template <u32 LOADS, typename T, typename Op> __device__ inline void for_each(const T *values, u32 len, Op op) {
+    constexpr u32 N = 16 / sizeof(T), STEP = THREADS * N;
+    u32 i = threadIdx.x * N;
+    if (is_aligned<N>(values)) {
+        for (; i - threadIdx.x * N + LOADS * STEP <= len; i += LOADS * STEP) {
+            Pack<T, N> packs[LOADS];
 #pragma unroll
-        for (u32 k = 0; k < N; k++) {
-            if (k < rest) op(fabs(x[k]));
+            for (u32 load = 0; load < LOADS; load++) packs[load] = load_pack<N>(values + i + load * STEP);
+#pragma unroll
+            for (u32 load = 0; load < LOADS; load++) {
+#pragma unroll
+                for (u32 k = 0; k < N; k++) op(fabs((double)widen(packs[load].x[k])));
+            }
         }
+        for (; i < len && len - i >= N; i += STEP) {
+            const Pack<T, N> pack = load_pack<N>(values + i);
+#pragma unroll
+            for (u32 k = 0; k < N; k++) op(fabs((double)widen(pack.x[k])));
+        }
+    }
+    for (; i < len; i += STEP) {
+        for (u32 k = 0; k < N && k < len - i; k++) op(fabs((double)widen(values[i + k])));
     }
 }
 
@@ -155,7 +166,7 @@ __device__ inline void measure_other(const T *values, u32 len, const Request &re
 }
 
 #define MEASURE(NAME, CALL)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                           \
         NAME(const Row *rows, u32 count, Request request, Results out) {                                               \
         const Chunk chunk = find_chunk(rows, count, request.chunk);                                                    \
         const void *grad = rows[chunk.row].grad;                                                                       \

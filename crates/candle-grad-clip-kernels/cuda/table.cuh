@@ -93,9 +93,13 @@ template <u32 N, typename T> __device__ inline bool is_aligned(const T *values) 
     return (u64)values % sizeof(Pack<T, N>) == 0;
 }
 
+template <u32 N, typename T> __device__ inline Pack<T, N> load_pack(const T *values) {
+    return *reinterpret_cast<const Pack<T, N> *>(values);
+}
+
 template <u32 N, typename T, typename W> __device__ inline void load(const T *values, bool whole, u32 len, W (&out)[N]) {
     if (whole) {
-        const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N> *>(values);
+        const Pack<T, N> pack = load_pack<N>(values);
 #pragma unroll
         for (u32 k = 0; k < N; k++) out[k] = widen(pack.x[k]);
     } else {

@@ -70,12 +70,29 @@ __device__ inline void update_chunk(const Row &row, const Chunk &chunk, const Ed
         const u32 rest = chunk.len - i;
         const bool whole = aligned && rest >= N;
         W g[N], theta[N], m[MOMENTS][N];
-        load(grads + i, whole, rest, g);
-        if (master) load(master + i, whole, rest, theta);
-        else load(params + i, whole, rest, theta);
+        // In a parameter's first step its master is what it is itself.
+        const bool from_master = master && !is_first;
+        if (whole) {
+            // All loads before the first use, so that they overlap.
+            const Pack<T, N> packed_g = load_pack<N>(grads + i), packed_theta = load_pack<N>(params + i);
 #pragma unroll
-        for (u32 j = 0; j < MOMENTS; j++) {
-            if (moments[j]) load(moments[j] + i, whole, rest, m[j]);
+            for (u32 j = 0; j < MOMENTS; j++) {
+                if (moments[j]) load(moments[j] + i, true, N, m[j]);
+            }
+#pragma unroll
+            for (u32 k = 0; k < N; k++) {
+                g[k] = widen(packed_g.x[k]);
+                theta[k] = widen(packed_theta.x[k]);
+            }
+            if (from_master) load(master + i, true, N, theta);
+        } else {
+            load(grads + i, false, rest, g);
+            if (from_master) load(master + i, false, rest, theta);
+            else load(params + i, false, rest, theta);
+#pragma unroll
+            for (u32 j = 0; j < MOMENTS; j++) {
+                if (moments[j]) load(moments[j] + i, false, rest, m[j]);
+            }
         }
 #pragma unroll
         for (u32 k = 0; k < N; k++) {
@@ -91,9 +108,14 @@ __device__ inline void update_chunk(const Row &row, const Chunk &chunk, const Ed
     }
 }
 
-// A skipped step ends here, before the first write.
+// A skipped step ends here, before the first write of a parameter. What is counted is counted only now that nothing can
+// fail any more.
 template <bool ADAMW>
 __device__ inline void update(const Row *rows, u32 count, u32 chunk_len, const Rule *rules, const Decided &decided) {
+    if (decided.outcome && threadIdx.x == 0 && blockIdx.x == 0) {
+        decided.clock->steps = decided.outcome->steps;
+        decided.clock->skips_in_a_row = decided.outcome->skips_in_a_row;
+    }
     if (decided.outcome && decided.outcome->skipped) return;
     const Chunk chunk = find_chunk(rows, count, chunk_len);
     const Row &row = rows[chunk.row];
@@ -103,9 +125,7 @@ __device__ inline void update(const Row *rows, u32 count, u32 chunk_len, const R
         edit.clip_coef *= decided.outcome->clip_coef;
         edit.zero_non_finite |= decided.outcome->zero_non_finite != 0;
         is_first = decided.first[chunk.row] != 0;
-        // The step counts as taken only now that it is.
         if (threadIdx.x == 0 && chunk.start == 0) decided.started[row.state] = 1;
-        if (threadIdx.x == 0 && blockIdx.x == 0) decided.clock->steps = decided.outcome->steps;
     }
 #define UPDATE(T) update_chunk<T, ADAMW>(row, chunk, edit, rules[row.rule], is_first)
     WITH_TYPE(row.dtype, UPDATE)

@@ -1,9 +1,9 @@
 //! Steps that a GPU decides: their results stay there until somebody asks.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::backend::StepResult;
+use crate::backend::{Outcome, StepResult};
 use crate::clip::{Clip, Limits, RuleState};
 use crate::measure::{GradStats, Measurements, norm_of};
 use crate::report::{StepPath, StepRecord};
@@ -11,7 +11,10 @@ use crate::{Error, Result};
 
 /// A step whose numbers are on a GPU, or were.
 pub(crate) struct LateStep {
-    result: Arc<dyn StepResult>,
+    /// What holds memory of the GPU's: until the numbers are here.
+    result: Mutex<Option<Arc<dyn StepResult>>>,
+    outcome: OnceLock<Outcome>,
+    keeps_norms: bool,
     clip: Clip,
     step: u64,
     /// The places of the Vars that got a gradient.
@@ -26,9 +29,12 @@ impl LateStep {
         clip: Clip,
         step: u64,
         with_grad: Arc<[usize]>,
+        keeps_norms: bool,
     ) -> Self {
         Self {
-            result,
+            result: Mutex::new(Some(result)),
+            outcome: OnceLock::new(),
+            keeps_norms,
             clip,
             step,
             with_grad,
@@ -37,12 +43,46 @@ impl LateStep {
         }
     }
 
+    fn result(&self) -> Option<Arc<dyn StepResult>> {
+        let result = self.result.lock();
+        result.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn forget_result(&self) {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether reading would not wait.
+    fn is_ready(&self) -> bool {
+        self.result().is_none_or(|result| result.is_ready())
+    }
+
+    /// What the GPU told. Waits for it once.
+    fn outcome(&self) -> Result<Outcome> {
+        // In this order: the result is forgotten once the outcome is there.
+        let result = self.result();
+        if let Some(outcome) = self.outcome.get() {
+            return Ok(*outcome);
+        }
+        let Some(result) = result else {
+            return Err(candle_core::Error::msg("the step's result is gone").into());
+        };
+        let outcome = *self.outcome.get_or_init({
+            let outcome = result.read()?;
+            move || outcome
+        });
+        if !self.keeps_norms {
+            self.forget_result();
+        }
+        Ok(outcome)
+    }
+
     /// What the step measured and did, but for what depends on names. Waits for the GPU once.
     pub(crate) fn record(&self) -> Result<&StepRecord> {
         if let Some(record) = self.record.get() {
             return Ok(record);
         }
-        let outcome = self.result.read()?;
+        let outcome = self.outcome()?;
         let measured = Measurements {
             entries: Vec::new(),
             total: outcome.total,
@@ -68,7 +108,12 @@ impl LateStep {
         if let Some(norms) = self.param_norms.get() {
             return Ok(Some(norms));
         }
-        let Some(grads) = self.result.read_grads()? else {
+        let result = self.result().filter(|_| self.keeps_norms);
+        let Some(grads) = result
+            .map(|result| result.read_grads())
+            .transpose()?
+            .flatten()
+        else {
             return Ok(None);
         };
         let norm_type = self.clip.request().norm_type;
@@ -76,6 +121,8 @@ impl LateStep {
         for (&index, GradStats { stats, .. }) in self.with_grad.iter().zip(grads) {
             norms[index] = norm_of(stats, norm_type);
         }
+        self.outcome()?;
+        self.forget_result();
         Ok(Some(self.param_norms.get_or_init(|| norms)))
     }
 }
@@ -95,11 +142,7 @@ impl LateSteps {
 
     /// Looks at the results that have arrived, waiting for none.
     pub(crate) fn notice(&mut self, names: &[String]) -> Result<()> {
-        while self
-            .waiting
-            .front()
-            .is_some_and(|step| step.result.is_ready())
-        {
+        while self.waiting.front().is_some_and(|step| step.is_ready()) {
             self.look_at_first(names)?;
         }
         Ok(())
@@ -116,7 +159,7 @@ impl LateSteps {
     /// As [`LateSteps::settle`], without looking: for a save.
     pub(crate) fn skips_in_a_row(&self) -> Result<Option<u32>> {
         match self.waiting.back() {
-            Some(last) => Ok(Some(last.result.read()?.skips_in_a_row)),
+            Some(last) => Ok(Some(last.outcome()?.skips_in_a_row)),
             None => Ok(self.skips_in_a_row),
         }
     }
@@ -126,7 +169,7 @@ impl LateSteps {
         let Some(step) = self.waiting.front() else {
             return Ok(());
         };
-        let outcome = step.result.read()?;
+        let outcome = step.outcome()?;
         let (number, max_skips) = (step.step, step.clip.max_skips);
         let bad = step.with_grad.get(outcome.first_bad);
         let var = bad.map_or_else(String::new, |&index| names[index].clone());

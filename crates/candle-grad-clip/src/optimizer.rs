@@ -147,6 +147,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let units = clip.unit_plan(&vars)?;
         if let Some(fused) = optim::fused(&mut inner) {
             fused.adopt(&vars)?;
+            fused.trained_mut().settle()?; // another wrapper's skips are not ours
         }
         Ok(Self {
             inner,
@@ -548,12 +549,21 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     fn step_on_device(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
         self.late.notice(self.vars.names())?;
         let step = self.launch_step(grads)?;
-        if step.is_none()
-            && let Some(skips) = self.late.settle(self.vars.names())?
-        {
-            self.skips_in_a_row = skips;
+        if step.is_none() {
+            self.settle()?;
         }
         Ok(step)
+    }
+
+    /// Takes all that a GPU has counted: from here on the host decides, or another GPU. Waits for it, if it has the lead.
+    fn settle(&mut self) -> Result<()> {
+        if let Some(skips) = self.late.settle(self.vars.names())? {
+            self.skips_in_a_row = skips;
+        }
+        match optim::fused(&mut self.inner) {
+            Some(fused) => fused.trained_mut().settle(),
+            None => Ok(()),
+        }
     }
 
     fn launch_step(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
@@ -571,6 +581,11 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             return Ok(None); // before the gradients are looked up
         }
         fused.adopt(&self.vars)?;
+        if !fused.trained().gpu_leads() {
+            // It did, and `inner_mut` has ended that.
+            let skips = self.late.settle(self.vars.names())?;
+            self.skips_in_a_row = skips.unwrap_or(self.skips_in_a_row);
+        }
         let entries = walk(self.vars.list(), grads, None)?;
         let edit = match plan.request.clip_value {
             Some(clip_value) => Edit::Clamp {
@@ -594,12 +609,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let with_grad = entries.iter().enumerate();
         let with_grad = with_grad.filter(|(_, entry)| entry.grad.is_some() && entry.elements > 0);
         let with_grad = with_grad.map(|(index, _)| index).collect();
-        let late = Arc::new(LateStep::new(
+        let late = LateStep::new(
             result,
             self.clip.clone(),
             self.step,
             with_grad,
-        ));
+            self.with_param_norms,
+        );
+        let late = Arc::new(late);
         self.late.push(late.clone());
         tracing::debug!(step = self.step, "step launched");
         let report = StepReport {

@@ -37,7 +37,7 @@ pub use cuda::gpu_waits;
 pub(crate) use cuda::{
     edit as edit_cuda, measure as measure_cuda, start_steps, update as update_cuda,
 };
-pub(crate) use device::{Counted, DeviceSteps, Plan, StepResult, UpdateJob};
+pub(crate) use device::{Counted, DeviceSteps, Outcome, Plan, StepResult, UpdateJob};
 
 /// Which code handles a gradient.
 ///

@@ -115,6 +115,11 @@ impl Edits {
         coef_of(self.of_whole(index)).1
     }
 
+    /// Whether units of a Var have coefficients of their own.
+    pub(crate) fn are_of_units(&self) -> bool {
+        matches!(self, Self::PerUnit(_))
+    }
+
     /// Whether nothing is to be done to any.
     pub(crate) fn is_nothing(&self) -> bool {
         match self {

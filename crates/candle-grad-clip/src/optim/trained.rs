@@ -12,7 +12,7 @@ use super::state::{Kept, State};
 use super::{ParamGroups, StepRule};
 use crate::backend::{self, Counted, DeviceSteps, Place, Plan, StepResult, Stepped, UpdateJob};
 use crate::clip::Edits;
-use crate::measure::{Entry, walk};
+use crate::measure::{Entry, walk, without_cuda};
 use crate::{NamedVars, Result};
 
 /// Vars that one task updates.
@@ -70,6 +70,11 @@ impl Trained {
     /// the time when it took the lead.
     pub(crate) fn steps(&self) -> u64 {
         self.snapshot().map_or(self.steps, |(steps, _)| steps)
+    }
+
+    /// Whether a GPU decides the steps.
+    pub(crate) fn gpu_leads(&self) -> bool {
+        self.lead.is_some()
     }
 
     /// The next step's number, as far as the host knows.
@@ -208,7 +213,10 @@ impl Trained {
         clipped: Option<Clipped<'_>>,
         rules: &[StepRule],
     ) -> Result<()> {
-        let entries = walk(self.vars.list(), grads, None)?;
+        let mut entries = walk(self.vars.list(), grads, None)?;
+        if clipped.is_some_and(|clipped| clipped.edits.are_of_units()) {
+            entries = without_cuda(entries);
+        }
         let Some(clipped) = clipped else {
             return self.step_entries(&entries, &|_| Edit::NOTHING.into(), rules);
         };
@@ -274,30 +282,28 @@ impl Trained {
             return Ok(None);
         }
         let owned = self.owned_gradients(entries)?;
-        let started = self.start_states(entries)?;
         let leads = |lead: &dyn DeviceSteps| lead.device().same_device(&device);
-        let mut lead = match self.lead.take() {
-            Some(lead) if leads(&*lead) => lead,
-            lead => {
-                self.lead = lead;
-                self.settle()?;
-                let has_started = |state: &State| !matches!(state, State::Fresh);
-                let counted = Counted {
-                    steps: self.steps,
-                    skips_in_a_row,
-                    started: self.states.iter().map(has_started).collect(),
-                };
-                backend::start_steps(&device, &counted)?
-            }
-        };
-        let jobs = self.update_jobs(entries, &owned, &started, &|index| edits.of(index))?;
-        let result = lead.step(&jobs, rules, plan, keeps_norms);
-        self.lead = Some(lead);
-        let result = result?;
-        for (index, state) in started {
+        if !self.lead.as_ref().is_some_and(|lead| leads(&**lead)) {
+            self.settle()?;
+            let has_started = |state: &State| !matches!(state, State::Fresh);
+            let counted = Counted {
+                steps: self.steps,
+                skips_in_a_row,
+                started: self.states.iter().map(has_started).collect(),
+            };
+            self.lead = Some(backend::start_steps(&device, &counted)?);
+        }
+        // The GPU counts whether a state has begun, so one that has not can be here already.
+        for (index, state) in self.start_states(entries)? {
             self.states[index] = state;
         }
-        Ok(Some(result))
+        let Some(mut lead) = self.lead.take() else {
+            return Ok(None);
+        };
+        let jobs = self.update_jobs(entries, &owned, &[], &|index| edits.of(index));
+        let result = jobs.and_then(|jobs| lead.step(&jobs, rules, plan, keeps_norms));
+        self.lead = Some(lead);
+        result.map(Some)
     }
 
     /// What our CUDA kernels are to update; `started` has the states of Vars that have none yet.

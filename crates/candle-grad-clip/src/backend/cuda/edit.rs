@@ -22,6 +22,7 @@ pub(crate) fn edit(jobs: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {
                 ..Row::of(&gpu, grad)?.edited(edit)
             })
         };
+        gpu.function(Kernel::EDIT)?; // so that it loads before anything is written
         let rows = indices.iter().map(row).collect::<Result<_>>()?;
         let table = Table::upload(&gpu, rows)?;
         tables.push((gpu, table, indices));

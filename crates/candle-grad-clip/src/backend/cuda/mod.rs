@@ -42,7 +42,7 @@ pub fn gpu_waits() -> u64 {
     WAITS.load(Ordering::Relaxed)
 }
 
-/// A kernel, and the module that it is in.
+/// A kernel, and the module that it is in: candle keeps those by name, so each version of this crate has its own.
 #[derive(Debug, Clone, Copy)]
 struct Kernel {
     name: &'static str,
@@ -54,7 +54,7 @@ impl Kernel {
     const fn measure(name: &'static str) -> Self {
         Self {
             name,
-            module: "candle-grad-clip-measure",
+            module: concat!("candle-grad-clip-measure-", env!("CARGO_PKG_VERSION")),
             ptx: ptx::MEASURE,
         }
     }
@@ -62,7 +62,7 @@ impl Kernel {
     const fn update(name: &'static str) -> Self {
         Self {
             name,
-            module: "candle-grad-clip-update",
+            module: concat!("candle-grad-clip-update-", env!("CARGO_PKG_VERSION")),
             ptx: ptx::UPDATE,
         }
     }
@@ -75,12 +75,12 @@ impl Kernel {
     const MEASURE_P: Self = Self::measure("clip_measure_p");
     const FOLD: Self = Self {
         name: "clip_fold",
-        module: "candle-grad-clip-fold",
+        module: concat!("candle-grad-clip-fold-", env!("CARGO_PKG_VERSION")),
         ptx: ptx::FOLD,
     };
     const EDIT: Self = Self {
         name: "clip_edit",
-        module: "candle-grad-clip-edit",
+        module: concat!("candle-grad-clip-edit-", env!("CARGO_PKG_VERSION")),
         ptx: ptx::EDIT,
     };
     const ADAMW: Self = Self::update("clip_adamw");

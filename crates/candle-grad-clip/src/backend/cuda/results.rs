@@ -71,17 +71,24 @@ impl Slot {
     }
 }
 
+impl Slot {
+    fn wait(&self) -> Result<()> {
+        if self.is_ready() {
+            return Ok(());
+        }
+        WAITS.fetch_add(1, Ordering::Relaxed);
+        let copied = self.copied.synchronize();
+        copied.map_err(|error| failed("read", &error))
+    }
+}
+
 impl StepResult for Slot {
     fn is_ready(&self) -> bool {
         self.copied.is_complete()
     }
 
     fn read(&self) -> Result<Outcome> {
-        if !self.is_ready() {
-            WAITS.fetch_add(1, Ordering::Relaxed);
-            let copied = self.copied.synchronize();
-            copied.map_err(|error| failed("read", &error))?;
-        }
+        self.wait()?;
         let Some(memory) = &self.memory else {
             unreachable!("taken on drop only")
         };
@@ -102,6 +109,8 @@ impl StepResult for Slot {
         let Some(tensors) = &self.tensors else {
             return Ok(None);
         };
+        // The thread that reads may have another stream than the one that launched.
+        self.wait()?;
         let read = self.gpu.read(tensors)?;
         Ok(Some(read.into_iter().map(GradStats::from).collect()))
     }
@@ -109,6 +118,8 @@ impl StepResult for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        // Nobody may have its memory, nor free it, before the copy is done; what fails shows elsewhere.
+        let _ = self.wait();
         if let Some(memory) = self.memory.take() {
             let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
             free.push_back(memory);

@@ -122,6 +122,13 @@ impl DeviceSteps for CudaSteps {
     }
 }
 
+/// What is freed here may be in use still, on the stream of another thread than this.
+impl Drop for CudaSteps {
+    fn drop(&mut self) {
+        let _ = self.gpu.stream.context().synchronize(); // what fails shows elsewhere
+    }
+}
+
 impl CudaSteps {
     fn fold_state(&self, first: &CudaSlice<u32>, rules: &CudaSlice<RuleNumbers>) -> FoldState {
         let Decided {

@@ -11,10 +11,19 @@ use crate::Result;
 
 /// Elements of a chunk, the work of one block: small ones spread small models over the GPU, large ones keep the table of their
 /// results short.
-const SMALL_CHUNK: u32 = 4 * 1024;
-const LARGE_CHUNK: u32 = 16 * 1024;
-/// More elements than this are cut into large chunks.
-const MANY_ELEMENTS: u64 = 16 * 1024 * 1024;
+fn chunk_of(elements: u64) -> u32 {
+    const MI: u64 = 1024 * 1024;
+    if elements <= 16 * MI {
+        8 * 1024
+    } else if elements <= 256 * MI {
+        16 * 1024
+    } else {
+        64 * 1024
+    }
+}
+
+/// Bytes that go up at once: more, from memory that is not pinned, may wait for the GPU.
+const UPLOAD: usize = 64 * 1024;
 
 /// Rows on a GPU, and the geometry of every launch over them: a block a chunk.
 pub(super) struct Table {
@@ -26,12 +35,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn upload(gpu: &Gpu, mut rows: Vec<Row>) -> Result<Self> {
-        let elements: u64 = rows.iter().map(|row| row.elements).sum();
-        let chunk = if elements > MANY_ELEMENTS {
-            LARGE_CHUNK
-        } else {
-            SMALL_CHUNK
-        };
+        let chunk = chunk_of(rows.iter().map(|row| row.elements).sum());
         let mut chunks = 0;
         for row in &mut rows {
             row.first_chunk = chunks;
@@ -43,12 +47,22 @@ impl Table {
             chunk,
             // A grid has at most 2^31 - 1 blocks.
             chunks: i32::try_from(chunks).map_err(|_| too_many())? as u32,
-            rows: gpu
-                .stream
-                .clone_htod(&rows)
-                .map_err(|e| failed("upload", &e))?,
+            rows: upload(gpu, &rows)?,
         })
     }
+}
+
+fn upload(gpu: &Gpu, rows: &[Row]) -> Result<CudaSlice<Row>> {
+    // SAFETY: all of it is written here.
+    let mut uploaded = unsafe { gpu.alloc::<Row>(rows.len() as u32)? };
+    let at_once = UPLOAD / size_of::<Row>();
+    for (index, part) in rows.chunks(at_once).enumerate() {
+        let start = index * at_once;
+        let mut target = uploaded.slice_mut(start..start + part.len());
+        let copied = gpu.stream.memcpy_htod(part, &mut target);
+        copied.map_err(|e| failed("upload", &e))?;
+    }
+    Ok(uploaded)
 }
 
 impl Row {
