@@ -478,3 +478,71 @@ fn unaligned_and_strided_gradients_are_read_as_they_are() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_report_can_be_read_on_another_thread() -> Result<()> {
+    let _driver = Driver::lock();
+    let gpu = Device::new_cuda(0)?;
+    let vars = vars(&gpu)?;
+    let mut opt = adamw(&vars, Clip::norm(1.0))?.with_param_norms(true);
+    for step in 0..3 {
+        let store = grads(&vars, step, false)?;
+        let total = candle_grad_clip::total_norm(&store, &vars, candle_grad_clip::NormType::L2)?;
+        let report = opt.step_report(&store)?;
+        let read = move || report.to_record();
+        let record = match std::thread::spawn(read).join() {
+            Ok(record) => record?,
+            Err(_) => bail!("the thread panicked"),
+        };
+        let squares: f64 = record.param_norms.iter().map(|(_, norm)| norm * norm).sum();
+        assert!((squares.sqrt() / total - 1.0).abs() < 1e-12, "step {step}");
+        assert_eq!(record.total_norm, total, "step {step}");
+    }
+    Ok(())
+}
+
+/// Weights that are set after a skipped first step are those that train, also where they have copies in full precision.
+#[test]
+fn weights_set_after_a_skipped_first_step_are_taken() -> Result<()> {
+    let _driver = Driver::lock();
+    let gpu = Device::new_cuda(0)?;
+    let train = |skips: bool| -> Result<_> {
+        let vars = vars(&gpu)?;
+        let mut opt = adamw(&vars, Clip::norm(1.0))?;
+        if skips {
+            opt.step_report(&grads(&vars, 50, true)?)?;
+        }
+        for (var, other) in vars.iter().zip(tensors(7, &gpu)?) {
+            if var.elem_count() > 0 {
+                var.set(&other)?;
+            }
+        }
+        opt.step_report(&grads(&vars, 1, false)?)?;
+        Ok(bits_of_vars(&vars)?)
+    };
+    assert!(train(true)? == train(false)?);
+    Ok(())
+}
+
+/// A wrapper of some of an optimizer's Vars, with a coefficient for each unit.
+#[test]
+fn units_are_clipped_for_some_of_the_vars() -> Result<()> {
+    let _driver = Driver::lock();
+    let train = |device: &Device| -> Result<_> {
+        let all = vars(device)?;
+        let config = ParamsAdamW::default();
+        let some: Vec<(String, Var)> = named(&all).into_iter().take(2).collect();
+        let mut opt =
+            ClippedOptimizer::wrap(AdamW::named(named(&all), config)?, some, Clip::agc())?;
+        for step in 0..2 {
+            opt.step_report(&grads(&all, step, false)?)?;
+        }
+        let on_cpu = all.iter().map(|var| var.to_device(&Device::Cpu));
+        Ok(on_cpu.collect::<Result<Vec<_>, _>>()?)
+    };
+    let right = train(&Device::Cpu)?;
+    for (i, (got, right)) in train(&Device::new_cuda(0)?)?.iter().zip(&right).enumerate() {
+        crate::assert_close(got, right, 1e-5, &format!("Var {i}"))?;
+    }
+    Ok(())
+}
