@@ -1,3 +1,4 @@
+mod on_device;
 mod own;
 mod schedule;
 
@@ -18,9 +19,9 @@ use crate::clip::{
     SkipReason,
 };
 use crate::functions::{insert, non_finite_error};
-use crate::late::{LateStep, LateSteps};
+use crate::late::LateSteps;
 use crate::loss_scaler::LossScaler;
-use crate::measure::{Entry, Measurements, Request, measure_unscaled, walk};
+use crate::measure::{Entry, Measurements, Request, measure_unscaled};
 use crate::optim::{self, Clipped, ParamGroups};
 use crate::report::{StepPath, StepRecord, StepReport};
 use crate::units::{UnitPlan, measure_units};
@@ -542,92 +543,6 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     #[must_use]
     pub fn into_inner(self) -> O {
         self.inner
-    }
-
-    /// A step that a GPU decides, without waiting for it, where that can be: the inner optimizer is one of ours, the clip one
-    /// of the global norm, to a value or none, and all gradients are on one GPU.
-    fn step_on_device(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
-        self.late.notice(self.vars.names())?;
-        let step = self.launch_step(grads)?;
-        if step.is_none() {
-            self.settle()?;
-        }
-        Ok(step)
-    }
-
-    /// Takes all that a GPU has counted: from here on the host decides, or another GPU. Waits for it, if it has the lead.
-    fn settle(&mut self) -> Result<()> {
-        if let Some(skips) = self.late.settle(self.vars.names())? {
-            self.skips_in_a_row = skips;
-        }
-        match optim::fused(&mut self.inner) {
-            Some(fused) => fused.trained_mut().settle(),
-            None => Ok(()),
-        }
-    }
-
-    fn launch_step(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
-        let plain = self.limits.is_empty() && self.loss_scaler.is_none() && self.own.is_none();
-        if plain {
-            self.schedule()?;
-        }
-        let (true, Some(plan)) = (plain, self.clip.plan()) else {
-            return Ok(None);
-        };
-        let Some(fused) = optim::fused(&mut self.inner) else {
-            return Ok(None);
-        };
-        if !self.vars.vars().iter().any(|var| var.device().is_cuda()) {
-            return Ok(None); // before the gradients are looked up
-        }
-        fused.adopt(&self.vars)?;
-        if !fused.trained().gpu_leads() {
-            // It did, and `inner_mut` has ended that.
-            let skips = self.late.settle(self.vars.names())?;
-            self.skips_in_a_row = skips.unwrap_or(self.skips_in_a_row);
-        }
-        let entries = walk(self.vars.list(), grads, None)?;
-        let edit = match plan.request.clip_value {
-            Some(clip_value) => Edit::Clamp {
-                clip_value,
-                clip_coef: 1.0,
-                zero_non_finite: false,
-            },
-            None => Edit::NOTHING,
-        };
-        let clipped = Clipped {
-            vars: &self.vars,
-            entries: &entries,
-            edits: &Edits::All(edit),
-        };
-        let result =
-            fused.device_step(clipped, &plan, self.skips_in_a_row, self.with_param_norms)?;
-        let Some(result) = result else {
-            return Ok(None);
-        };
-        self.step += 1;
-        let with_grad = entries.iter().enumerate();
-        let with_grad = with_grad.filter(|(_, entry)| entry.grad.is_some() && entry.elements > 0);
-        let with_grad = with_grad.map(|(index, _)| index).collect();
-        let late = LateStep::new(
-            result,
-            self.clip.clone(),
-            self.step,
-            with_grad,
-            self.with_param_norms,
-        );
-        let late = Arc::new(late);
-        self.late.push(late.clone());
-        tracing::debug!(step = self.step, "step launched");
-        let report = StepReport {
-            record: StepRecord::launched(self.step, plan.request.norm_type),
-            late: Some(late),
-            missing: self.missing(&entries),
-            names: self.vars.shared_names().clone(),
-            param_norms: None,
-        };
-        self.last_report = Some(report.clone());
-        Ok(Some(report))
     }
 
     /// A step of an inner optimizer that is one of ours, with what was decided folded into its update.
