@@ -46,14 +46,14 @@ fn train(dtype: DType, scaler: LossScaler) -> Trained {
     let opt = ClippedOptimizer::wrap(opt, &varmap, Clip::norm(1.0)).unwrap();
     let mut opt = opt.with_loss_scaler(scaler).unwrap();
 
-    let test_windows: Vec<u32> = (0..weather.test.len() as u32).step_by(5).collect();
+    let test_windows: Vec<u32> = (0..weather.test.len() as u32).step_by(20).collect();
     let test_loss = || {
         let loss = loss(&model, &weather.test, &test_windows, dtype);
         loss.to_scalar::<f32>().unwrap()
     };
     let before = test_loss();
     let mut steps = Vec::new();
-    for indices in Batches::new(0, weather.train.len(), 16).take(STEPS) {
+    for indices in Batches::new(0, weather.train.len(), 8).take(STEPS) {
         let scale = opt.loss_scaler().unwrap().current_scale();
         let loss = loss(&model, &weather.train, &indices, dtype);
         let report = opt.backward_step_report(&loss).unwrap();
