@@ -34,6 +34,9 @@ void run_until(Stream& stream, uint64_t at) {
     }
 }
 
+/// Whether a thread's own stream is gone: destructors of other thread-local values may come later.
+thread_local bool ended = false;
+
 /// A thread's own stream does its work when the thread ends, if not before.
 struct PerThread {
     Shared stream = std::make_shared<Stream>();
@@ -45,11 +48,16 @@ struct PerThread {
         if (!unreported.empty()) fprintf(stderr, "cuda on host: nobody saw this error: %s\n", unreported.c_str());
         unreported = of_others;
         streams.erase(this);
+        ended = true;
     }
 };
 
 Shared stream_of(void* handle) {
     void* const per_thread = reinterpret_cast<void*>(2); // CU_STREAM_PER_THREAD
+    if (handle == per_thread && ended) {
+        static const Shared of_ended_threads = std::make_shared<Stream>();
+        return of_ended_threads;
+    }
     if (handle == per_thread) {
         static thread_local PerThread own;
         return streams[&own] = own.stream;

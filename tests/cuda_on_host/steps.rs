@@ -466,10 +466,10 @@ fn unaligned_and_strided_gradients_are_read_as_they_are() -> Result<()> {
             let unaligned = whole.narrow(0, offset, 5_000)?.reshape((50, 100))?;
             let strided = unaligned.t()?.contiguous()?.t()?;
             let train = |grad: &Tensor| -> Result<_> {
-                let var = Var::zeros((50, 100), dtype, &gpu)?;
-                let mut opt = sgd(&[var.clone()], Clip::norm(1.0))?;
-                let report = opt.step_report(&store_for(&[var.clone()], &[grad.clone()]))?;
-                Ok((bits_of_vars(&[var])?, report.total_norm()?))
+                let vars = [Var::zeros((50, 100), dtype, &gpu)?];
+                let mut opt = sgd(&vars, Clip::norm(1.0))?;
+                let report = opt.step_report(&store_for(&vars, std::slice::from_ref(grad)))?;
+                Ok((bits_of_vars(&vars)?, report.total_norm()?))
             };
             let right = train(&unaligned.copy()?)?;
             assert!(train(&unaligned)? == right, "{dtype:?}, from {offset}");

@@ -335,10 +335,9 @@ impl Row {
     }
 
     fn grad(self, backend: Backend) -> Tolerance {
-        let relative = if backend != Backend::Composed {
-            self.cpu
-        } else {
-            self.composed
+        let relative = match backend {
+            Backend::Composed => self.composed,
+            _ => self.cpu,
         };
         Tolerance {
             relative,
@@ -348,10 +347,9 @@ impl Row {
 
     /// Norms are f64 numbers, also those of small dtypes.
     fn norm(self, backend: Backend) -> Tolerance {
-        let relative = if backend != Backend::Composed {
-            self.cpu_norm
-        } else {
-            self.composed_norm
+        let relative = match backend {
+            Backend::Composed => self.composed_norm,
+            _ => self.cpu_norm,
         };
         Tolerance {
             relative,

@@ -6,7 +6,7 @@ use candle_grad_clip_kernels::Edit;
 
 use super::layout::Row;
 use super::table::{Table, address, have_read, will_write};
-use super::{Gpu, Kernel, by_device};
+use super::{Gpu, Kernel, by_device, launch_blocks};
 use crate::Result;
 
 /// Edits each gradient into its target, which may be the gradient itself; all are contiguous.
@@ -39,7 +39,7 @@ pub(crate) fn edit(jobs: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {
         launch.arg(&table.rows).arg(&table.count).arg(&table.chunk);
         // SAFETY: the kernel's arguments in their order. It reads the rows' gradients and writes as many elements of their
         // targets; the caller holds both, and no two rows share a target.
-        unsafe { gpu.launch(Kernel::EDIT, &mut launch, table.chunks)? };
+        unsafe { launch_blocks(Kernel::EDIT, &mut launch, table.chunks)? };
         will_write(&gpu, targets())?;
         have_read(&gpu, indices.iter().map(|&i| jobs[i].0))?;
     }

@@ -7,7 +7,7 @@ use candle_grad_clip_kernels::NormType;
 
 use super::layout::{DeviceRequest, DeviceStats, FoldState, Parts, Policy, Row, Stats};
 use super::table::{Table, have_read};
-use super::{Gpu, Kernel, THREADS, by_device};
+use super::{Gpu, Kernel, THREADS, by_device, launch_blocks};
 use crate::Result;
 use crate::measure::{Entry, GradStats, Request};
 
@@ -49,7 +49,7 @@ pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<Gra
 
 /// All of them, in the order of `fold.cu`: host and GPU decide by the same bits.
 fn fold(tensors: &[GradStats], norm_type: NormType) -> GradStats {
-    let mut parts = [GradStats::ZERO; THREADS as usize];
+    let mut parts = vec![GradStats::ZERO; THREADS as usize];
     for (index, tensor) in tensors.iter().enumerate() {
         let part = &mut parts[index % THREADS as usize];
         *part = part.merge(*tensor, norm_type);
@@ -144,7 +144,7 @@ pub(super) fn launch_measure(
     launch.arg(&request).arg(&results);
     // SAFETY: the kernel's arguments in their order. It reads the rows' gradients, whose tensors the caller holds, and writes one
     // place a block of results that have `chunks` places.
-    unsafe { gpu.launch(kernel, &mut launch, table.chunks) }
+    unsafe { launch_blocks(kernel, &mut launch, table.chunks) }
 }
 
 pub(super) fn launch_fold(
@@ -162,5 +162,5 @@ pub(super) fn launch_fold(
     launch.arg(&policy).arg(&parts).arg(tensors).arg(&state);
     // SAFETY: the kernel's arguments in their order; `tensors` has a place a row, and what `state` points to, if it does, the
     // caller holds.
-    unsafe { gpu.launch(Kernel::FOLD, &mut launch, table.count) }
+    unsafe { launch_blocks(Kernel::FOLD, &mut launch, table.count) }
 }

@@ -115,31 +115,11 @@ impl Gpu {
     }
 
     /// # Safety
-    /// `launch` has the kernel's arguments, and what they point to is valid for what the kernel does with `blocks` blocks.
-    unsafe fn launch(
-        &self,
-        kernel: Kernel,
-        launch: &mut LaunchArgs<'_>,
-        blocks: u32,
-    ) -> Result<()> {
-        let config = LaunchConfig {
-            grid_dim: (blocks, 1, 1),
-            block_dim: (THREADS, 1, 1),
-            shared_mem_bytes: 0,
-        };
-        // SAFETY: the caller's.
-        match unsafe { launch.launch(config) } {
-            Ok(_) => Ok(()),
-            Err(error) => Err(failed(kernel.name, &error)),
-        }
-    }
-
-    /// # Safety
     /// What is allocated must be written before it is read.
     unsafe fn alloc<T: DeviceRepr>(&self, len: u32) -> Result<CudaSlice<T>> {
         // SAFETY: the caller's. candle and its driver do not take 0.
         let allocated = unsafe { self.stream.alloc(len.max(1) as usize) };
-        allocated.map_err(|error| failed("alloc", &error))
+        allocated.map_err(|error| failed("alloc", error))
     }
 
     /// Waits for the GPU, and reads.
@@ -147,11 +127,26 @@ impl Gpu {
         WAITS.fetch_add(1, Ordering::Relaxed);
         let read = self.stream.clone_dtoh(from);
         let read = read.and_then(|values| self.stream.synchronize().map(|()| values));
-        read.map_err(|error| failed("read", &error))
+        read.map_err(|error| failed("read", error))
+    }
+}
+
+/// # Safety
+/// `launch` has the kernel's arguments, and what they point to is valid for what the kernel does with `blocks` blocks.
+unsafe fn launch_blocks(kernel: Kernel, launch: &mut LaunchArgs<'_>, blocks: u32) -> Result<()> {
+    let config = LaunchConfig {
+        grid_dim: (blocks, 1, 1),
+        block_dim: (THREADS, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    // SAFETY: the caller's.
+    match unsafe { launch.launch(config) } {
+        Ok(_) => Ok(()),
+        Err(error) => Err(failed(kernel.name, error)),
     }
 }
 
 /// An error of the driver, in what it was asked for.
-fn failed(what: &str, error: &DriverError) -> crate::Error {
+fn failed(what: &str, error: DriverError) -> crate::Error {
     candle_core::Error::Cuda(format!("{what}: {error:?}").into()).into()
 }

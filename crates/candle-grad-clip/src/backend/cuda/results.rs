@@ -41,7 +41,7 @@ impl Pool {
         }
         // SAFETY: a step's outcome is copied into it before it is read.
         let memory = unsafe { gpu.stream.context().alloc_pinned_with_flags(1, 0) };
-        memory.map_err(|error| failed("alloc", &error))
+        memory.map_err(|error| failed("alloc", error))
     }
 }
 
@@ -62,7 +62,7 @@ impl Slot {
         let copied = gpu.stream.memcpy_dtoh(outcome, &mut memory);
         let copied = copied.and_then(|()| gpu.stream.record_event(None));
         Ok(Self {
-            copied: copied.map_err(|error| failed("read", &error))?,
+            copied: copied.map_err(|error| failed("read", error))?,
             memory: Some(memory),
             gpu: gpu.clone(),
             pool: pool.clone(),
@@ -78,7 +78,7 @@ impl Slot {
         }
         WAITS.fetch_add(1, Ordering::Relaxed);
         let copied = self.copied.synchronize();
-        copied.map_err(|error| failed("read", &error))
+        copied.map_err(|error| failed("read", error))
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn start_steps(device: &Device, counted: &Counted) -> Result<Box<dyn 
         .iter()
         .map(|&started| started.into())
         .collect();
-    let upload = |error| failed("upload", &error);
+    let upload = |error| failed("upload", error);
     Ok(Box::new(CudaSteps {
         clock: gpu.stream.clone_htod(&[clock]).map_err(upload)?,
         started: gpu.stream.clone_htod(&started).map_err(upload)?,

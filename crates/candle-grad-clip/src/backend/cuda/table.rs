@@ -60,7 +60,7 @@ fn upload(gpu: &Gpu, rows: &[Row]) -> Result<CudaSlice<Row>> {
         let start = index * at_once;
         let mut target = uploaded.slice_mut(start..start + part.len());
         let copied = gpu.stream.memcpy_htod(part, &mut target);
-        copied.map_err(|e| failed("upload", &e))?;
+        copied.map_err(|e| failed("upload", e))?;
     }
     Ok(uploaded)
 }

@@ -6,7 +6,7 @@ use candle_grad_clip_kernels::MOMENTS;
 
 use super::layout::{Decided, IS_FIRST, Row, RuleNumbers};
 use super::table::{Table, address, have_read, will_write};
-use super::{Gpu, Kernel, by_device, failed};
+use super::{Gpu, Kernel, by_device, failed, launch_blocks};
 use crate::Result;
 use crate::backend::device::UpdateJob;
 use crate::optim::StepRule;
@@ -83,7 +83,7 @@ pub(super) fn kernel_of(rules: &[StepRule]) -> Kernel {
 pub(super) fn upload_rules(gpu: &Gpu, rules: &[StepRule]) -> Result<CudaSlice<RuleNumbers>> {
     let numbers: Vec<RuleNumbers> = rules.iter().map(|rule| (*rule).into()).collect();
     let uploaded = gpu.stream.clone_htod(&numbers);
-    uploaded.map_err(|e| failed("upload", &e))
+    uploaded.map_err(|e| failed("upload", e))
 }
 
 pub(super) fn launch_update<'a, I: Iterator<Item = &'a UpdateJob<'a>>>(
@@ -104,7 +104,7 @@ pub(super) fn launch_update<'a, I: Iterator<Item = &'a UpdateJob<'a>>>(
     launch.arg(rules).arg(&decided);
     // SAFETY: the kernel's arguments in their order. It writes the Vars and states of the jobs, each of them in one row only,
     // and reads their gradients, which share no storage with them; the caller holds all.
-    unsafe { gpu.launch(kernel, &mut launch, table.chunks)? };
+    unsafe { launch_blocks(kernel, &mut launch, table.chunks)? };
     will_write(gpu, jobs().flat_map(UpdateJob::written))?;
     have_read(gpu, jobs().map(|job| job.grad))
 }
