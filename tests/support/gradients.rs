@@ -43,7 +43,13 @@ pub fn store_for(vars: &[Var], gradients: &[Tensor]) -> GradStore {
 pub fn loss_with_gradients(vars: &[Var], gradients: &[Tensor]) -> Result<Tensor> {
     let device = gradients.first().map_or(device(), Tensor::device);
     let mut loss = Tensor::new(0f64, device)?;
-    for (var, gradient) in vars.iter().zip(gradients) {
+    // candle has no operations on tensors without elements on a GPU.
+    let can = |gradient: &Tensor| gradient.elem_count() > 0 || gradient.device().is_cpu();
+    for (var, gradient) in vars
+        .iter()
+        .zip(gradients)
+        .filter(|(_, gradient)| can(gradient))
+    {
         let product = var.to_dtype(DType::F64)? * gradient.to_dtype(DType::F64)?;
         loss = (loss + product?.sum_all()?)?;
     }
