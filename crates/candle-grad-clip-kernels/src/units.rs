@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use crate::edit::{AsIs, Finite, Scale};
 use crate::measure::SAFE_SUM;
 use crate::simd::dispatch;
+use crate::update::Narrow;
 use crate::{BLOCK, Edit, Element, NormType, PartialPower, Stats, Wide, measure};
 
 /// Columns that one task sums, row by row: their sums stay in the first cache.
@@ -486,16 +487,5 @@ fn scale_each<W: Wide>(values: &mut [W], coefs: &[f64]) {
     }
     for (x, coef) in values.iter_mut().zip(coefs) {
         *x = *x * W::from_f64(*coef);
-    }
-}
-
-struct Narrow<'a, E: Element>(&'a [E::Wide], &'a mut [E]);
-
-impl<E: Element> NullaryFnOnce for Narrow<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        E::narrow(self.0, self.1);
     }
 }

@@ -159,7 +159,8 @@ impl<E: Element, F: crate::edit::ElementEdit> NullaryFnOnce for Widen<'_, E, F> 
     }
 }
 
-struct Narrow<'a, E: Element>(&'a [E::Wide], &'a mut [E]);
+/// Rounds.
+pub(crate) struct Narrow<'a, E: Element>(pub(crate) &'a [E::Wide], pub(crate) &'a mut [E]);
 
 impl<E: Element> NullaryFnOnce for Narrow<'_, E> {
     type Output = ();

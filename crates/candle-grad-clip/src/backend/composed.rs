@@ -92,7 +92,13 @@ fn numbers(grad: &Tensor, request: Request) -> Result<Vec<Tensor>> {
 
 /// The largest of `abs`, and the power sums of its rows divided by that.
 fn power(abs: &Tensor, norm_type: NormType) -> Result<[Tensor; 2]> {
-    let largest = abs.max_keepdim(0)?;
+    let [largest, powered] = powers(abs, 0, norm_type)?;
+    Ok([largest, row_sums(&powered)?])
+}
+
+/// The largest of `abs` along a dimension, and its elements divided by that, to the norm's power.
+fn powers(abs: &Tensor, dim: usize, norm_type: NormType) -> Result<[Tensor; 2]> {
+    let largest = abs.max_keepdim(dim)?;
     // Where all are zero, divide by 1.
     let scale = (&largest + largest.eq(0f64)?.to_dtype(abs.dtype())?)?;
     let ratio = abs.broadcast_div(&scale)?;
@@ -101,7 +107,7 @@ fn power(abs: &Tensor, norm_type: NormType) -> Result<[Tensor; 2]> {
         NormType::L2 => ratio.sqr()?,
         NormType::P(p) => ratio.powf(p)?,
     };
-    Ok([largest, row_sums(&powered)?])
+    Ok([largest, powered])
 }
 
 /// Sums of [`ROW`] elements each, and one of the rest.

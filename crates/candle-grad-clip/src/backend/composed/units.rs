@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Tensor};
 use candle_grad_clip_kernels::{NormType, PartialPower, Stats, UnitEdit, Units};
 
-use super::{ROW, factors, is_finite, is_nan, read, wide};
+use super::{ROW, factors, is_finite, is_nan, powers, read, wide};
 use crate::Result;
 
 /// Measures each unit of some tensors of one device into the stats beside them, with one read of it.
@@ -29,15 +29,7 @@ fn numbers(tensor: &Tensor, units: Units, norm_type: NormType) -> Result<Vec<Ten
     let (abs, zero) = (x.abs()?, x.zeros_like()?);
     let (finite, nan) = (is_finite(&x)?, is_nan(&x)?);
     let abs = finite.where_cond(&abs, &zero)?;
-    let largest = abs.max_keepdim(1)?;
-    // Where all are zero, divide by 1.
-    let scale = (&largest + largest.eq(0f64)?.to_dtype(abs.dtype())?)?;
-    let ratio = abs.broadcast_div(&scale)?;
-    let powered = match norm_type {
-        NormType::L1 | NormType::Inf => ratio,
-        NormType::L2 => ratio.sqr()?,
-        NormType::P(p) => ratio.powf(p)?,
-    };
+    let [largest, powered] = powers(&abs, 1, norm_type)?;
     Ok(vec![
         sums(&finite.to_dtype(x.dtype())?)?,
         sums(&nan.to_dtype(x.dtype())?)?,

@@ -34,7 +34,8 @@ pub(crate) struct Slot {
 }
 
 impl Pool {
-    fn take(&self, gpu: &Gpu) -> Result<PinnedHostSlice<DeviceOutcome>> {
+    /// Memory for a step's result, before it is launched.
+    pub(super) fn take(&self, gpu: &Gpu) -> Result<PinnedHostSlice<DeviceOutcome>> {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(memory) = free.pop_front() {
             return Ok(memory);
@@ -46,11 +47,6 @@ impl Pool {
 }
 
 impl Slot {
-    /// Memory for a step's result, before it is launched.
-    pub(super) fn reserve(gpu: &Gpu, pool: &Arc<Pool>) -> Result<PinnedHostSlice<DeviceOutcome>> {
-        pool.take(gpu)
-    }
-
     /// Copies `outcome` there, once the stream has come so far.
     pub(super) fn fill(
         gpu: &Gpu,
@@ -69,9 +65,7 @@ impl Slot {
             tensors,
         })
     }
-}
 
-impl Slot {
     fn wait(&self) -> Result<()> {
         if self.is_ready() {
             return Ok(());

@@ -102,7 +102,7 @@ impl DeviceSteps for CudaSteps {
                 gpu.alloc::<u32>(table.count)?,
             )
         };
-        let memory = Slot::reserve(gpu, &self.pool)?;
+        let memory = self.pool.take(gpu)?;
 
         launch_measure(gpu, &table, request, parts)?;
         let policy = policy(plan, &table);
