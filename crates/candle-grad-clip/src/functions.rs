@@ -48,8 +48,8 @@ impl Default for ClipGradNorm {
 /// can write NaN then). "In place" holds, on CPU, for the caller's clones of a gradient too; but a
 /// gradient that is a Var, that shares storage with another entry of the store or with one of `vars`,
 /// or that is not contiguous, gets storage of its own, so that nothing is scaled twice and no weight
-/// is touched. (On other devices every entry that changes is replaced.) Two threads must not work on
-/// one gradient at the same time.
+/// is touched. (On other devices every entry that changes is replaced.) Two threads should not clip one
+/// gradient at the same time: both measure it, and it may be scaled twice.
 ///
 /// # Errors
 /// A `max_norm` below 0 or NaN; gradients that are not finite (the error names the first bad Var);

@@ -6,13 +6,13 @@ use candle_core::{
     CpuStorage, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor, Var,
 };
 use candle_grad_clip_kernels::{
-    Edit, Element, GradEdit, MOMENTS, NormType, Stats, Units, Update, Wide, WideVec,
+    BLOCK, Edit, Element, GradEdit, MOMENTS, NormType, Stats, Units, Update, Wide, WideVec,
     accumulate as accumulate_slice, edit, edit_into as edit_slice_into, measure as measure_slice,
     measure_clamped, measure_units as measure_units_slice, round_into, update,
 };
 
 use crate::Result;
-use crate::backend::Place;
+use crate::backend::{Place, pool};
 use crate::measure::{Entry, GradStats, Request};
 use crate::optim::StepRule;
 use crate::optim::state::{Kept, State, arrays_mut};
@@ -20,7 +20,8 @@ use crate::optim::state::{Kept, State, arrays_mut};
 /// Calls a generic function on the elements of a contiguous CPU tensor of one of the four dtypes,
 /// and returns from the caller for any other.
 macro_rules! with_slice {
-    ($storage:expr, $layout:expr, $values:ident => $body:expr) => {
+    ($storage:expr, $layout:expr, $values:ident => $body:expr) => {{
+        debug_assert!($layout.shape().elem_count() <= BLOCK || pool::may_be_parallel());
         match $storage {
             CpuStorage::F32($values) => $body,
             CpuStorage::F64($values) => $body,
@@ -28,7 +29,7 @@ macro_rules! with_slice {
             CpuStorage::BF16($values) => $body,
             other => return Err(refused(other, $layout).into()),
         }
-    };
+    }};
 }
 
 /// Collecting has checked the dtype, and the callers see to contiguity: this is for candle's trait.

@@ -15,6 +15,7 @@ mod cuda;
 #[path = "no_cuda.rs"]
 mod cuda;
 mod device;
+mod pool;
 
 use std::cell::Cell;
 
@@ -38,6 +39,7 @@ pub(crate) use cuda::{
     edit as edit_cuda, measure as measure_cuda, start_steps, update as update_cuda,
 };
 pub(crate) use device::{Counted, DeviceSteps, Outcome, Plan, StepResult, UpdateJob};
+pub(crate) use pool::run;
 
 /// Which code handles a gradient.
 ///
@@ -165,8 +167,14 @@ pub(crate) enum Work {
 impl Work {
     /// The work of walking over some Vars' gradients.
     pub(crate) fn of(vars: &[Var]) -> Self {
-        let many = vars.len() > MANY_VARS;
-        if many || vars.iter().map(|var| var.elem_count()).sum::<usize>() > BLOCK {
+        if vars.len() > MANY_VARS {
+            return Self::Large;
+        }
+        Self::of_elements(vars.iter().map(|var| var.elem_count()).sum())
+    }
+
+    fn of_elements(elements: usize) -> Self {
+        if elements > BLOCK {
             Self::Large
         } else {
             Self::Small
@@ -176,26 +184,17 @@ impl Work {
 
 /// The addresses of the storages of some Vars.
 pub(crate) fn storage_addresses(vars: &[Var], work: Work) -> Vec<usize> {
-    run(work, |parallel| {
-        let address = |var: &Var| storage_address(var);
+    let address = |var: &Var| storage_address(var);
+    let here = || vars.iter().map(address).collect();
+    let addresses = run(work, |parallel| {
         if parallel {
-            vars.par_iter()
-                .with_min_len(MANY_VARS)
-                .map(address)
-                .collect()
+            let vars = vars.par_iter().with_min_len(MANY_VARS);
+            Ok(vars.map(address).collect())
         } else {
-            vars.iter().map(address).collect()
+            Ok(here())
         }
-    })
-}
-
-/// Runs `f(parallel)`: large work inside rayon's pool, so that its parts start and end cheaply;
-/// small work right here, since waking a thread costs more than it.
-pub(crate) fn run<R: Send>(work: Work, f: impl FnOnce(bool) -> R + Send) -> R {
-    match work {
-        Work::Small => f(false),
-        Work::Large => rayon::scope(|_| f(true)),
-    }
+    });
+    addresses.unwrap_or_else(|_| here()) // where there are no threads
 }
 
 /// Measures the gradients that only candle's operations handle: one read per device. On the caller's thread, since
@@ -264,7 +263,8 @@ pub(crate) fn edited(grad: &Tensor, place: Place, edit: GradEdit<'_>) -> Result<
     if place.is_cuda() {
         cuda::edit(&[(&grad.contiguous()?, &target, whole(edit)?)])?;
     } else {
-        cpu::edit_into(grad, &target, edit)?;
+        let work = Work::of_elements(grad.elem_count());
+        run(work, |_| cpu::edit_into(grad, &target, edit))?;
     }
     Ok(target)
 }
