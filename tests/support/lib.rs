@@ -10,3 +10,4 @@ pub mod optim_cases;
 pub mod optimizers;
 pub mod oracle;
 pub mod registry;
+pub mod watchdog;
