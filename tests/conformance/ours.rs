@@ -3,8 +3,10 @@
 use anyhow::Result;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::{
-    NonFinite, NormType, clip_grad_norm, clip_grad_norm_with, clip_grad_value, total_norm,
+    Error, NonFinite, NormType, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with,
+    clip_grad_value, clip_grads_with_norm, total_norm,
 };
+use support::device::device;
 use support::gradients::{bits_of_gradients, random_values, store_for, store_of, tensor, values};
 use support::oracle::{assert_all_close, assert_close};
 
@@ -53,6 +55,27 @@ fn a_tied_var_counts_once() -> Result<()> {
             1e-6,
             "scaled once",
         );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_gradient_of_another_shape_is_an_error() -> Result<()> {
+    on_every_backend(|| {
+        let var = Var::zeros((2, 3), DType::F32, device())?;
+        let vars = [var];
+        let mut grads = store_for(&vars, &[tensor(&[1.0; 6], (3, 2), DType::F32)?]);
+        for result in [
+            clip_grad_value(&mut grads, &vars, 0.5),
+            clip_grad_norm(&mut grads, &vars, 0.5).map(drop),
+            clip_grads_with_norm(&mut grads, &vars, 0.5, 1.0),
+            clip_by_global_norm(&grads, &vars, 0.5, None).map(drop),
+            total_norm(&grads, &vars, NormType::L2).map(drop),
+        ] {
+            let is_named = matches!(&result, Err(Error::Mismatch { var, property: "shape", .. }) if var == "var.0");
+            assert!(is_named, "{result:?}");
+        }
+        assert_eq!(elements(&grads, &vars)?, [1.0; 6]);
         Ok(())
     })
 }

@@ -4,13 +4,13 @@ use anyhow::Result;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::{
     Error, NonFinite, NormType, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with,
-    clip_grad_value, clip_grads_with_norm, total_norm,
+    clip_grad_value,
 };
 use support::device::device;
-use support::gradients::{bits_of_gradients, gradients_of, store_for, store_of, tensor, values};
+use support::gradients::{bits_of_gradients, gradients_of, store_of, tensor, values};
 use support::oracle::{assert_all_close, assert_close};
 
-use super::{DTYPES, EXACT, elements, on_every_backend, options, vector};
+use super::{DTYPES, elements, in_wide_dtypes, on_every_backend, options};
 
 #[test]
 fn v1_values_are_clipped_in_every_dtype() -> Result<()> {
@@ -67,39 +67,18 @@ fn v5_gradients_without_elements_are_fine() -> Result<()> {
 }
 
 #[test]
-fn v6_a_gradient_of_another_shape_is_an_error() -> Result<()> {
-    on_every_backend(|| {
-        let var = Var::zeros((2, 3), DType::F32, device())?;
-        let vars = [var];
-        let mut grads = store_for(&vars, &[tensor(&[1.0; 6], (3, 2), DType::F32)?]);
-        for result in [
-            clip_grad_value(&mut grads, &vars, 0.5),
-            clip_grad_norm(&mut grads, &vars, 0.5).map(drop),
-            clip_grads_with_norm(&mut grads, &vars, 0.5, 1.0),
-            clip_by_global_norm(&grads, &vars, 0.5, None).map(drop),
-            total_norm(&grads, &vars, NormType::L2).map(drop),
-        ] {
-            let is_named = matches!(&result, Err(Error::Mismatch { var, property: "shape", .. }) if var == "var.0");
-            assert!(is_named, "{result:?}");
-        }
-        assert_eq!(elements(&grads, &vars)?, [1.0; 6]);
-        Ok(())
-    })
-}
-
-#[test]
 fn n1_clip_by_norm_of_one_matrix() -> Result<()> {
-    on_every_backend(|| {
+    in_wide_dtypes(|dtype, tolerance| {
         let clipped = |matrix: [f64; 6], clip_norm: f64| -> Result<(Vec<f64>, f64)> {
-            let (vars, grads) = store_of(&[tensor(&matrix, (2, 3), DType::F64)?])?;
+            let (vars, grads) = store_of(&[tensor(&matrix, (2, 3), dtype)?])?;
             let (clipped, norm) = clip_by_global_norm(&grads, &vars, clip_norm, None)?;
             assert_eq!(elements(&grads, &vars)?, matrix, "the input");
             Ok((elements(&clipped, &vars)?, norm))
         };
         let matrix = [-3.0, 0.0, 0.0, 4.0, 0.0, 0.0];
         let (after, norm) = clipped(matrix, 4.0)?;
-        assert_close(norm, 5.0, EXACT, "norm");
-        assert_all_close(&after, &[-2.4, 0.0, 0.0, 3.2, 0.0, 0.0], EXACT, "at 4");
+        assert_close(norm, 5.0, tolerance, "norm");
+        assert_all_close(&after, &[-2.4, 0.0, 0.0, 3.2, 0.0, 0.0], tolerance, "at 4");
         assert_eq!(clipped(matrix, 6.0)?.0, matrix);
         assert_eq!(clipped([0.0; 6], 4.0)?, (vec![0.0; 6], 0.0));
         Ok(())
@@ -109,7 +88,7 @@ fn n1_clip_by_norm_of_one_matrix() -> Result<()> {
 /// TensorFlow's axes: the columns, then the rows of [[-3, 0, 0], [4, 0, 3]], a call for each.
 #[test]
 fn n2_clip_by_norm_of_columns_and_rows() -> Result<()> {
-    on_every_backend(|| {
+    in_wide_dtypes(|dtype, tolerance| {
         let cases: [(&[f64], &[f64]); 5] = [
             (&[-3.0, 4.0], &[-2.4, 3.2]),
             (&[0.0, 0.0], &[0.0, 0.0]),
@@ -118,9 +97,9 @@ fn n2_clip_by_norm_of_columns_and_rows() -> Result<()> {
             (&[4.0, 0.0, 3.0], &[3.2, 0.0, 2.4]),
         ];
         for (before, after) in cases {
-            let (vars, grads) = store_of(&[vector(before)?])?;
+            let (vars, grads) = store_of(&[tensor(before, before.len(), dtype)?])?;
             let (clipped, _) = clip_by_global_norm(&grads, &vars, 4.0, None)?;
-            assert_all_close(&elements(&clipped, &vars)?, after, EXACT, "at 4");
+            assert_all_close(&elements(&clipped, &vars)?, after, tolerance, "at 4");
             let (clipped, _) = clip_by_global_norm(&grads, &vars, 6.0, None)?;
             assert_eq!(elements(&clipped, &vars)?, before, "at 6");
         }
@@ -130,11 +109,16 @@ fn n2_clip_by_norm_of_columns_and_rows() -> Result<()> {
 
 #[test]
 fn n3_the_example_of_the_documentation() -> Result<()> {
-    on_every_backend(|| {
-        let (vars, grads) = store_of(&[vector(&[1.0, 2.0, 3.0, 4.0, 5.0])?])?;
+    in_wide_dtypes(|dtype, tolerance| {
+        let (vars, grads) = store_of(&[tensor(&[1.0, 2.0, 3.0, 4.0, 5.0], 5, dtype)?])?;
         let (clipped, _) = clip_by_global_norm(&grads, &vars, 2.0, None)?;
         let expected = [0.26968, 0.53936, 0.80904, 1.07872, 1.34840];
-        assert_all_close(&elements(&clipped, &vars)?, &expected, 5e-6, "at 2");
+        assert_all_close(
+            &elements(&clipped, &vars)?,
+            &expected,
+            tolerance + 5e-6,
+            "at 2",
+        );
         Ok(())
     })
 }
@@ -182,8 +166,9 @@ fn g1_clip_by_global_norm_with_and_without_missing_gradients() -> Result<()> {
 
 #[test]
 fn g1_zeros_have_a_norm_of_zero_and_stay() -> Result<()> {
-    on_every_backend(|| {
-        let (vars, grads) = store_of(&[vector(&[0.0; 6])?, vector(&[0.0; 2])?])?;
+    in_wide_dtypes(|dtype, _| {
+        let matrix = tensor(&[0.0; 6], (2, 3), dtype)?;
+        let (vars, grads) = store_of(&[matrix, tensor(&[0.0; 2], 2, dtype)?])?;
         let (clipped, norm) = clip_by_global_norm(&grads, &vars, 6.0, None)?;
         assert_eq!((elements(&clipped, &vars)?, norm), (vec![0.0; 8], 0.0));
         Ok(())

@@ -96,12 +96,9 @@ fn compare(clip: &Clip, mut formula: impl FnMut() -> Formula) -> Result<()> {
             assert_eq!(report.non_finite()?, 0, "{what}");
             assert_close(report.total_norm()?, total_norm(&gradients), 1e-12, &what);
             let norm = norm_of(right.iter().flatten());
-            assert!(
-                (report.clipped_norm()? - norm).abs() <= 1e-12 * scale,
-                "{what}"
-            );
+            assert_close(report.clipped_norm()?, norm, 1e-12, &what);
             let smallest = taken.iter().copied().fold(1.0, f64::min);
-            assert!((report.clip_coef()? - smallest).abs() <= 1e-12, "{what}");
+            assert_close(report.clip_coef()?, smallest, 1e-12, &what);
             clipped += u32::from(report.was_clipped()?);
             skipped += u32::from(report.skip_reason()? == Some(SkipReason::LargeNorm));
         }

@@ -34,15 +34,32 @@ pub fn clip_coef(total_norm: f64, max_norm: f64, eps: f64) -> f64 {
     if ratio > 1.0 { 1.0 } else { ratio }
 }
 
+/// What a dtype costs: the relative rounding error of one operation, with a little room, and the
+/// smallest number above 0, below which the error is no longer relative.
+const ROUNDING: [(DType, f64, f64); 4] = [
+    (DType::F64, 1e-12, 5e-324),
+    (DType::F32, 1e-6, 1.5e-45),
+    (DType::F16, 2e-3, 6e-8),
+    (DType::BF16, 1.6e-2, 9.2e-41),
+];
+
+/// Of a dtype that is not in the table: as bf16.
+fn rounding(dtype: DType) -> (f64, f64) {
+    let row = ROUNDING.into_iter().find(|row| row.0 == dtype);
+    let (_, tolerance, floor) = row.unwrap_or(ROUNDING[3]);
+    (tolerance, floor)
+}
+
 /// Relative rounding error of one operation in a dtype, with a little room.
 #[must_use]
 pub fn tolerance(dtype: DType) -> f64 {
-    match dtype {
-        DType::F64 => 1e-12,
-        DType::F32 => 1e-6,
-        DType::F16 => 2e-3,
-        _ => 1.6e-2,
-    }
+    rounding(dtype).0
+}
+
+/// The smallest number above 0 in a dtype: the absolute error of one rounding near 0.
+#[must_use]
+pub fn floor(dtype: DType) -> f64 {
+    rounding(dtype).1
 }
 
 /// Asserts `|ours - right| <= tolerance * |right|`, which NaN fails.
@@ -59,15 +76,25 @@ pub fn assert_close(ours: f64, right: f64, tolerance: f64, what: &str) {
     );
 }
 
-/// As [`assert_close`], of every element; values below 1 are compared absolutely.
+/// As [`assert_close`], of every element: relative to each, so that a right value of 0 is met exactly.
 ///
 /// # Panics
 /// If it is not so.
 #[track_caller]
 pub fn assert_all_close(ours: &[f64], right: &[f64], tolerance: f64, what: &str) {
+    assert_all_close_above(ours, right, tolerance, 0.0, what);
+}
+
+/// As [`assert_all_close`], but errors up to `floor` are allowed whatever the value: [`floor`] of a
+/// dtype where results may fall below its normal numbers.
+///
+/// # Panics
+/// If it is not so.
+#[track_caller]
+pub fn assert_all_close_above(ours: &[f64], right: &[f64], tolerance: f64, floor: f64, what: &str) {
     assert_eq!(ours.len(), right.len(), "{what}: lengths");
     for (i, (x, y)) in ours.iter().zip(right).enumerate() {
-        let (error, allowed) = ((x - y).abs(), tolerance * y.abs().max(1.0));
+        let (error, allowed) = ((x - y).abs(), (tolerance * y.abs()).max(floor));
         assert!(
             error <= allowed,
             "{what}: element {i} is {x:e}, expected {y:e} within {allowed:e}"
