@@ -133,6 +133,8 @@ pub(crate) struct LateSteps {
     waiting: VecDeque<Arc<LateStep>>,
     /// The skips in a row up to the last result that was looked at.
     skips_in_a_row: Option<u32>,
+    /// Steps taken, of those whose results were looked at.
+    steps_taken: u64,
 }
 
 impl LateSteps {
@@ -164,6 +166,15 @@ impl LateSteps {
         }
     }
 
+    /// Steps taken, of all that were launched. Waits for their results.
+    pub(crate) fn steps_taken(&self) -> Result<u64> {
+        let mut taken = self.steps_taken;
+        for step in &self.waiting {
+            taken += u64::from(!step.outcome()?.skipped);
+        }
+        Ok(taken)
+    }
+
     /// Warns of a skipped step; the error if it is one too many.
     fn look_at_first(&mut self, names: &[String]) -> Result<()> {
         let Some(step) = self.waiting.front() else {
@@ -176,6 +187,7 @@ impl LateSteps {
         self.waiting.pop_front();
         self.skips_in_a_row = Some(outcome.skips_in_a_row);
         if !outcome.skipped {
+            self.steps_taken += 1;
             return Ok(());
         }
         if outcome.skips_in_a_row > max_skips {

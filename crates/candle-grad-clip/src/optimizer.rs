@@ -111,7 +111,10 @@ pub struct ClippedOptimizer<O: Optimizer> {
     expect_missing: Vec<String>,
     with_param_norms: bool,
     loss_scaler: Option<LossScaler>,
+    /// The number of the last step, taken or skipped.
     step: u64,
+    /// As far as the host knows: `late` has counted those that a GPU decided.
+    steps_taken: u64,
     skips_in_a_row: u32,
     /// Steps whose results are still on a GPU.
     late: LateSteps,
@@ -164,6 +167,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             with_param_norms: false,
             loss_scaler: None,
             step: 0,
+            steps_taken: 0,
             skips_in_a_row: 0,
             late: LateSteps::default(),
             missing: Missing::default(),
@@ -491,6 +495,28 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.last_report.as_ref()
     }
 
+    /// How many steps were taken: not skipped, and without an error. What a schedule of learning rates counts by, while
+    /// [`StepReport::step`] counts skipped steps too. A checkpoint has it.
+    ///
+    /// Where a GPU decides the steps, this waits until it has decided those that were launched.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// opt.backward_step(&loss)?;
+    /// opt.backward_step(&(&loss * f64::NAN)?)?; // is skipped
+    /// assert_eq!((opt.last_report().unwrap().step(), opt.steps_taken()?), (2, 1));
+    /// let warm_up = (opt.steps_taken()? as f64 / 100.0).min(1.0);
+    /// opt.set_learning_rate(0.1 * warm_up);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A GPU that has failed.
+    pub fn steps_taken(&self) -> Result<u64> {
+        Ok(self.steps_taken + self.late.steps_taken()?)
+    }
+
     /// The Vars whose gradients are clipped, with their names.
     ///
     /// ```
@@ -582,7 +608,6 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         grads: &'g GradStore,
         loss: Option<f64>,
     ) -> Result<(Measurements<'g>, Decision)> {
-        self.schedule()?;
         let mut measured = self.measure(grads, loss, self.clip.request())?;
         let own = self.ask_own_rule(&measured)?;
         let clip_value = own.as_ref().and_then(|own| own.decision.bound());
@@ -631,7 +656,6 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             .decide(&self.rule, measured, &self.limits, own)
             .of_scaled(scale);
         let Action::Refuse(reason) = decision.action else {
-            self.skips_in_a_row = 0;
             return Ok(decision);
         };
         if reason == SkipReason::NonFinite && self.clip.non_finite == NonFinite::Error {
@@ -757,6 +781,10 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.clip.observe(&mut self.rule, observed);
         self.observe_own_rule(observed);
         self.step = report.record.step;
+        if !report.record.skipped {
+            self.steps_taken += 1;
+            self.skips_in_a_row = 0;
+        }
         let finite = report.record.non_finite == 0;
         // Not for a step that the policy took all the same.
         if let Some(scaler) = &mut self.loss_scaler
@@ -794,8 +822,8 @@ fn loss_value(loss: &Tensor) -> Result<f64> {
 
 /// Checkpoints, of the optimizers that have them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
-    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the step counter, the skips
-    /// in a row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
+    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the counters of steps and of
+    /// steps taken, the skips in a row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
     ///
     /// # Errors
     /// As [`optim::AdamW::save`].
@@ -804,6 +832,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             clip: self.clip.clone(),
             rule: self.rule.record(self.vars.names()),
             step: self.step,
+            steps_taken: Some(self.steps_taken()?),
             skips_in_a_row: self.late.skips_in_a_row()?.unwrap_or(self.skips_in_a_row),
             loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
             own_rule: self.own.as_ref().map(|own| own.save()).unwrap_or_default(),
@@ -848,6 +877,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         self.inner.adopt(&self.vars)?; // `inner_mut` may have put another in its place
         let path = path.as_ref();
+        let steps_taken = self.steps_taken()?;
         let (vars, has_limits) = (&self.vars, self.limits.groups().has_limits());
         let (own_rule, has_schedule) = (&mut self.own, self.schedule.is_some());
         let mut units = None;
@@ -867,10 +897,13 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             // Whatever the file says, in the window's length.
             self.clip.adapt(&mut self.rule);
             self.step = wrapper.step;
+            self.steps_taken = wrapper.steps_taken.unwrap_or(steps_taken);
             self.skips_in_a_row = wrapper.skips_in_a_row;
             if let Some(scaling) = wrapper.loss_scaler {
                 self.loss_scaler = Some(LossScaler(scaling));
             }
+        } else {
+            self.steps_taken = steps_taken;
         }
         self.late = LateSteps::default();
         self.last_report = None;

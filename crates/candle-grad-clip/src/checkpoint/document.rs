@@ -57,6 +57,9 @@ pub(crate) struct WrapperRecord {
     #[serde(default, skip_serializing_if = "RuleRecord::is_empty")]
     pub(crate) rule: RuleRecord,
     pub(crate) step: u64,
+    /// Not in files of before it was counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) steps_taken: Option<u64>,
     pub(crate) skips_in_a_row: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss_scaler: Option<Scaling>,
@@ -154,6 +157,12 @@ impl Document {
             if steps > MAX_STEPS {
                 return invalid(format!("{name} is {steps}, expected {MAX_STEPS} at most"));
             }
+        }
+        let steps_taken = self.wrapper.as_ref().and_then(|w| w.steps_taken);
+        if let Some(taken) = steps_taken.filter(|taken| *taken > wrapper_step) {
+            return invalid(format!(
+                "steps_taken is {taken}, expected {wrapper_step} at most, which is the wrapper's step"
+            ));
         }
         let mut seen = HashSet::new();
         for VarRecord {

@@ -180,10 +180,16 @@ fn load_for(path: &Path, trained: &Trained, settings: &Settings) -> Checked<Load
             State::Fresh
         });
     }
+    let mut wrapper = document.wrapper;
+    if let Some(wrapper) = &mut wrapper {
+        // In older files: the optimizer's own, which may have taken steps without the wrapper.
+        let taken = document.steps.min(wrapper.step);
+        wrapper.steps_taken.get_or_insert(taken);
+    }
     Ok(Loaded {
         steps: document.steps,
         settings: document.optimizer,
-        wrapper: document.wrapper,
+        wrapper,
         states,
     })
 }

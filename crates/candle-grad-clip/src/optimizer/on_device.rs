@@ -19,6 +19,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// of the global norm, to a value or none, and all gradients are on one GPU.
     pub(super) fn step_on_device(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
         self.late.notice(self.vars.names())?;
+        self.schedule()?; // here only: every step comes by, whoever takes it
         let step = self.launch_step(grads)?;
         if step.is_none() {
             self.settle()?;
@@ -39,9 +40,6 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     fn launch_step(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
         let plain = self.limits.is_empty() && self.loss_scaler.is_none() && self.own.is_none();
-        if plain {
-            self.schedule()?;
-        }
         let (true, Some(plan)) = (plain, self.clip.plan()) else {
             return Ok(None);
         };

@@ -12,11 +12,14 @@ pub(super) struct Schedule(Box<dyn Fn(u64) -> f64 + Send + Sync>);
 
 impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// Takes the limit of each step from a function of the step's number, which counts from 1 and includes skipped steps: the number in
-    /// the report.
+    /// the report, not [`steps_taken`](Self::steps_taken).
     ///
     /// It is the `max_norm` of [`Clip::norm`] or [`Clip::param_norm`]; in a clip without these that of [`ZClip`](crate::ZClip) or
     /// [`SkipSteps`](crate::SkipSteps); without those the limit of [`Clip::value`] or [`Clip::block_rms`]. [`clip`](Self::clip) shows the limit of the latest step.
     /// A checkpoint has the step's number, not the function: a resumed run gives it again, and goes on where it was.
+    ///
+    /// The function is called once in every call that takes a step, skips it or fails. A step that has failed is tried again with
+    /// the same number.
     ///
     /// A linear warm-up, from 0.1 to 1 in 1000 steps:
     ///
