@@ -3,7 +3,7 @@
 
 use std::sync::mpsc;
 use std::time::Duration;
-use support::device::{backends, device};
+use support::device::{backends, device, kernels};
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
@@ -334,5 +334,53 @@ fn copies_that_come_back_as_gradients_are_not_written_to() -> Result<()> {
     let got = &opt.inner().1;
     assert!((got[0].to_vec1::<f64>()?[1] - 0.08).abs() < 1e-12);
     assert!((got[1].to_vec1::<f64>()?[0] - 0.06).abs() < 1e-12);
+    Ok(())
+}
+
+#[test]
+fn of_gradients_that_share_storage_the_first_contiguous_one_keeps_it() -> Result<()> {
+    for (name, edit, right) in EDITORS {
+        let whole = tensor(&random_values(12, 1), (4, 3), DType::F32)?;
+        let before = values(&whole)?;
+        let gradients = [
+            whole.t()?,             // not contiguous
+            whole.narrow(0, 1, 2)?, // the first that is
+            whole.narrow(0, 0, 2)?, // overlaps it
+            whole.clone(),
+        ];
+        let norm = oracle::norm(&all_values(&gradients)?, 2.0);
+        let vars = vars_for(&gradients)?;
+        let mut store = store_for(&vars, &gradients);
+        backend::with(kernels(), || edit(&mut store, &vars, norm))?;
+        // Only the rows 1 and 2 of the caller's tensor change: what the second entry covers.
+        let mut expected = before;
+        for x in &mut expected[3..9] {
+            *x = right(*x, norm);
+        }
+        assert_all_close(&values(&whole)?, &expected, 1e-6, name);
+        let entry = |i: usize| values(store.get(&vars[i]).unwrap());
+        assert_eq!(entry(1)?, values(&whole)?[3..9], "{name}: in place");
+        // A write to that storage does not reach the others.
+        let others = [entry(0)?, entry(2)?, entry(3)?];
+        store.get(&vars[1]).unwrap().zero_set()?;
+        assert_eq!(values(&whole)?[3..9], [0.0; 6], "{name}: shared");
+        let entry = |i: usize| values(store.get(&vars[i]).unwrap());
+        assert_eq!([entry(0)?, entry(2)?, entry(3)?], others, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_entry_that_shares_storage_with_an_unlisted_one_leaves_the_callers_tensor() -> Result<()> {
+    for (name, edit, _) in EDITORS {
+        let whole = tensor(&random_values(12, 1), (4, 3), DType::F32)?;
+        let before = bits(&whole)?;
+        let gradients = [whole.narrow(0, 0, 2)?, whole.narrow(0, 2, 2)?];
+        let vars = vars_for(&gradients)?;
+        let mut store = store_for(&vars, &gradients);
+        let norm = oracle::norm(&values(&gradients[0])?, 2.0);
+        backend::with(kernels(), || edit(&mut store, &vars[..1], norm))?;
+        assert_eq!(bits(&whole)?, before, "{name}");
+    }
     Ok(())
 }

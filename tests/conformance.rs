@@ -15,6 +15,8 @@ mod mlx;
 mod optax;
 #[path = "conformance/ours.rs"]
 mod ours;
+#[path = "public_reports.rs"]
+mod public_reports;
 #[path = "conformance/pytorch.rs"]
 mod pytorch;
 #[path = "conformance/tensorflow.rs"]

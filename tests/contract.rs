@@ -10,7 +10,7 @@ use support::gradients::{
     all_values, all_values_of_vars, bits_of_gradients, bits_of_vars, loss_with_gradients,
     store_for, values,
 };
-use support::oracle::{self, assert_all_close};
+use support::oracle::{self, assert_all_close_above};
 use support::registry::Row;
 
 const STEPS: u64 = 4;
@@ -111,7 +111,10 @@ fn a_norm_limit_that_is_passed_is_the_inner_optimizer_with_scaled_gradients() ->
             for backward in [false, true] {
                 let what = format!("{row}, {norm_type}-norm, backward_step: {backward}");
                 let ours = all_values_of_vars(&train(row, &clip, backward)?)?;
-                assert_all_close(&ours, &by_hand, row.tolerance(), &what);
+                // Steps of 0.25 take weights of 0.25 to 1.25 past 0: what is left there keeps the
+                // roundings of both.
+                let (tolerance, floor) = (row.tolerance(), 0.25 * row.tolerance());
+                assert_all_close_above(&ours, &by_hand, tolerance, floor, &what);
                 assert_differ(&ours, &bare, 4.0 * row.tolerance(), &what);
             }
         }

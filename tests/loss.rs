@@ -7,7 +7,7 @@ use candle_grad_clip::Error;
 use candle_grad_clip::loss::weighted_power;
 use support::device::device;
 use support::gradients::{random_values, tensor, values};
-use support::oracle::{assert_all_close, assert_close};
+use support::oracle::{assert_all_close, assert_all_close_above, assert_close};
 
 const POWERS: [f64; 7] = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0];
 const N: usize = 12;
@@ -57,12 +57,9 @@ fn gradients_of_all_three_are_those_of_finite_differences() -> Result<()> {
                 (at(1e-6) - at(-1e-6)) / 2e-6
             };
             let right: Vec<f64> = (0..N).map(difference).collect();
-            assert_all_close(
-                &ours,
-                &right,
-                1e-6,
-                &format!("power {power}, input {which}"),
-            );
+            let what = format!("power {power}, input {which}");
+            // Roundings of 1e-16 in losses of about 1, divided by 2e-6.
+            assert_all_close_above(&ours, &right, 1e-6, 1e-9, &what);
         }
     }
     Ok(())

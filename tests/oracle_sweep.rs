@@ -188,3 +188,23 @@ fn sixteen_million_values() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+#[should_panic(expected = "element 1 is")]
+fn small_values_are_compared_relatively() {
+    let (ours, right) = ([1.0, 1.000_01e-3], [1.0, 1e-3]);
+    oracle::assert_all_close(&ours, &right, 1e-6, "1e-5 of the value");
+}
+
+#[test]
+fn the_floor_of_a_dtype_is_its_smallest_number() -> Result<()> {
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+        let floor = oracle::floor(dtype);
+        let [half, held] = [floor / 4.0, floor].map(|x| tensor(&[x], 1, dtype));
+        assert_eq!(values(&half?)?, [0.0], "{dtype:?}");
+        let held = values(&held?)?[0];
+        assert!(held > 0.0 && held <= floor, "{dtype:?}: {held:e}");
+        oracle::assert_all_close_above(&[held], &[0.0], 0.0, floor, "a rounding near 0");
+    }
+    Ok(())
+}

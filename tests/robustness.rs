@@ -467,6 +467,54 @@ fn a_summary_of_nothing_and_of_nan() -> Result<()> {
 }
 
 #[test]
+fn a_clip_value_is_rounded_to_the_gradients_dtype() -> Result<()> {
+    // A bound that becomes infinite leaves infinities, one that becomes 0 gives zeros; NaN stays.
+    for (dtype, above, below) in [
+        (DType::F16, 1e5, 1e-9),
+        (DType::BF16, 1e39, 1e-42),
+        (DType::F32, 1e39, 1e-46),
+    ] {
+        for backend in backends() {
+            for (bound, right) in [
+                (above, [f64::INFINITY, -3.0]),
+                (2.0, [2.0, -2.0]),
+                (below, [0.0, 0.0]),
+            ] {
+                let gradient = tensor(&[f64::INFINITY, -3.0, f64::NAN], 3, dtype)?;
+                let (vars, mut store) = store_of(&[gradient])?;
+                backend::with(backend, || clip_grad_value(&mut store, &vars, bound))?;
+                let got = values(store.get(&vars[0]).unwrap())?;
+                assert_eq!(got[..2], right, "{dtype:?} {backend:?} {bound:e}");
+                assert!(got[2].is_nan(), "{dtype:?} {backend:?} {bound:e}: {got:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_known_norm_keeps_nan_and_infinities_and_says_no_to_what_is_no_norm() -> Result<()> {
+    for backend in backends() {
+        let gradients = || tensor(&[f64::NAN, f64::INFINITY, 8.0], 3, DType::F32);
+        let (vars, mut store) = store_of(&[gradients()?])?;
+        backend::with(backend, || {
+            clip_grads_with_norm(&mut store, &vars, 1.0, 4.0)
+        })?;
+        let got = values(store.get(&vars[0]).unwrap())?;
+        assert!(got[0].is_nan() && got[1] == f64::INFINITY, "{got:?}");
+        assert_close(got[2], 2.0, 1e-6, "scaled");
+        for norm in [f64::NAN, f64::INFINITY, -f64::INFINITY, -4.0] {
+            let mut store = store_for(&vars, &[gradients()?]);
+            let before = bits_of_gradients(&store, &vars)?;
+            let error = clip_grads_with_norm(&mut store, &vars, 1.0, norm).unwrap_err();
+            assert!(error.to_string().contains("total_norm"), "{error}");
+            assert_eq!(bits_of_gradients(&store, &vars)?, before, "{norm}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn the_watchdog_passes_what_ends_and_sets_the_pool() {
     for threads in [1, 3] {
         Watchdog::new(

@@ -122,3 +122,27 @@ fn a_suggestion_is_a_limit_that_clip_takes() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn norms_that_are_not_finite_are_counted_under_every_policy() -> Result<()> {
+    let norms = [1.0, f64::NAN, 3.0, f64::INFINITY, f64::NAN];
+    for (policy, non_finite, skipped) in [
+        (NonFinite::SkipStep, 3, 3),
+        // Not skipped: only this count tells of them.
+        (NonFinite::Propagate, 3, 0),
+    ] {
+        for clip in [Clip::norm(2.0), Clip::value(2.0), Clip::none()] {
+            let what = format!("{policy:?} {clip}");
+            let summary = summary_of(&norms, &clip.non_finite(policy))?;
+            assert_eq!(summary.steps(), 5, "{what}");
+            assert_eq!(summary.non_finite(), non_finite, "{what}");
+            assert_eq!(summary.skipped(), skipped, "{what}");
+            assert_eq!(summary.median_norm(), Some(2.0), "{what}");
+            assert!(summary.clipped_fraction().is_finite(), "{what}");
+            for suggestion in summary.suggest_max_norm() {
+                assert!(suggestion.max_norm.is_finite(), "{what}");
+            }
+        }
+    }
+    Ok(())
+}

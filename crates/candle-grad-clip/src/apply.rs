@@ -20,9 +20,10 @@ const JOBS_PER_TASK: usize = 64;
 /// Edits the gradients of `vars` in place, and returns those that must replace their entry of
 /// `grads`, as `entries` still borrows from it.
 ///
-/// A gradient that shares storage with another entry or with a Var, or that is not contiguous, gets
-/// storage of its own, so that nothing is scaled twice and no weight is touched. Whatever can fail
-/// comes before the first write.
+/// A gradient that shares storage with an entry of anything else or with a Var, or that is not
+/// contiguous, gets storage of its own; of those in `vars` that share storage, all but the first
+/// contiguous one do. So nothing is scaled twice and no weight is touched. Whatever can fail comes
+/// before the first write.
 #[must_use = "the replacements must be inserted into `grads`"]
 pub(crate) fn edit_in_place(
     vars: VarList<'_>,

@@ -45,11 +45,15 @@ impl Default for ClipGradNorm {
 ///
 /// Gradients of any shape, in f32, f64, f16 or bf16, mixed, on any devices. A coefficient of exactly
 /// 1 writes nothing, `max_norm` 0 gives zero gradients, and an infinite one measures only (PyTorch
-/// can write NaN then). "In place" holds, on CPU, for the caller's clones of a gradient too; but a
-/// gradient that is a Var, that shares storage with another entry of the store or with one of `vars`,
-/// or that is not contiguous, gets storage of its own, so that nothing is scaled twice and no weight
-/// is touched. (On other devices every entry that changes is replaced.) Two threads should not clip one
-/// gradient at the same time: both measure it, and it may be scaled twice.
+/// can write NaN then).
+///
+/// "In place" holds, on CPU and CUDA, for the caller's clones of a gradient too. A gradient gets
+/// storage of its own if it is a Var, if it shares storage with one of `vars` or with an entry of the
+/// store that `vars` do not name, or if it is not contiguous. Where gradients of several of `vars`
+/// share storage, the first contiguous one keeps it: what else the caller has in that storage, such
+/// as the tensor that it is a view of, changes there. The others get storage of their own. So nothing
+/// is scaled twice and no weight is touched. (On other devices every entry that changes is replaced.)
+/// Two threads should not clip one gradient at the same time: both measure it, and it may be scaled twice.
 ///
 /// # Errors
 /// A `max_norm` below 0 or NaN; gradients that are not finite (the error names the first bad Var);
@@ -153,7 +157,7 @@ pub fn clip_grad_norm_with(
 /// `g * min(1, max_norm / (total_norm + 1e-6))`.
 ///
 /// For a norm over more than these Vars: over several stores, or several processes. In place means
-/// the same as for [`clip_grad_norm`]. NaN elements stay NaN.
+/// the same as for [`clip_grad_norm`], gradients that share storage included. NaN elements stay NaN.
 ///
 /// # Errors
 /// A `max_norm` below 0 or NaN; a `total_norm` that is negative or not finite; a gradient that does
@@ -208,8 +212,9 @@ pub fn clip_grads_with_norm(
 /// Clips every element of the gradients of `vars` into `[-clip_value, clip_value]`, in place.
 ///
 /// Infinite elements become the bound and NaN stays NaN, on every device. Unlike a norm clip this
-/// turns the gradient: (3, 4) at 1 becomes (1, 1). In place means the same as for
-/// [`clip_grad_norm`]. Nothing is measured: one pass.
+/// turns the gradient: (3, 4) at 1 becomes (1, 1). The bound is rounded to the gradient's dtype: in
+/// f16 one of 1e5 is infinite and changes nothing, and one of 1e-9 is 0. In place means the same as
+/// for [`clip_grad_norm`], gradients that share storage included. Nothing is measured: one pass.
 ///
 /// # Errors
 /// A `clip_value` below 0 or NaN; a gradient whose shape, dtype or device is not its Var's, or whose

@@ -121,6 +121,23 @@ impl Summary {
         self.skipped
     }
 
+    /// Steps whose norm was NaN or infinite, skipped or not: no median, percentile or suggestion
+    /// knows of them.
+    ///
+    /// ```
+    #[doc = include_str!("summary_example.md")]
+    /// for norm in [1.0, f64::NAN, f64::INFINITY, 2.0] {
+    ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
+    /// }
+    /// assert_eq!((summary.non_finite(), summary.steps()), (2, 4));
+    /// assert_eq!(summary.median_norm(), Some(1.5));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn non_finite(&self) -> u64 {
+        self.non_finite
+    }
+
     /// Fraction of all steps in which clipping changed something; 0 for no steps.
     ///
     /// ```
