@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::backend::{Outcome, StepResult};
 use crate::clip::{Clip, Limits, RuleState};
 use crate::measure::{GradStats, Measurements, norm_of};
+use crate::optimizer::frozen::TinyCoefs;
 use crate::report::{StepPath, StepRecord};
 use crate::{Error, Result};
 
@@ -135,6 +136,7 @@ pub(crate) struct LateSteps {
     skips_in_a_row: Option<u32>,
     /// Steps taken, of those whose results were looked at.
     steps_taken: u64,
+    tiny_coefs: TinyCoefs,
 }
 
 impl LateSteps {
@@ -177,7 +179,7 @@ impl LateSteps {
 
     /// Warns of a skipped step; the error if it is one too many.
     fn look_at_first(&mut self, names: &[String]) -> Result<()> {
-        let Some(step) = self.waiting.front() else {
+        let Some(step) = self.waiting.front().cloned() else {
             return Ok(());
         };
         let outcome = step.outcome()?;
@@ -188,6 +190,9 @@ impl LateSteps {
         self.skips_in_a_row = Some(outcome.skips_in_a_row);
         if !outcome.skipped {
             self.steps_taken += 1;
+            let norm_type = step.clip.request().norm_type;
+            let total_norm = norm_of(outcome.total.stats, norm_type);
+            self.tiny_coefs.count(number, total_norm, outcome.clip_coef);
             return Ok(());
         }
         if outcome.skips_in_a_row > max_skips {

@@ -1,3 +1,4 @@
+pub(crate) mod frozen;
 mod on_device;
 mod own;
 mod schedule;
@@ -95,6 +96,12 @@ pub struct ClippedConfig<C> {
 /// gradients that passed. A step that returns an error, or is skipped, has changed no weight and no
 /// state of the inner optimizer. (What this can't promise: an inner `step` that itself fails half
 /// way.)
+///
+/// [`NonFinite`] is about gradients, not about the update: without a limit ([`Clip::none`], an infinite one, the first step of
+/// [`Clip::quantile`]) finite gradients near the dtype's largest number can make weights NaN or infinite.
+///
+/// A coefficient below 1e-6 in ten steps in a row, which leaves next to nothing of the gradients, is warned of once, whatever the
+/// rule: see [`StepReport::tiny_coefs_in_a_row`].
 pub struct ClippedOptimizer<O: Optimizer> {
     inner: O,
     vars: NamedVars,
@@ -121,6 +128,7 @@ pub struct ClippedOptimizer<O: Optimizer> {
     /// Copies of gradients for `step(&GradStore)`.
     scratch: Scratch,
     missing: Missing,
+    tiny_coefs: frozen::TinyCoefs,
     last_report: Option<StepReport>,
 }
 
@@ -171,6 +179,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             skips_in_a_row: 0,
             late: LateSteps::default(),
             missing: Missing::default(),
+            tiny_coefs: frozen::TinyCoefs::default(),
             last_report: None,
         })
     }
@@ -777,7 +786,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// The step is done as decided: only now the rule's history takes it in.
-    fn finish(&mut self, report: StepReport, observed: &Observed) -> StepReport {
+    fn finish(&mut self, mut report: StepReport, observed: &Observed) -> StepReport {
         self.clip.observe(&mut self.rule, observed);
         self.observe_own_rule(observed);
         self.step = report.record.step;
@@ -801,6 +810,11 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             ..
         } = report.record;
         tracing::debug!(step, total_norm, clipped_norm, clip_coef, skipped, "step");
+        report.record.tiny_coefs_in_a_row = if skipped {
+            self.tiny_coefs.in_a_row()
+        } else {
+            self.tiny_coefs.count(step, total_norm, clip_coef)
+        };
         self.last_report = Some(report.clone());
         report
     }
@@ -906,6 +920,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             self.steps_taken = steps_taken;
         }
         self.late = LateSteps::default();
+        self.tiny_coefs = frozen::TinyCoefs::default();
         self.last_report = None;
         Ok(())
     }

@@ -131,6 +131,9 @@ pub struct StepRecord {
     /// without one; empty unless asked for.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float::named"))]
     pub param_norms: Vec<(String, f64)>,
+    /// [`StepReport::tiny_coefs_in_a_row`].
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub tiny_coefs_in_a_row: u64,
 }
 
 impl StepRecord {
@@ -151,6 +154,7 @@ impl StepRecord {
             groups: Vec::new(),
             missing: Vec::new(),
             param_norms: Vec::new(),
+            tiny_coefs_in_a_row: 0,
         }
     }
 
@@ -187,6 +191,7 @@ impl StepRecord {
             groups: decision.groups.clone(),
             missing: Vec::new(),
             param_norms: Vec::new(),
+            tiny_coefs_in_a_row: 0,
         }
     }
 }
@@ -317,6 +322,22 @@ impl StepReport {
     /// If it has to be read from a GPU, and that fails.
     pub fn clip_coef(&self) -> Result<f64> {
         Ok(self.record()?.clip_coef)
+    }
+
+    /// How many steps in a row, up to this one, had a [`clip_coef`](Self::clip_coef) below 1e-6: a model that stands still. At the
+    /// tenth there is a warning. Skipped steps, and those of norm 0, neither count nor end the row. 0 for a step that a GPU decides,
+    /// where only the warning tells.
+    ///
+    /// ```
+    #[doc = include_str!("step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1e-7))?;
+    /// opt.backward_step(&loss)?; // norm 5
+    /// assert_eq!(opt.backward_step_report(&loss)?.tiny_coefs_in_a_row(), 2);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn tiny_coefs_in_a_row(&self) -> u64 {
+        self.record.tiny_coefs_in_a_row
     }
 
     /// Whether clipping changed anything.
@@ -506,6 +527,7 @@ mod tests {
             groups: Vec::new(),
             missing: vec!["a".into()],
             param_norms: vec![("b".into(), f64::INFINITY), ("c".into(), 1.5)],
+            tiny_coefs_in_a_row: 4,
         };
         let json = serde_json::to_string(&record)?;
         assert!(json.contains(r#""total_norm":"inf""#), "{json}");

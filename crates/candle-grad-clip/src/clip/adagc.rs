@@ -5,7 +5,7 @@
 
 use super::per_var::{self, smaller};
 use super::zclip::check_alpha;
-use super::{Clip, Decision, Observed, check_limit, clip_coef};
+use super::{Clip, Decision, Observed, check_limit, clip_coef, history};
 use crate::Result;
 use crate::measure::{Entry, Measurements};
 
@@ -18,7 +18,10 @@ use crate::measure::{Entry, Measurements};
 /// ```
 ///
 /// The first gradient of a Var sets `c_i` to its clipped norm. A gradient of zeros, or none, leaves `c_i` alone (a departure:
-/// in the paper a Var with one would stay at zero for ever).
+/// in the paper a Var with one would stay at zero for ever), and the warm-up does not count a step in which all are so.
+///
+/// From a `c_i` that is far too low (after norms that were tiny) it rises by the factor `beta + (1 - beta) lambda_rel` a step, 1.001
+/// with the defaults.
 ///
 /// # References
 /// Wang and others (2025), arXiv 2502.11034.
@@ -33,7 +36,7 @@ use crate::measure::{Entry, Measurements};
 pub struct AdaGc {
     /// The limit of the global norm in the warm-up. Default: 1.
     pub lambda_abs: f64,
-    /// How far above its mean a Var's norm may be. Default: 1.05.
+    /// How far above its mean a Var's norm may be. Default: 1.05. With 1 or less a mean can never rise.
     pub lambda_rel: f64,
     /// How much of a Var's mean stays in a step, 0 to below 1. Default: 0.98.
     pub beta: f64,
@@ -80,7 +83,11 @@ impl AdaGc {
             match (entry.grad, mean) {
                 (None, _) => 1.0,
                 (Some(_), Some(mean)) if state.steps >= self.warmup => {
-                    coef(entry.measured.stats, self.lambda_rel * mean)
+                    let norm = entry.measured.stats.power.root(norm_type).value();
+                    coef(
+                        entry.measured.stats,
+                        history::limit(self.lambda_rel * mean, norm),
+                    )
                 }
                 _ => smaller(common, 1.0),
             }
@@ -89,8 +96,7 @@ impl AdaGc {
         let clean = measured.total.stats.non_finite() == 0 || zero_non_finite;
         let clipped = |(entry, coef): (&Entry<'_>, &f64)| {
             let norm = entry.measured.stats.power.root(norm_type).scaled(*coef);
-            let counts = entry.grad.is_some() && norm > 0.0 && norm.is_finite();
-            counts.then_some(norm)
+            (entry.grad.is_some() && history::counts(norm)).then_some(norm)
         };
         let observed = if clean {
             Observed::ParamNorms(measured.entries.iter().zip(&coefs).map(clipped).collect())
@@ -110,10 +116,16 @@ impl AdaGc {
             *mean = Some(match *mean {
                 None => norm,
                 Some(mean) if state.steps < self.warmup => mean.min(norm),
-                Some(mean) => self.beta * mean + (1.0 - self.beta) * norm,
+                Some(mean) => {
+                    let next = self.beta * mean + (1.0 - self.beta) * norm;
+                    history::limit(next, 0.0)
+                }
             });
         }
-        state.steps += 1;
+        // Not for a step in which there was nothing to clip.
+        if clipped.iter().any(Option::is_some) {
+            state.steps += 1;
+        }
     }
 }
 
@@ -123,6 +135,15 @@ pub(crate) struct State {
     pub(super) means: Vec<Option<f64>>,
     /// Steps taken.
     pub(super) steps: u64,
+}
+
+impl State {
+    /// What is left of a history of other settings, or of a file.
+    pub(super) fn adapt(&mut self) {
+        for mean in &mut self.means {
+            *mean = mean.filter(|mean| history::counts(*mean));
+        }
+    }
 }
 
 #[cfg(test)]

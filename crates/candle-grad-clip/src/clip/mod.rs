@@ -6,6 +6,7 @@ mod auto;
 mod block_rms;
 mod edits;
 mod groups;
+mod history;
 mod limit;
 mod list;
 mod non_finite;
@@ -32,6 +33,7 @@ pub use auto::AutoClip;
 pub(crate) use edits::Edits;
 pub use groups::GroupRecord;
 pub(crate) use groups::Limits;
+pub(crate) use history::TINY_COEF;
 pub use non_finite::NonFinite;
 pub(crate) use norm::clip_coef;
 pub(crate) use own::Own;
@@ -66,7 +68,8 @@ use rule::{Method, Rule};
 /// | [`Clip::all`] | several of these, one after the other |
 ///
 /// What a method remembers of the training is kept by the [`ClippedOptimizer`](crate::ClippedOptimizer), which saves it in its
-/// checkpoints; a norm that is not finite, or of a step that was skipped or failed, never enters it.
+/// checkpoints; a norm that is 0 or not finite, or of a step that was skipped or failed, never enters it. A limit that a method
+/// chooses is never 0.
 ///
 /// As text ([`Clip::from_str`](#impl-FromStr-for-Clip), and with the feature `serde` as a string):
 ///
@@ -106,7 +109,8 @@ impl Clip {
     /// Measures and reports, and changes no gradient.
     ///
     /// The policy for gradients that are not finite holds here as well: a step with a NaN is skipped
-    /// unless [`Clip::non_finite`] says otherwise.
+    /// unless [`Clip::non_finite`] says otherwise. That policy looks at the gradients, not at the update: finite gradients near
+    /// the dtype's largest number can make weights NaN or infinite, and nothing limits them here.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]

@@ -1,5 +1,7 @@
 /// What to do when a gradient has NaN or infinite elements. It means the same on every device.
 ///
+/// It looks at gradients only, not at the update: see [`NonFinite::SkipStep`].
+///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
 /// use candle_grad_clip::{Clip, ClippedOptimizer, NonFinite};
@@ -41,6 +43,10 @@ pub enum NonFinite {
     /// The step is not taken: weights and optimizer state stay as they are, a warning says why.
     /// More than [`Clip::max_skips`](crate::Clip::max_skips) in a row are an error. In a free
     /// function, which has no step to skip, the gradients are left alone.
+    ///
+    /// Gradients are looked at, the update is not: finite gradients near the dtype's largest number can make weights NaN or
+    /// infinite (3e38 times a learning rate of 10 in f32) where nothing limits them: [`Clip::none`](crate::Clip::none), an infinite limit, the first step of
+    /// [`Clip::quantile`](crate::Clip::quantile). A limit of ordinary size keeps the update so.
     ///
     /// ```
     /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};

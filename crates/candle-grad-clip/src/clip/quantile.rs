@@ -4,7 +4,7 @@
 //! Andrew, Thakkar, McMahan, Ramaswamy (2021), "Differentially private learning with adaptive clipping", arXiv
 //! 1905.03871 (eq. 2): there of the share of examples, without noise here.
 
-use super::{Clip, check_limit};
+use super::{Clip, check_limit, history};
 use crate::{Error, Result};
 
 /// A limit that a given share of the norms stays below, of [`Clip::quantile`].
@@ -14,9 +14,11 @@ use crate::{Error, Result};
 /// max_norm <- max_norm * exp(-rate * (b - target))    b = 1 if total_norm <= max_norm, else 0
 /// ```
 ///
-/// It starts as the first norm that is not 0. One number is kept, however long the training; AutoClip keeps all norms.
+/// It starts as the first norm that is not 0, and a gradient of norm 0 leaves it alone. One number is kept, however long the
+/// training; AutoClip keeps a window of norms.
 /// Where the norms' distribution does not change, the limit goes to their `target` quantile, and around it in steps of
-/// `rate`.
+/// `rate`. From a limit that is far too low (after norms that were tiny) it rises by `exp(rate * target)` a step: `ln(norm / max_norm) /
+/// (rate * target)` steps.
 ///
 /// # References
 /// Andrew and others (2021), arXiv 1905.03871; Opacus' `AdaClipDPOptimizer`.
@@ -74,9 +76,10 @@ impl QuantileClip {
     }
 
     pub(super) fn observe(&self, state: &mut State, norm: f64) {
-        let Some(max_norm) = state.max_norm.or((norm > 0.0).then_some(norm)) else {
+        if !history::counts(norm) {
             return;
-        };
+        }
+        let max_norm = state.max_norm.unwrap_or(norm);
         let within = if norm <= max_norm { 1.0 } else { 0.0 };
         let next = max_norm * (-self.rate * (within - self.target)).exp();
         // In f64's normal range, or no product could bring it back.

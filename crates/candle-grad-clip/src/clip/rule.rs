@@ -3,7 +3,7 @@
 use super::zclip::Verdict;
 use super::{
     AdaGc, Agc, AutoClip, CLIP_EPS, Decision, Observed, QuantileClip, RuleState, SkipReason,
-    SkipSteps, ZClip, agc, block_rms, check_eps, check_limit, norm, param_norm, value,
+    SkipSteps, ZClip, agc, block_rms, check_eps, check_limit, history, norm, param_norm, value,
 };
 use crate::Result;
 use crate::measure::Measurements;
@@ -74,7 +74,8 @@ impl Rule {
             measured.total_norm()
         };
         // What may enter a history.
-        let norm = Some(total_norm).filter(|norm| norm.is_finite());
+        let norm = Some(total_norm).filter(|norm| history::counts(*norm));
+        let chosen = |max_norm| history::limit(max_norm, total_norm);
         let to_norm = |max_norm, observed| Decision {
             observed,
             ..norm::decide(measured, max_norm, eps, zero_non_finite)
@@ -89,9 +90,12 @@ impl Rule {
             Method::BlockRms { max_rms } => {
                 block_rms::decide(measured, *max_rms, eps, zero_non_finite)
             }
-            Method::Auto(rule) => to_norm(rule.max_norm(&state.auto, norm), Observed::norm(norm)),
+            Method::Auto(rule) => to_norm(
+                chosen(rule.max_norm(&state.auto, norm)),
+                Observed::norm(norm),
+            ),
             Method::Quantile(_) => to_norm(
-                QuantileClip::max_norm(&state.quantile),
+                chosen(QuantileClip::max_norm(&state.quantile)),
                 Observed::norm(norm),
             ),
             Method::ZClip(rule) => match rule.decide(&state.zclip, norm) {
@@ -102,7 +106,11 @@ impl Rule {
             Method::Agc(rule) => rule.decide(measured, eps, zero_non_finite),
             Method::Skip(rule) => match rule.skips(&state.skip, total_norm, measured.loss) {
                 Some(reason) => Decision::refuse(reason),
-                None => to_norm(rule.max_norm, rule.observed(norm, measured.loss)),
+                // (A step of norm 0 leaves the losses alone too.)
+                None => {
+                    let loss = measured.loss.filter(|_| total_norm != 0.0);
+                    to_norm(rule.max_norm, rule.observed(norm, loss))
+                }
             },
         }
     }

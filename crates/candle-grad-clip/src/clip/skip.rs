@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Clip, Observed, SkipReason, check_limit};
+use super::{Clip, Observed, SkipReason, check_limit, history};
 use crate::{Error, Result};
 
 /// Steps that are skipped since their norm or loss is too large, of [`Clip::skip_norm`] and [`Clip::skip_zscore`].
@@ -18,6 +18,9 @@ use crate::{Error, Result};
 ///      or if loss - m_loss > loss_z * s_loss                        (once there are as many losses)
 /// else g <- g * min(1, max_norm / (total_norm + eps))
 /// ```
+///
+/// A deviation counts as at least 0.001 of the mean's size (and 1e-6 for losses): after a plateau of equal norms a step with one that is
+/// slightly larger is taken. A step whose norm is 0 is taken and enters neither window, as there is nothing to clip.
 ///
 /// A skipped step changes nothing, neither weights nor optimizer state nor the windows. (In OLMo-core the norms of skipped steps
 /// enter the window; here [`Clip::max_skips`] ends a training whose norms have risen for good.) Skipped steps are
@@ -94,22 +97,30 @@ impl SkipSteps {
         norm: f64,
         loss: Option<f64>,
     ) -> Option<SkipReason> {
-        if norm > self.norm || self.is_beyond(self.z, &window.norms, norm) {
+        if norm > self.norm || self.is_beyond(self.z, &window.norms, norm, history::spread) {
             return Some(SkipReason::LargeNorm);
         }
-        let beyond = loss.is_some_and(|loss| self.is_beyond(self.loss_z, &window.losses, loss));
+        let is_beyond =
+            |loss| self.is_beyond(self.loss_z, &window.losses, loss, history::loss_spread);
+        let beyond = loss.is_some_and(is_beyond);
         beyond.then_some(SkipReason::LargeLoss)
     }
 
     /// Whether a value is more than `z` standard deviations above the mean of those before.
-    fn is_beyond(&self, z: f64, before: &VecDeque<f64>, value: f64) -> bool {
+    fn is_beyond(
+        &self,
+        z: f64,
+        before: &VecDeque<f64>,
+        value: f64,
+        spread: fn(f64, f64) -> f64,
+    ) -> bool {
         if z == f64::INFINITY || before.len() < (self.window / 2).max(2) {
             return false;
         }
         let mean = before.iter().sum::<f64>() / before.len() as f64;
         let squares: f64 = before.iter().map(|x| (x - mean).powi(2)).sum();
         let deviation = (squares / (before.len() - 1) as f64).sqrt();
-        value - mean > z * deviation
+        value - mean > z * spread(deviation, mean)
     }
 
     /// What the windows get: nothing where they are not asked.
@@ -134,6 +145,12 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    /// What is left of a history of other settings, or of a file.
+    pub(super) fn adapt(&mut self, window: usize) {
+        self.norms.retain(|norm| history::counts(*norm));
+        self.shorten(window);
+    }
+
     /// Forgets the oldest until `window` are left.
     pub(super) fn shorten(&mut self, window: usize) {
         for values in [&mut self.norms, &mut self.losses] {

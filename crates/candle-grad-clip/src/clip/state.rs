@@ -19,6 +19,8 @@ pub(crate) enum Observed {
     Nothing,
     /// A norm of all gradients.
     Norm(f64),
+    /// A norm of all gradients that is beyond all measure, and the limit that it was given.
+    Beyond { norm: f64, limit: f64 },
     /// A norm of each Var's gradient, of those that have one.
     ParamNorms(Vec<Option<f64>>),
     /// What a rule that may skip steps asks for.
@@ -59,15 +61,21 @@ impl Clip {
         for rule in &self.rules {
             match &rule.method {
                 Method::Auto(rule) => {
-                    before.auto.shorten(rule.window);
+                    before.auto.adapt(rule.kept());
                     state.auto = std::mem::take(&mut before.auto);
                 }
                 Method::Skip(rule) => {
-                    before.skip.shorten(rule.window);
+                    before.skip.adapt(rule.window);
                     state.skip = std::mem::take(&mut before.skip);
                 }
-                Method::ZClip(_) => state.zclip = std::mem::take(&mut before.zclip),
-                Method::AdaGc(_) => state.adagc = std::mem::take(&mut before.adagc),
+                Method::ZClip(_) => {
+                    before.zclip.adapt();
+                    state.zclip = std::mem::take(&mut before.zclip);
+                }
+                Method::AdaGc(_) => {
+                    before.adagc.adapt();
+                    state.adagc = std::mem::take(&mut before.adagc);
+                }
                 Method::Quantile(_) => state.quantile = before.quantile,
                 _ => {}
             }
@@ -78,8 +86,13 @@ impl Clip {
 impl Method {
     fn observe(&self, state: &mut RuleState, observed: &Observed) {
         match (self, observed) {
-            (Self::Auto(rule), Observed::Norm(norm)) => state.auto.push(*norm, rule.window),
+            (Self::Auto(rule), Observed::Norm(norm)) => {
+                state.auto.push(*norm, Some(rule.kept()));
+            }
             (Self::ZClip(rule), Observed::Norm(norm)) => rule.observe(&mut state.zclip, *norm),
+            (Self::ZClip(rule), Observed::Beyond { norm, limit }) => {
+                rule.observe_beyond(&mut state.zclip, *norm, *limit);
+            }
             (Self::Quantile(rule), Observed::Norm(norm)) => {
                 rule.observe(&mut state.quantile, *norm);
             }

@@ -210,7 +210,7 @@ fn zclip(options: &mut Options<'_>) -> Result<ZClip> {
 /// | `norm:1`, `param-norm:1` | `max_norm` |
 /// | `value:1` | `clip_value` |
 /// | `block-rms:1` | `max_rms` |
-/// | `auto` | `percentile` (10), `window` (all) |
+/// | `auto` | `percentile` (10), `window` (100000) |
 /// | `quantile` | `target` (0.5), `rate` (0.2) |
 /// | `zclip` | `alpha` (0.97), `z` (2.5), `warmup` (25), `deviation_eps` (1e-6), `max_norm` (1), `mode` (`zscore`, `percentile`, `mean`), `clip_scale` (1), `skip` (false) |
 /// | `adagc` | `lambda_abs` (1), `lambda_rel` (1.05), `beta` (0.98), `warmup` (100) |

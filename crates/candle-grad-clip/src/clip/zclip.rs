@@ -3,7 +3,7 @@
 //! Kumar, Owen, Chowdhury, Güra (2025), "ZClip: Adaptive spike mitigation for LLM pre-training", arXiv 2504.02507,
 //! and the authors' PyTorch code, which this follows where the paper leaves a choice.
 
-use super::{Clip, Observed, check_eps, check_limit};
+use super::{Clip, Observed, TINY_COEF, check_eps, check_limit, history};
 use crate::{Error, Result};
 
 /// ZClip, of [`Clip::zclip`]: clips norms that are far above the mean of those before.
@@ -21,7 +21,9 @@ use crate::{Error, Result};
 /// ```
 ///
 /// The first `warmup` norms make the first mean and variance (of the population); meanwhile only `max_norm` holds.
-/// (The last `eps` is [`Clip::eps`].)
+/// (The last `eps` is [`Clip::eps`].) A gradient of norm 0 enters nothing, and the warm-up does not count it. `sqrt(v)` counts as at
+/// least `0.001 m` in `z` and the limits, so that a plateau of equal norms makes no spike of the next. A row of `max(warmup, 100)` norms, each above a million times its limit, is a new level and no spike: they make
+/// the mean and variance anew, with a warning. (These three are departures: the authors' code clips to 0 for ever after zeros.)
 ///
 /// # References
 /// Kumar and others (2025), arXiv 2504.02507, and the authors' code: `z_thresh`, `max_grad_norm`, `warmup_steps`,
@@ -129,41 +131,66 @@ impl ZClip {
             Some(_) if self.skip => Verdict::Skip,
             Some(limit) => Verdict::Clip {
                 max_norm: limit.min(self.max_norm),
-                observed: Observed::Norm(limit),
+                observed: if limit < TINY_COEF * norm {
+                    Observed::Beyond { norm, limit }
+                } else {
+                    Observed::Norm(limit)
+                },
             },
         }
     }
 
     /// The limit of a norm that is too far above the mean.
     fn limit(&self, statistics: &Statistics, norm: f64) -> Option<f64> {
-        let (mean, deviation) = (statistics.mean, statistics.variance.sqrt());
+        let mean = statistics.mean;
+        let deviation = history::spread(statistics.variance.sqrt(), mean);
+        let chosen = |limit: f64| history::limit(limit.min(f64::MAX), norm);
         if self.mode == ZClipMode::Percentile {
-            return Some(mean + self.z * deviation).filter(|limit| norm > *limit);
+            let limit = mean + self.z * deviation;
+            return (norm > limit).then(|| chosen(limit));
         }
         let z = (norm - mean) / (deviation + self.eps);
         let limit = match self.mode {
             ZClipMode::Mean => mean,
             _ => self.clip_scale * (mean + self.z * deviation / (z / self.z)),
         };
-        (z > self.z).then_some(limit)
+        (z > self.z).then(|| chosen(limit))
     }
 
     pub(super) fn observe(&self, state: &mut State, norm: f64) {
-        if let Some(Statistics { mean, variance }) = &mut state.statistics {
-            *mean = self.alpha * *mean + (1.0 - self.alpha) * norm;
-            let square = (norm - *mean).powi(2).min(f64::MAX);
-            *variance = self.alpha * *variance + (1.0 - self.alpha) * square;
+        if let Some(statistics) = &mut state.statistics {
+            state.warmup.clear(); // the row of norms beyond all measure ends
+            self.follow(statistics, norm);
             return;
         }
         state.warmup.push(norm);
         if state.warmup.len() >= self.warmup {
-            let norms = std::mem::take(&mut state.warmup);
-            // No number that a checkpoint can't hold, also of norms near f64's maximum.
-            let mean = norms.iter().sum::<f64>().min(f64::MAX) / norms.len() as f64;
-            let squares = norms.iter().map(|norm| (norm - mean).powi(2));
-            let variance = squares.sum::<f64>().min(f64::MAX) / norms.len() as f64;
-            state.statistics = Some(Statistics { mean, variance });
+            state.statistics = Some(Statistics::of(&std::mem::take(&mut state.warmup)));
         }
+    }
+
+    /// As [`ZClip::observe`], of a norm that was clipped to next to nothing: what lasts is no spike, and the statistics start anew.
+    pub(super) fn observe_beyond(&self, state: &mut State, norm: f64, limit: f64) {
+        let Some(statistics) = &mut state.statistics else {
+            return;
+        };
+        state.warmup.push(norm);
+        if state.warmup.len() >= self.warmup.max(NEW_LEVEL) {
+            *statistics = Statistics::of(&std::mem::take(&mut state.warmup));
+            tracing::warn!(
+                norms = self.warmup.max(NEW_LEVEL),
+                mean = statistics.mean,
+                "zclip starts anew: so many norms in a row were above a million times its limit"
+            );
+            return;
+        }
+        self.follow(statistics, limit);
+    }
+
+    fn follow(&self, Statistics { mean, variance }: &mut Statistics, norm: f64) {
+        *mean = history::limit(self.alpha * *mean + (1.0 - self.alpha) * norm, 0.0);
+        let square = (norm - *mean).powi(2).min(f64::MAX);
+        *variance = self.alpha * *variance + (1.0 - self.alpha) * square;
     }
 }
 
@@ -179,7 +206,10 @@ pub(super) fn check_alpha(name: &'static str, value: f64) -> Result<()> {
     })
 }
 
-/// The norms of the warm-up, then their mean and variance.
+/// How many norms in a row, at least, are a new level.
+const NEW_LEVEL: usize = 100;
+
+/// The norms of the warm-up, then their mean and variance. Beside those: the latest norms, if they were beyond all measure.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct State {
     pub(super) warmup: Vec<f64>,
@@ -190,6 +220,24 @@ pub(crate) struct State {
 pub(super) struct Statistics {
     pub(super) mean: f64,
     pub(super) variance: f64,
+}
+
+impl Statistics {
+    /// No number that a checkpoint can't hold, also of norms near f64's maximum.
+    fn of(norms: &[f64]) -> Self {
+        let mean = norms.iter().sum::<f64>().min(f64::MAX) / norms.len() as f64;
+        let squares = norms.iter().map(|norm| (norm - mean).powi(2));
+        let variance = squares.sum::<f64>().min(f64::MAX) / norms.len() as f64;
+        Self { mean, variance }
+    }
+}
+
+impl State {
+    /// What is left of a history of other settings, or of a file.
+    pub(super) fn adapt(&mut self) {
+        self.warmup.retain(|norm| history::counts(*norm));
+        self.statistics = self.statistics.filter(|x| history::counts(x.mean));
+    }
 }
 
 #[cfg(test)]
