@@ -3,14 +3,19 @@
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
-use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite, StepPath, StepReport};
-use candle_nn::Optimizer;
-use support::device::device;
+use candle_core::{DType, Tensor, Var};
+use candle_grad_clip::backend::{self, Backend};
+use candle_grad_clip::optim::AdamW;
+use candle_grad_clip::{
+    Clip, ClipGradNorm, ClippedOptimizer, Error, GradAccumulator, NonFinite, NormType, StepPath,
+    StepReport, clip_grad_norm_with, clip_grad_value, total_norm,
+};
+use candle_nn::{Optimizer, ParamsAdamW};
+use support::device::{backends, device};
 use support::for_every_row;
 use support::gradients::{
-    all_values, all_values_of_vars, bits_of_gradients, bits_of_vars, loss_with_gradients,
-    store_for, tensor, values,
+    all_values, all_values_of_vars, bits_of_gradients, bits_of_vars, gradients_of,
+    loss_with_gradients, store_for, store_of, tensor, values,
 };
 use support::oracle::{self, assert_all_close};
 use support::registry::Row;
@@ -292,4 +297,156 @@ fn assert_same(ours: &[f64], right: &[f64], tolerance: f64, what: &str) {
     let finite =
         |values: &[f64]| -> Vec<f64> { values.iter().copied().filter(|x| x.is_finite()).collect() };
     assert_all_close(&finite(ours), &finite(right), tolerance, what);
+}
+
+/// Gradients of every size that f32 has, whose squares it does not.
+fn sizes_of_f32() -> [f64; 8] {
+    [1.5e-45, 1e-40, 1.2e-38, 1e-20, 1.0, 1e20, 8.5e37, 3.4e38]
+}
+
+#[test]
+fn gradients_at_the_ends_of_f32_are_measured_and_clipped_by_candles_operations() -> Result<()> {
+    for size in sizes_of_f32() {
+        for n in [1, 3, 1024, 1025, 5000] {
+            let gradient = tensor(&vec![-size; n], n, DType::F32)?;
+            let exact = values(&gradient)?;
+            for p in [0.5, 1.0, 2.0, 3.0, f64::INFINITY] {
+                let what = format!("{n} of {size:e}, {p}-norm");
+                let (vars, mut store) = store_of(&[gradient.clone()])?;
+                let right = oracle::norm(&exact, p);
+                let norm = backend::with(Backend::Composed, || {
+                    total_norm(&store, &vars, NormType::from(p))
+                })?;
+                oracle::assert_close(norm, right, 2e-6, &what);
+                let options = ClipGradNorm {
+                    max_norm: 1.0,
+                    norm_type: NormType::from(p),
+                    ..ClipGradNorm::default()
+                };
+                backend::with(Backend::Composed, || {
+                    clip_grad_norm_with(&mut store, &vars, &options)
+                })?;
+                let clipped = values(&gradients_of(&store, &vars)?[0])?;
+                let coef = oracle::clip_coef(right, 1.0, 1e-6);
+                oracle::assert_close(clipped[0], exact[0] * coef, 1e-5, &what);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One NaN among many elements, in the middle of a row and in the rest behind the rows.
+#[test]
+fn candles_operations_count_zero_and_keep_every_bad_value() -> Result<()> {
+    for (n, place) in [(1, 0), (700, 3), (3000, 1500), (3000, 2999)] {
+        for bad in every_bad_value() {
+            for other in [0.25, 8.5e37] {
+                let mut elements = vec![other; n];
+                elements[place] = bad;
+                let gradient = tensor(&elements, n, DType::F32)?;
+                let what = format!("{bad} at {place} of {n}, others {other}");
+                let (vars, mut store) = store_of(&[gradient.clone()])?;
+                for p in [1.0, 2.0, 3.0, f64::INFINITY] {
+                    let options = ClipGradNorm {
+                        norm_type: NormType::from(p),
+                        ..ClipGradNorm::default()
+                    };
+                    store.insert(&vars[0], gradient.clone());
+                    let error = backend::with(Backend::Composed, || {
+                        clip_grad_norm_with(&mut store, &vars, &options)
+                    })
+                    .unwrap_err();
+                    let is_right = matches!(&error, Error::NonFinite { nan, infinite, .. }
+                        if (*nan, *infinite) == if bad.is_nan() { (1, 0) } else { (0, 1) });
+                    assert!(is_right, "{what}, {p}-norm: {error:?}");
+                    let options = ClipGradNorm {
+                        non_finite: NonFinite::Zero,
+                        ..options
+                    };
+                    backend::with(Backend::Composed, || {
+                        clip_grad_norm_with(&mut store, &vars, &options)
+                    })?;
+                    let zeroed = values(&gradients_of(&store, &vars)?[0])?;
+                    assert_eq!(zeroed[place], 0.0, "{what}, {p}-norm");
+                    assert!(zeroed.iter().all(|x| x.is_finite()), "{what}, {p}-norm");
+                }
+                store.insert(&vars[0], gradient.clone());
+                backend::with(Backend::Composed, || {
+                    clip_grad_value(&mut store, &vars, 0.5)
+                })?;
+                let clamped = values(&gradients_of(&store, &vars)?[0])?;
+                let right = bad.clamp(-0.5, 0.5);
+                let same = clamped[place].to_bits() == right.to_bits();
+                assert!(same || clamped[place].is_nan() && bad.is_nan(), "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fast math lets a compiler take every comparison with a NaN as it likes: none may decide.
+#[test]
+fn the_composed_backend_asks_no_device_whether_a_value_is_finite() {
+    let sources = [
+        include_str!("../crates/candle-grad-clip/src/backend/composed.rs"),
+        include_str!("../crates/candle-grad-clip/src/backend/composed/powers.rs"),
+        include_str!("../crates/candle-grad-clip/src/backend/composed/units.rs"),
+    ];
+    let calls = |name: &str| -> usize { sources.iter().map(|s| s.matches(name).count()).sum() };
+    for name in [
+        ".ne(",
+        ".eq(",
+        ".le(",
+        ".lt(",
+        ".ge(",
+        ".where_cond(",
+        "broadcast_div(",
+        ".copy()",
+    ] {
+        assert_eq!(calls(name), 0, "{name}");
+    }
+    assert_eq!(
+        calls(".gt("),
+        1,
+        "the count of clamped elements, used if all are finite"
+    );
+}
+
+fn is_minus_zero(x: f64) -> bool {
+    x == 0.0 && x.is_sign_negative()
+}
+
+#[test]
+fn minus_zero_keeps_its_sign_on_every_backend() -> Result<()> {
+    for backend in backends() {
+        let gradient = tensor(&[-0.0, 3.0, 4.0], 3, DType::F32)?;
+        let (vars, mut store) = store_of(&[gradient.clone()])?;
+        let mut sum = GradAccumulator::mean(vars.clone());
+        let first_of_mean = backend::with(backend, || -> Result<f64> {
+            clip_grad_norm_with(&mut store, &vars, &ClipGradNorm::default())?;
+            sum.add(&store)?;
+            sum.add(&store)?;
+            let mean = sum.finish()?.unwrap();
+            Ok(values(&gradients_of(mean, &vars)?[0])?[0])
+        })?;
+        let clipped = values(&gradients_of(&store, &vars)?[0])?[0];
+        assert!(is_minus_zero(clipped), "{backend:?}: clipped");
+        assert!(is_minus_zero(first_of_mean), "{backend:?}: a mean");
+
+        let w = Var::from_tensor(&tensor(&[-0.0, 1.0, 1.0], 3, DType::F32)?)?;
+        let params = ParamsAdamW {
+            lr: 0.1,
+            weight_decay: 0.1,
+            ..ParamsAdamW::default()
+        };
+        let adamw = AdamW::new(vec![w.clone()], params)?;
+        let mut opt = ClippedOptimizer::wrap(adamw, vec![w.clone()], Clip::norm(1.0))?;
+        let zero = tensor(&[0.0, 1.0, 1.0], 3, DType::F32)?;
+        backend::with(backend, || opt.step(&store_for(&[w.clone()], &[zero])))?;
+        assert!(
+            is_minus_zero(values(w.as_tensor())?[0]),
+            "{backend:?}: a weight"
+        );
+    }
+    Ok(())
 }

@@ -246,7 +246,11 @@ impl GradAccumulator {
     fn collect<'g>(&self, grads: &'g GradStore) -> Result<Option<Vec<Entry<'g>>>> {
         let vars = self.vars.list();
         if matches!(self.non_finite, NonFinite::Zero | NonFinite::Propagate) {
-            return Ok(Some(without_cuda(walk(vars, grads, None)?)));
+            let mut entries = without_cuda(walk(vars, grads, None)?);
+            if self.non_finite == NonFinite::Zero {
+                backend::measure_composed(&mut entries, Request::norm(NormType::L1))?;
+            }
+            return Ok(Some(entries));
         }
         let measured = measure(vars, grads, Request::norm(NormType::L2))?;
         let Some(bad) = measured.first_non_finite() else {
@@ -269,7 +273,8 @@ impl GradAccumulator {
         for (index, (entry, sum)) in entries.iter().zip(&self.sums).enumerate() {
             if let (Some(grad), Place::Elsewhere) = (entry.grad, entry.place) {
                 let before = sum.wide.as_ref().filter(|_| sum.has_grad);
-                sums.push((index, backend::accumulate_composed(before, grad, edit)?));
+                let sum = backend::accumulate_composed(before, grad, edit, entry.is_finite())?;
+                sums.push((index, sum));
             }
         }
         Ok(sums)

@@ -55,7 +55,7 @@ pub(crate) fn edit_in_place(
                 place: entry.place,
             });
         } else {
-            replacements.push((var.id(), backend::edited(grad, entry.place, edit)?));
+            replacements.push((var.id(), backend::edited(grad, entry, edit)?));
         }
     }
     run(&jobs, vars.work)?;
@@ -87,7 +87,7 @@ pub(crate) fn edit_copies(
             continue;
         }
         let copy = if entry.place == Place::Elsewhere {
-            backend::edited(grad, entry.place, edit)?
+            backend::edited(grad, entry, edit)?
         } else {
             let target = scratch.tensor(index, grad)?;
             jobs.push(Job {

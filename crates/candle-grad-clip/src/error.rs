@@ -346,6 +346,12 @@ pub enum Error {
     /// ```
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+    /// An f64 Var on Metal, whose GPUs don't compute in f64.
+    #[error("{var} is F64 on Metal, which has no F64: make it F32, F16 or BF16, or put it on CPU")]
+    MetalF64 {
+        /// Name of the Var.
+        var: String,
+    },
 }
 
 impl From<Error> for candle_core::Error {

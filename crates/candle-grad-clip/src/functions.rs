@@ -3,6 +3,7 @@ use candle_core::{Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{Edit, Norm, NormType};
 
 use crate::apply::{Scratch, edit_copies, edit_in_place};
+use crate::backend;
 use crate::clip::{CLIP_EPS, Edits, NonFinite, check_eps, clip_coef};
 use crate::measure::{Measurements, Request, measure, walk};
 use crate::norm::checked;
@@ -238,10 +239,12 @@ pub fn clip_grads_with_norm(
 pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> Result<()> {
     check_bound("clip_value", clip_value)?;
     let vars = VarList::unnamed(vars);
-    let entries = walk(vars, grads, None)?;
+    let mut entries = walk(vars, grads, None)?;
     if clip_value == f64::INFINITY {
         return Ok(());
     }
+    // candle's operations can't clamp what is not finite.
+    backend::measure_composed(&mut entries, Request::norm(NormType::L1))?;
     let edits = Edits::All(Edit::Clamp {
         clip_value,
         clip_coef: 1.0,

@@ -34,12 +34,18 @@ pub(crate) fn collect<'g>(
 fn agrees(var: &Var, grad: &Tensor) -> bool {
     grad.dtype() == var.dtype()
         && is_supported(grad.dtype())
+        && device_has(grad.dtype(), || grad.device().is_metal())
         && grad.shape() == var.shape()
         && grad.device().same_device(var.device())
 }
 
 fn is_supported(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
+}
+
+/// Whether a device computes in a dtype: Metal has no f64.
+pub(crate) fn device_has(dtype: DType, is_metal: impl FnOnce() -> bool) -> bool {
+    dtype != DType::F64 || !is_metal()
 }
 
 /// The error that [`agrees`] found.
@@ -50,6 +56,9 @@ fn disagreement(var: &Var, grad: &Tensor, name: String) -> Error {
             var: name,
             dtype: grad.dtype(),
         };
+    }
+    if !device_has(grad.dtype(), || grad.device().is_metal()) {
+        return Error::MetalF64 { var: name };
     }
     let (property, expected, got) = if grad.shape() != var.shape() {
         (
@@ -77,5 +86,20 @@ fn disagreement(var: &Var, grad: &Tensor, name: String) -> Error {
         property,
         expected,
         got,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::device_has;
+
+    #[test]
+    fn only_f64_on_metal_is_missing() {
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+            assert!(device_has(dtype, || false), "{dtype:?}");
+            assert_eq!(device_has(dtype, || true), dtype != DType::F64, "{dtype:?}");
+        }
     }
 }

@@ -91,6 +91,11 @@ impl Entry<'_> {
         storage: 0,
         measured: GradStats::ZERO,
     };
+
+    /// Whether all elements are finite, if it was measured.
+    pub(crate) fn is_finite(&self) -> bool {
+        self.measured.stats.non_finite() == 0
+    }
 }
 
 /// The gradients of some Vars, in the order of the Vars, and what measuring them told.

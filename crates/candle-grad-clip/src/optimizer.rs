@@ -152,10 +152,12 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// A field of `clip` outside its range; for [`Clip::agc`] a pattern that matches no Var, or a Var whose rank it knows no units for.
+    /// A field of `clip` outside its range; for [`Clip::agc`] a pattern that matches no Var, or a Var whose rank it knows no units for;
+    /// an f64 Var on Metal, which has no f64.
     pub fn wrap(mut inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
         clip.check()?;
         let vars = vars.into();
+        vars.check_devices()?;
         let units = clip.unit_plan(&vars)?;
         if let Some(fused) = optim::fused(&mut inner) {
             fused.adopt(&vars)?;

@@ -6,6 +6,8 @@ use candle_nn::VarMap;
 use rustc_hash::FxHashSet;
 
 use crate::backend::{self, Work};
+use crate::grads::device_has;
+use crate::{Error, Result};
 
 /// Vars with their names, in a fixed order: what reports and errors speak of.
 ///
@@ -70,6 +72,17 @@ impl NamedVars {
     /// As [`NamedVars::names`], shared.
     pub(crate) fn shared_names(&self) -> &Arc<[String]> {
         &self.names
+    }
+
+    /// An error if a Var is of a dtype that its device lacks.
+    pub(crate) fn check_devices(&self) -> Result<()> {
+        let lacks = |var: &Var| !device_has(var.dtype(), || var.device().is_metal());
+        match self.vars.iter().position(lacks) {
+            Some(index) => Err(Error::MetalF64 {
+                var: self.names[index].clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn list(&self) -> VarList<'_> {

@@ -1,63 +1,128 @@
 //! candle's tensor operations only, and of those only what every device has.
 //!
 //! Each Var's numbers stay on its device until all are known; then one read brings them to the
-//! host, where they are added in f64. Two of candle's own operations are avoided, as they treat NaN
-//! in another way on each device: `clamp` (NaN becomes the bound on CUDA and Metal) and the maximum
-//! (loses a NaN on CPU). Here both only see what is not NaN.
+//! host, where they are added in f64. No comparison on the device decides whether an element is finite, since each device
+//! treats NaN in another way, and Metal by default as if there were none: see [`powers`]. What is not finite is
+//! brought to CPU, and measured and edited there. So `clamp`, `minimum` and the maximum only see finite elements.
 
+mod powers;
 mod units;
 
-use candle_core::{D, DType, Tensor};
-use candle_grad_clip_kernels::{Edit, GradEdit, NormType, PartialPower, Stats, UnitEdit};
+use candle_core::{DType, Device, Tensor};
+use candle_grad_clip_kernels::{Edit, GradEdit, Stats, UnitEdit};
 use half::{bf16, f16};
 
 pub(super) use units::measure as measure_units;
 
+use self::powers::{Found, Job};
+use super::{Place, cpu};
 use crate::Result;
-use crate::measure::{GradStats, Request};
+use crate::measure::{Entry, GradStats, Request};
 use crate::optim::state::wide_dtype;
 
-/// Elements that are added on the device, in its own precision.
-const ROW: usize = 1024;
-
-/// Measures gradients of one device, with one read of it.
+/// Measures gradients of one device, with one read of it if all is finite and of ordinary size.
 pub(super) fn measure(grads: &[&Tensor], request: Request) -> Result<Vec<GradStats>> {
-    let mut parts = Vec::new();
-    for grad in grads {
-        if grad.elem_count() > 0 {
-            parts.extend(numbers(grad, request)?);
+    let (mut jobs, mut counts) = (Vec::new(), Vec::new());
+    for grad in grads.iter().filter(|grad| grad.elem_count() > 0) {
+        let job = Job::whole(grad);
+        jobs.push(job);
+        if let Some(bound) = bound(grad, request) {
+            counts.push(job.above(bound)?);
+            jobs.push(Job {
+                bound: Some(bound),
+                ..job
+            });
         }
     }
-    let mut numbers = read(&parts)?.into_iter();
-    let mut take = |n| numbers.by_ref().take(n).collect::<Vec<f64>>();
-    Ok(grads
-        .iter()
-        .map(|grad| match grad.elem_count() {
-            0 => GradStats::ZERO,
-            _ => assemble(grad, request, &mut take),
+    let (found, counts) = powers::powers(&jobs, request.norm_type, &counts)?;
+    let (mut found, mut counts) = (found.into_iter().flatten(), counts.into_iter());
+    let mut of_grad = |grad: &Tensor| {
+        if grad.elem_count() == 0 {
+            return Ok(GradStats::ZERO);
+        }
+        let before = found.next();
+        let (after, count) = match bound(grad, request) {
+            Some(_) => (found.next(), counts.next()),
+            None => (before.filter(|_| request.clip_value.is_some()), None),
+        };
+        let power = |found: Found| match found {
+            Found::Power(power) => Some(power),
+            _ => None,
+        };
+        let stats = |power| Stats {
+            power,
+            ..Stats::ZERO
+        };
+        let Some(whole) = before.and_then(power) else {
+            return measure_on_cpu(grad, request);
+        };
+        Ok(GradStats {
+            stats: stats(whole),
+            clamped: after.and_then(power).map_or(Stats::ZERO, stats),
+            num_clipped: count.map_or(0, |count| count.iter().sum::<f64>() as u64),
         })
-        .collect())
+    };
+    grads.iter().map(|grad| of_grad(grad)).collect()
+}
+
+/// What a gradient's elements are to be clamped to, if that can change them.
+fn bound(grad: &Tensor, request: Request) -> Option<f64> {
+    let bound = rounded(request.clip_value?, grad.dtype());
+    Some(bound).filter(|bound| bound.is_finite())
+}
+
+/// A gradient with elements that are not finite: the kernels on CPU count them. The norm is that of the device with zeros
+/// in their place.
+fn measure_on_cpu(grad: &Tensor, request: Request) -> Result<GradStats> {
+    let here = on_cpu(grad)?;
+    let mut entry = Entry {
+        grad: Some(&here),
+        place: Place::Cpu,
+        elements: grad.elem_count(),
+        storage: 0,
+        measured: GradStats::ZERO,
+    };
+    cpu::measure(&mut entry, request)?;
+    let counted = entry.measured;
+    if counted.stats.non_finite() == 0 {
+        return Ok(counted);
+    }
+    let zeroed = zeroed(&here, grad.device())?;
+    let Some(rest) = measure(&[&zeroed], request)?.pop() else {
+        return Ok(counted);
+    };
+    let mut measured = if request.zero_non_finite {
+        rest
+    } else {
+        counted
+    };
+    measured.stats = Stats {
+        power: rest.stats.power,
+        ..counted.stats
+    };
+    Ok(measured)
+}
+
+/// Sets to 0 what is not finite in a tensor on CPU, and brings it to a device.
+fn zeroed(here: &Tensor, device: &Device) -> Result<Tensor> {
+    let zero = Edit::Scale {
+        clip_coef: 1.0,
+        zero_non_finite: true,
+    };
+    cpu::edit_in_place(here, zero.into())?;
+    Ok(here.to_device(device)?)
+}
+
+/// A copy on CPU, of which no other thread knows.
+fn on_cpu(tensor: &Tensor) -> Result<Tensor> {
+    let copy = tensor.detach().force_contiguous()?;
+    Ok(copy.to_device(&Device::Cpu)?)
 }
 
 /// f64 is kept, everything else is widened to f32 (Metal has no f64).
 fn wide(grad: &Tensor) -> Result<Tensor> {
     let dtype = wide_dtype(grad.dtype());
     Ok(grad.detach().to_dtype(dtype)?.contiguous()?)
-}
-
-/// 1 where an element is NaN.
-fn is_nan(x: &Tensor) -> Result<Tensor> {
-    Ok(x.ne(x)?)
-}
-
-/// 1 where an element is finite.
-fn is_finite(x: &Tensor) -> Result<Tensor> {
-    let largest = if x.dtype() == DType::F64 {
-        f64::MAX
-    } else {
-        f32::MAX.into()
-    };
-    Ok(x.abs()?.le(largest)?)
 }
 
 /// A bound as the gradient's dtype has it.
@@ -70,144 +135,26 @@ fn rounded(clip_value: f64, dtype: DType) -> f64 {
     }
 }
 
-/// All that [`assemble`] takes for one gradient, in its order.
-fn numbers(grad: &Tensor, request: Request) -> Result<Vec<Tensor>> {
-    let x = wide(grad)?.flatten_all()?;
-    let (abs, zero) = (x.abs()?, x.zeros_like()?);
-    let (finite, nan) = (is_finite(&x)?, is_nan(&x)?);
-    let mut parts = Vec::new();
-    parts.push(row_sums(&finite.to_dtype(x.dtype())?)?);
-    parts.push(row_sums(&nan.to_dtype(x.dtype())?)?);
-    parts.extend(power(&finite.where_cond(&abs, &zero)?, request.norm_type)?);
-    if let Some(clip_value) = request.clip_value {
-        let bound = rounded(clip_value, grad.dtype());
-        let only_finite = request.zero_non_finite || bound.is_infinite();
-        let kept = if only_finite { finite } else { x.eq(&x)? };
-        let kept = kept.where_cond(&abs, &zero)?;
-        parts.extend(power(&kept.minimum(bound)?, request.norm_type)?);
-        parts.push(row_sums(&kept.gt(bound)?.to_dtype(x.dtype())?)?);
-    }
-    Ok(parts)
-}
-
-/// The largest of `abs`, and the power sums of its rows divided by that.
-fn power(abs: &Tensor, norm_type: NormType) -> Result<[Tensor; 2]> {
-    let [largest, powered] = powers(abs, 0, norm_type)?;
-    Ok([largest, row_sums(&powered)?])
-}
-
-/// The largest of `abs` along a dimension, and its elements divided by that, to the norm's power.
-fn powers(abs: &Tensor, dim: usize, norm_type: NormType) -> Result<[Tensor; 2]> {
-    let largest = abs.max_keepdim(dim)?;
-    // Where all are zero, divide by 1.
-    let scale = (&largest + largest.eq(0f64)?.to_dtype(abs.dtype())?)?;
-    let ratio = abs.broadcast_div(&scale)?;
-    let powered = match norm_type {
-        NormType::L1 | NormType::Inf => ratio,
-        NormType::L2 => ratio.sqr()?,
-        NormType::P(p) => ratio.powf(p)?,
-    };
-    Ok([largest, powered])
-}
-
-/// Sums of [`ROW`] elements each, and one of the rest.
-fn row_sums(x: &Tensor) -> Result<Tensor> {
-    let elements = x.elem_count();
-    let whole = elements / ROW * ROW;
-    if whole == 0 {
-        return Ok(x.sum_keepdim(0)?);
-    }
-    let rows = x
-        .narrow(0, 0, whole)?
-        .reshape((whole / ROW, ROW))?
-        .sum(D::Minus1)?;
-    if whole == elements {
-        return Ok(rows);
-    }
-    let rest = x.narrow(0, whole, elements - whole)?.sum_keepdim(0)?;
-    Ok(Tensor::cat(&[rows, rest], 0)?)
-}
-
-/// The one read: all numbers behind each other.
-fn read(parts: &[Tensor]) -> Result<Vec<f64>> {
-    if parts.is_empty() {
-        return Ok(Vec::new());
-    }
-    let has_f64 = parts.iter().any(|part| part.dtype() == DType::F64);
-    let dtype = if has_f64 { DType::F64 } else { DType::F32 };
-    let parts = parts
-        .iter()
-        .map(|part| part.to_dtype(dtype))
-        .collect::<candle_core::Result<Vec<_>>>()?;
-    let all = Tensor::cat(&parts, 0)?;
-    Ok(if has_f64 {
-        all.to_vec1::<f64>()?
-    } else {
-        all.to_vec1::<f32>()?.into_iter().map(f64::from).collect()
-    })
-}
-
-/// The stats of one gradient, from its [`numbers`].
-fn assemble(
-    grad: &Tensor,
-    request: Request,
-    take: &mut impl FnMut(usize) -> Vec<f64>,
-) -> GradStats {
-    let elements = grad.elem_count();
-    let rows = elements.div_ceil(ROW);
-    let mut count = |n| take(n).iter().sum::<f64>() as u64;
-    let finite = count(rows);
-    let nan = count(rows);
-    let mut power = || {
-        let largest = take(1).first().copied().unwrap_or(0.0);
-        let sum: f64 = take(rows).iter().sum();
-        match request.norm_type {
-            _ if largest == 0.0 => PartialPower::ZERO,
-            NormType::Inf => PartialPower {
-                scale: largest,
-                sum: 1.0,
-            },
-            _ => PartialPower {
-                scale: largest,
-                sum,
-            },
-        }
-    };
-    let infinite = elements as u64 - finite - nan;
-    let mut measured = GradStats {
-        stats: Stats {
-            power: power(),
-            nan,
-            infinite,
-        },
-        ..GradStats::ZERO
-    };
-    if let Some(clip_value) = request.clip_value {
-        measured.clamped.power = power();
-        measured.num_clipped = take(rows).iter().sum::<f64>() as u64;
-        if !request.zero_non_finite {
-            let unbounded = rounded(clip_value, grad.dtype()).is_infinite();
-            measured.clamped.infinite = if unbounded { infinite } else { 0 };
-            measured.clamped.nan = nan;
-        }
-    }
-    measured
-}
-
-/// The edited gradient, as a new tensor.
-pub(super) fn edit(grad: &Tensor, edit: GradEdit<'_>) -> Result<Tensor> {
-    Ok(edit_wide(grad, edit)?.to_dtype(grad.dtype())?.detach())
+/// The edited gradient, as a new tensor. `is_finite` says whether all its elements are.
+pub(super) fn edit(grad: &Tensor, edit: GradEdit<'_>, is_finite: bool) -> Result<Tensor> {
+    let edited = edit_wide(grad, edit, is_finite)?;
+    Ok(edited.to_dtype(grad.dtype())?.detach())
 }
 
 /// `sum` and the edited gradient, in f32, or in f64 for f64: a tensor of its own.
-pub(crate) fn accumulate(sum: Option<&Tensor>, grad: &Tensor, edit: Edit) -> Result<Tensor> {
+pub(crate) fn accumulate(
+    sum: Option<&Tensor>,
+    grad: &Tensor,
+    edit: Edit,
+    is_finite: bool,
+) -> Result<Tensor> {
     if grad.elem_count() == 0 {
         return none(grad, wide_dtype(grad.dtype()));
     }
-    let grad = edit_wide(grad, edit.into())?;
+    let grad = edit_wide(grad, edit.into(), is_finite)?;
     Ok(match sum {
         Some(sum) => (sum + grad)?,
-        None => grad.copy()?,
+        None => grad.force_contiguous()?, // `copy` does not copy on Metal
     })
 }
 
@@ -216,7 +163,7 @@ pub(crate) fn round(sum: &Tensor, coef: f64, dtype: DType) -> Result<Tensor> {
     if sum.elem_count() == 0 {
         return none(sum, dtype);
     }
-    Ok((sum * coef)?.to_dtype(dtype)?)
+    Ok(times(sum, coef)?.to_dtype(dtype)?)
 }
 
 /// A tensor without elements: candle's operations fail on such ones on CUDA.
@@ -224,36 +171,36 @@ fn none(like: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(Tensor::zeros(like.shape(), dtype, like.device())?)
 }
 
-/// The edited gradient in f32, or in f64 for f64, not rounded back.
-pub(super) fn edit_wide(grad: &Tensor, edit: GradEdit<'_>) -> Result<Tensor> {
+/// The edited gradient in f32, or in f64 for f64, not rounded back. `is_finite` says whether all its elements are.
+pub(super) fn edit_wide(grad: &Tensor, edit: GradEdit<'_>, is_finite: bool) -> Result<Tensor> {
     let x = wide(grad)?;
-    let (GradEdit::Units(UnitEdit {
-        zero_non_finite, ..
-    })
-    | GradEdit::All(
-        Edit::Scale {
-            zero_non_finite, ..
-        }
-        | Edit::Clamp {
-            zero_non_finite, ..
-        },
-    )) = edit;
-    let x = if zero_non_finite {
-        is_finite(&x)?.where_cond(&x, &x.zeros_like()?)?
-    } else {
-        x
-    };
+    if !is_finite && tells_apart(edit) {
+        let x = on_cpu(&x)?;
+        let edited = x.zeros_like()?;
+        cpu::edit_into(&x, &edited, edit)?;
+        return Ok(edited.to_device(grad.device())?);
+    }
     match edit {
         GradEdit::All(Edit::Scale { clip_coef, .. }) => scaled(x, clip_coef),
         GradEdit::All(Edit::Clamp {
             clip_value,
             clip_coef,
             ..
-        }) => {
-            let clamped = is_nan(&x)?.where_cond(&x, &x.clamp(-clip_value, clip_value)?)?;
-            scaled(clamped, clip_coef)
-        }
+        }) => scaled(x.clamp(-clip_value, clip_value)?, clip_coef),
         GradEdit::Units(edit) => units::scaled(&x, edit),
+    }
+}
+
+/// Whether an edit does to a NaN or infinite element what is not plain arithmetic.
+fn tells_apart(edit: GradEdit<'_>) -> bool {
+    match edit {
+        GradEdit::Units(UnitEdit {
+            zero_non_finite, ..
+        })
+        | GradEdit::All(Edit::Scale {
+            zero_non_finite, ..
+        }) => zero_non_finite,
+        GradEdit::All(Edit::Clamp { .. }) => true,
     }
 }
 
@@ -271,5 +218,11 @@ fn scaled(x: Tensor, clip_coef: f64) -> Result<Tensor> {
         return Ok(x);
     }
     let [a, b] = factors(clip_coef);
-    Ok(((x * a)? * b)?)
+    let x = times(&x, a)?;
+    if b == 1.0 { Ok(x) } else { times(&x, b) }
+}
+
+/// `x * factor`. candle adds 0 to a product, which makes 0 of -0; adding -0 changes nothing.
+pub(super) fn times(x: &Tensor, factor: f64) -> Result<Tensor> {
+    Ok(x.affine(factor, -0.0)?)
 }

@@ -3,7 +3,7 @@
 use candle_core::{Tensor, Var};
 use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd};
 
-use super::composed::edit_wide;
+use super::composed::{edit_wide, times};
 use crate::Result;
 use crate::optim::StepRule;
 use crate::optim::state::{Kept, State, wide_dtype};
@@ -15,7 +15,7 @@ pub(crate) struct Stepped {
     pub(crate) state: State,
 }
 
-/// Computes a step and changes nothing.
+/// Computes a step and changes nothing. `is_finite` says whether all of the gradient's elements are.
 pub(crate) fn step(
     var: &Var,
     grad: &Tensor,
@@ -23,12 +23,13 @@ pub(crate) fn step(
     kept: Kept,
     edit: GradEdit<'_>,
     rule: StepRule,
+    is_finite: bool,
 ) -> Result<Stepped> {
     let mut arrays = match state {
         State::Fresh => State::start(var, kept)?.to_tensors(var)?,
         _ => state.to_tensors(var)?,
     };
-    let grad = edit_wide(grad, edit)?;
+    let grad = edit_wide(grad, edit, is_finite)?;
     let has_master = kept.has_master(var.dtype());
     let param = match arrays.last() {
         Some(master) if has_master => master.clone(),
@@ -56,36 +57,37 @@ fn adamw(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: AdamW) -> 
         weight_decay,
         ..
     } = rule;
-    moments[0] = ((&moments[0] * beta1)? + (grad * (1.0 - beta1))?)?;
-    moments[1] = ((&moments[1] * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
+    moments[0] = (times(&moments[0], beta1)? + times(grad, 1.0 - beta1)?)?;
+    moments[1] = (times(&moments[1], beta2)? + times(&grad.sqr()?, 1.0 - beta2)?)?;
     let mut second = moments[1].clone();
     if let Some(largest) = moments.get_mut(2) {
         // Not `maximum`, which treats NaN in another way on each device.
         second = largest.gt(&second)?.where_cond(largest, &second)?;
         *largest = second.clone();
     }
-    let m_hat = (&moments[0] * rule.scale(beta1))?;
-    let v_hat = (second * rule.scale(beta2))?;
-    let decayed = (param * (1.0 - lr * weight_decay))?;
-    Ok((decayed - ((m_hat / (v_hat.sqrt()? + eps)?)? * lr)?)?)
+    let m_hat = times(&moments[0], rule.scale(beta1))?;
+    let v_hat = times(&second, rule.scale(beta2))?;
+    let decayed = times(param, 1.0 - lr * weight_decay)?;
+    Ok((decayed - times(&(m_hat / (v_hat.sqrt()? + eps)?)?, lr)?)?)
 }
 
 fn sgd(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: Sgd) -> Result<Tensor> {
     let mut direction = grad.clone();
     if rule.weight_decay != 0.0 {
-        direction = (direction + (param * rule.weight_decay)?)?;
+        direction = (direction + times(param, rule.weight_decay)?)?;
     }
     if let Some(buffer) = moments.first_mut() {
         if rule.is_first {
-            *buffer = direction.clone();
+            // Of its own, as the direction can be the caller's gradient.
+            *buffer = direction.force_contiguous()?;
         } else {
-            *buffer = ((&*buffer * rule.momentum)? + (&direction * (1.0 - rule.dampening))?)?;
+            *buffer = (times(buffer, rule.momentum)? + times(&direction, 1.0 - rule.dampening)?)?;
         }
         direction = if rule.nesterov {
-            (direction + (&*buffer * rule.momentum)?)?
+            (direction + times(buffer, rule.momentum)?)?
         } else {
             buffer.clone()
         };
     }
-    Ok((param - (direction * rule.lr)?)?)
+    Ok((param - times(&direction, rule.lr)?)?)
 }

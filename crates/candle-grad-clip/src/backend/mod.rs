@@ -254,10 +254,11 @@ pub(crate) fn whole(edit: GradEdit<'_>) -> Result<Edit> {
     }
 }
 
-/// The edited `grad`, as a new tensor.
-pub(crate) fn edited(grad: &Tensor, place: Place, edit: GradEdit<'_>) -> Result<Tensor> {
+/// The edited `grad` of an entry, as a new tensor. If it is [`Place::Elsewhere`] it has been measured, unless the edit is a plain product.
+pub(crate) fn edited(grad: &Tensor, entry: &Entry<'_>, edit: GradEdit<'_>) -> Result<Tensor> {
+    let place = entry.place;
     if place == Place::Elsewhere {
-        return composed::edit(grad, edit);
+        return composed::edit(grad, edit, entry.is_finite());
     }
     let target = grad.zeros_like()?;
     if place.is_cuda() {

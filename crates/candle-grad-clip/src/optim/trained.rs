@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, TensorId, Var};
-use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType};
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
@@ -12,7 +12,7 @@ use super::state::{Kept, State};
 use super::{ParamGroups, StepRule};
 use crate::backend::{self, Counted, DeviceSteps, Place, Plan, StepResult, Stepped, UpdateJob};
 use crate::clip::Edits;
-use crate::measure::{Entry, walk, without_cuda};
+use crate::measure::{Entry, Request, walk, without_cuda};
 use crate::{NamedVars, Result};
 
 /// Vars that one task updates.
@@ -220,6 +220,8 @@ impl Trained {
         let Some(clipped) = clipped else {
             return self.step_entries(&entries, &|_| Edit::NOTHING.into(), rules);
         };
+        // An edit by candle's operations has to know whether all is finite.
+        backend::measure_composed(&mut entries, Request::norm(NormType::L1))?;
         let ids = clipped.vars.vars().iter().map(|var| var.id());
         let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
         let edit = |var: &Var| {
@@ -372,7 +374,9 @@ impl Trained {
             if entry.place == Place::Elsewhere && entry.elements > 0 {
                 let (var, state) = (&self.vars.vars()[index], &self.states[index]);
                 let rule = rules[self.places[index]].of(matches!(state, State::Fresh));
-                let next = backend::step_composed(var, grad, state, self.kept, edit(index), rule)?;
+                let (edit, is_finite) = (edit(index), entry.is_finite());
+                let next =
+                    backend::step_composed(var, grad, state, self.kept, edit, rule, is_finite)?;
                 stepped.push((index, next));
             }
         }

@@ -1,96 +1,63 @@
 //! Units by candle's operations: a tensor becomes a matrix with a row a unit.
 
-use candle_core::{D, DType, Tensor};
-use candle_grad_clip_kernels::{NormType, PartialPower, Stats, UnitEdit, Units};
+use candle_core::Tensor;
+use candle_grad_clip_kernels::{NormType, Stats, UnitEdit, Units};
 
-use super::{ROW, factors, is_finite, is_nan, powers, read, wide};
+use super::powers::{Found, Job, powers, wide_tensor};
+use super::{factors, on_cpu, zeroed};
 use crate::Result;
+use crate::backend::cpu;
 
-/// Measures each unit of some tensors of one device into the stats beside them, with one read of it.
+/// Measures each unit of some tensors of one device into the stats beside them, with one read of it if all is finite and of
+/// ordinary size.
 pub(in super::super) fn measure(
     tensors: Vec<(&Tensor, Units, &mut [Stats])>,
     norm_type: NormType,
 ) -> Result<()> {
-    let mut parts = Vec::new();
-    for (tensor, units, _) in &tensors {
-        parts.extend(numbers(tensor, *units, norm_type)?);
-    }
-    let mut numbers = read(&parts)?.into_iter();
-    for (tensor, _, stats) in tensors {
-        let elements = tensor.elem_count() / stats.len().max(1);
-        assemble(elements, norm_type, stats, &mut numbers);
+    let job = |(tensor, units, _): &(_, _, _)| Job {
+        tensor: *tensor,
+        units: *units,
+        bound: None,
+    };
+    let jobs: Vec<Job<'_>> = tensors.iter().map(job).collect();
+    let (found, _) = powers(&jobs, norm_type, &[])?;
+    for ((tensor, units, stats), found) in tensors.into_iter().zip(found) {
+        if found.iter().any(|unit| matches!(unit, Found::NotFinite)) {
+            measure_on_cpu(tensor, units, norm_type, stats)?;
+            continue;
+        }
+        for (unit, stats) in found.into_iter().zip(stats) {
+            if let Found::Power(power) = unit {
+                *stats = Stats {
+                    power,
+                    ..Stats::ZERO
+                };
+            }
+        }
     }
     Ok(())
 }
 
-/// All that [`assemble`] takes for one tensor, in its order.
-fn numbers(tensor: &Tensor, units: Units, norm_type: NormType) -> Result<Vec<Tensor>> {
-    let x = matrix(&wide(tensor)?, units)?;
-    let (abs, zero) = (x.abs()?, x.zeros_like()?);
-    let (finite, nan) = (is_finite(&x)?, is_nan(&x)?);
-    let abs = finite.where_cond(&abs, &zero)?;
-    let [largest, powered] = powers(&abs, 1, norm_type)?;
-    Ok(vec![
-        sums(&finite.to_dtype(x.dtype())?)?,
-        sums(&nan.to_dtype(x.dtype())?)?,
-        largest.flatten_all()?,
-        sums(&powered)?,
-    ])
-}
-
-/// A row a unit.
-fn matrix(x: &Tensor, units: Units) -> Result<Tensor> {
-    let elements = x.elem_count();
-    Ok(match units {
-        Units::Rows(length) => x.reshape((elements / length.max(1), length))?,
-        Units::Columns(columns) => {
-            let rows = elements / columns.max(1);
-            x.reshape((rows, columns))?.t()?.contiguous()?
-        }
-    })
-}
-
-/// Of each row, the sums of [`ROW`] elements each: behind each other.
-fn sums(x: &Tensor) -> Result<Tensor> {
-    let (rows, length) = x.dims2()?;
-    let parts = length.div_ceil(ROW);
-    if parts <= 1 {
-        return Ok(x.sum(D::Minus1)?);
-    }
-    let padded = x.pad_with_zeros(1, 0, parts * ROW - length)?;
-    let sums = padded.reshape((rows, parts, ROW))?.sum(D::Minus1)?;
-    Ok(sums.flatten_all()?)
-}
-
-/// The stats of units of so many elements, from the [`numbers`] of their tensor.
-fn assemble(
-    elements: usize,
+/// A tensor with elements that are not finite: the kernels on CPU count them. The norms are those of the device with zeros in
+/// their place.
+fn measure_on_cpu(
+    tensor: &Tensor,
+    units: Units,
     norm_type: NormType,
     stats: &mut [Stats],
-    numbers: &mut impl Iterator<Item = f64>,
-) {
-    let parts = elements.div_ceil(ROW).max(1);
-    let units = stats.len();
-    let mut sums = |parts: usize| -> Vec<f64> {
-        let mut sum = |_| numbers.by_ref().take(parts).sum::<f64>();
-        (0..units).map(&mut sum).collect()
-    };
-    let (finite, nan) = (sums(parts), sums(parts));
-    let (largest, powered) = (sums(1), sums(parts));
-    for (unit, stats) in stats.iter_mut().enumerate() {
-        let (finite, nan) = (finite[unit] as u64, nan[unit] as u64);
-        let (scale, sum) = (largest[unit], powered[unit]);
-        let power = match norm_type {
-            _ if scale == 0.0 => PartialPower::ZERO,
-            NormType::Inf => PartialPower { scale, sum: 1.0 },
-            _ => PartialPower { scale, sum },
-        };
-        *stats = Stats {
-            power,
-            nan,
-            infinite: elements as u64 - finite - nan,
-        };
+) -> Result<()> {
+    let here = on_cpu(tensor)?;
+    cpu::measure_units(&here, units, norm_type, stats)?;
+    if stats.iter().all(|unit| unit.non_finite() == 0) {
+        return Ok(());
     }
+    let zeroed = zeroed(&here, tensor.device())?;
+    let mut rest = vec![Stats::ZERO; stats.len()];
+    measure(vec![(&zeroed, units, &mut rest[..])], norm_type)?;
+    for (stats, rest) in stats.iter_mut().zip(rest) {
+        stats.power = rest.power;
+    }
+    Ok(())
 }
 
 /// A wide tensor with each unit times its own coefficient.
@@ -105,13 +72,7 @@ pub(super) fn scaled(x: &Tensor, edit: UnitEdit<'_>) -> Result<Tensor> {
     };
     let factor = |which: usize| -> Result<Tensor> {
         let values: Vec<f64> = edit.coefs.iter().map(|c| factors(*c)[which]).collect();
-        // Metal has no f64.
-        Ok(if x.dtype() == DType::F64 {
-            Tensor::from_vec(values, shape, x.device())?
-        } else {
-            let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
-            Tensor::from_vec(values, shape, x.device())?
-        })
+        wide_tensor(values, shape, x)
     };
     let mut matrix = x.reshape((rows, columns))?.broadcast_mul(&factor(0)?)?;
     if edit.coefs.iter().any(|coef| factors(*coef)[1] != 1.0) {
