@@ -17,6 +17,9 @@ use candle_nn::{Optimizer, ParamsAdamW, VarMap};
 use support::checkpoints::{Folder, names_in};
 use support::gradients::{bits_of_vars, random_values, store_for, tensor};
 
+#[path = "checkpoint_files.rs"]
+mod files;
+
 /// What the optimizers have in common here.
 trait Trains {
     fn train(&mut self, grads: &GradStore) -> Result<()>;
@@ -797,10 +800,11 @@ fn leaves_the_old_file_whole(folder: &Path, shell: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// A process that is killed can't clean up: the next one does.
+/// A process that is killed can't clean up: the next one does, once nobody can be writing there any more.
 #[cfg(target_os = "linux")]
 #[test]
-fn what_a_killed_save_leaves_is_removed_by_the_next() -> Result<()> {
+fn what_a_killed_save_leaves_is_removed_after_a_day() -> Result<()> {
+    use std::time::{Duration, SystemTime};
     let folder = Folder::new()?;
     let (_, named) = small()?;
     let opt = AdamW::named(named, ParamsAdamW::default())?;
@@ -809,16 +813,32 @@ fn what_a_killed_save_leaves_is_removed_by_the_next() -> Result<()> {
     let status = in_a_new_process("a_save_without_room", &folder, Some("ulimit -f 64"))?;
     assert_eq!(status.code(), None); // by SIGXFSZ
     assert_eq!(fs::read(folder.join("o"))?, before);
-    assert_eq!(names_in(&folder)?.len(), 2);
-    // Of a process that lives, and of other files.
+    let names = names_in(&folder)?;
+    assert_eq!(names.len(), 2, "{names:?}");
+    let left = folder.join(&names[0]);
+    let hours_old = |path: &Path, hours: u64| -> Result<()> {
+        let time = SystemTime::now() - Duration::from_secs(hours * 60 * 60);
+        Ok(fs::File::options()
+            .write(true)
+            .open(path)?
+            .set_modified(time)?)
+    };
+    // Files of others, however old: a process of another container, another checkpoint, no number.
     let others = [
-        format!(".o.{}-999.tmp", std::process::id()),
-        ".o.1-x.tmp".into(),
-        ".p.4194305-1.tmp".into(),
+        ".o.1-0.tmp".to_string(),
+        format!(".o.{}.tmp", "g".repeat(32)),
+        format!(".o.{}", "0".repeat(32)),
+        format!(".p.{}.tmp", "0".repeat(32)),
     ];
     for other in &others {
         fs::write(folder.join(other), "")?;
+        hours_old(&folder.join(other), 1000)?;
     }
+    // Somebody may be writing it.
+    hours_old(&left, 23)?;
+    large()?.save(folder.join("o"))?;
+    assert!(left.exists());
+    hours_old(&left, 25)?;
     large()?.save(folder.join("o"))?;
     let mut expected = others.to_vec();
     expected.push("o".to_string());

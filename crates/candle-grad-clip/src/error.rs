@@ -352,6 +352,18 @@ pub enum Error {
         /// Name of the Var.
         var: String,
     },
+    /// A checkpoint that was saved, whole and under its name, but that a power cut may still undo.
+    #[error(
+        "checkpoint {}: the new file is in place and whole, but its folder could not be brought to the disk, so after a \
+         power cut the old one may be there: {source}",
+        path.display()
+    )]
+    CheckpointNotDurable {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the system said of the folder; of one that can't be read it has the kind `PermissionDenied`.
+        source: io::Error,
+    },
 }
 
 impl From<Error> for candle_core::Error {

@@ -45,6 +45,8 @@ type Checked<T> = std::result::Result<T, Fault>;
 #[derive(Debug)]
 enum Fault {
     Io(io::Error),
+    /// The file is in place, but its folder can't be brought to the disk.
+    NotDurable(io::Error),
     /// The file, or what is to be saved, is not as it must be.
     Invalid(String),
     /// The file fits another optimizer.
@@ -70,6 +72,7 @@ impl Fault {
         let path = path.to_path_buf();
         match self {
             Self::Io(source) => Error::CheckpointIo { path, source },
+            Self::NotDurable(source) => Error::CheckpointNotDurable { path, source },
             Self::Invalid(reason) => Error::Checkpoint { path, reason },
             Self::Different(differences) => Error::CheckpointMismatch { path, differences },
             Self::Other(error) => error,

@@ -1,0 +1,283 @@
+//! The files of checkpoints: several writers, links, modes, names, folders, and what is not saved or not loaded.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Result;
+use candle_core::{DType, Var};
+use candle_grad_clip::Error;
+use candle_grad_clip::optim::AdamW;
+use candle_nn::{Optimizer, ParamsAdamW};
+use support::checkpoints::{Folder, names_in};
+use support::device::device;
+
+use super::pair;
+
+/// An optimizer of a Var with so many elements that has taken so many steps.
+fn after(steps: usize, elements: usize) -> Result<AdamW> {
+    let w = Var::ones(elements, DType::F32, device())?;
+    let mut opt = AdamW::named(vec![pair("w", &w)], ParamsAdamW::default())?;
+    for _ in 0..steps {
+        opt.backward_step(&w.sqr()?.sum_all()?)?;
+    }
+    Ok(opt)
+}
+
+/// Elements of the Var that the writers below save: some pieces of a file.
+const ELEMENTS: usize = 300_000;
+const SAVES: usize = 15;
+
+/// Which steps a file was saved after, if it is whole: it has the bytes of one of the writers.
+fn writer_of(file: &Path, writers: &[Vec<u8>]) -> Result<usize> {
+    let bytes = fs::read(file)?;
+    let writer = writers.iter().position(|whole| *whole == bytes);
+    writer.ok_or_else(|| anyhow::anyhow!("{} bytes of no writer", bytes.len()))
+}
+
+/// What each of some writers writes, the first of them under the final name.
+fn writers(folder: &Path, count: usize) -> Result<(Vec<AdamW>, Vec<Vec<u8>>)> {
+    let (mut opts, mut whole) = (Vec::new(), Vec::new());
+    for steps in (1..=count).rev() {
+        let opt = after(steps, ELEMENTS)?;
+        opt.save(folder.join("o"))?;
+        whole.insert(0, fs::read(folder.join("o"))?);
+        opts.insert(0, opt);
+    }
+    Ok((opts, whole))
+}
+
+#[test]
+fn threads_that_save_to_one_path_leave_a_whole_file() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("o");
+    let (opts, whole) = writers(&folder, 3)?;
+    let save = &|opt: &AdamW| (0..SAVES).try_for_each(|_| opt.save(&path));
+    std::thread::scope(|scope| -> Result<()> {
+        let threads: Vec<_> = opts
+            .iter()
+            .map(|opt| scope.spawn(move || save(opt)))
+            .collect();
+        while !threads
+            .iter()
+            .all(std::thread::ScopedJoinHandle::is_finished)
+        {
+            writer_of(&path, &whole)?;
+        }
+        for thread in threads {
+            thread.join().unwrap()?;
+        }
+        Ok(())
+    })?;
+    writer_of(&path, &whole)?;
+    assert_eq!(names_in(&folder)?, ["o"]);
+    Ok(())
+}
+
+/// Starts a test of this file in a new process, behind a command such as `unshare`.
+fn start(command: &[&str], test: &str, folder: &Path, steps: usize) -> Result<Child> {
+    let this = std::env::current_exe()?;
+    let this = this.to_str().unwrap();
+    let test = format!("files::{test}");
+    let all: Vec<&str> = command
+        .iter()
+        .copied()
+        .chain([this, "--exact", &test, "--test-threads", "1"])
+        .collect();
+    let mut command = Command::new(all[0]);
+    command.args(&all[1..]).stdout(Stdio::null());
+    command.env("CHECKPOINT_FOLDER", folder);
+    command.env("CHECKPOINT_STEPS", steps.to_string());
+    Ok(command.spawn()?)
+}
+
+/// Nothing, unless the tests below run it.
+#[test]
+fn a_writer() -> Result<()> {
+    let Some(folder) = std::env::var_os("CHECKPOINT_FOLDER") else {
+        return Ok(());
+    };
+    let opt = after(std::env::var("CHECKPOINT_STEPS")?.parse()?, ELEMENTS)?;
+    (0..SAVES).try_for_each(|_| opt.save(Path::new(&folder).join("o")))?;
+    Ok(())
+}
+
+fn processes_leave_a_whole_file(command: &[&str]) -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let (_, whole) = writers(&folder, 3)?;
+    let mut processes = Vec::new();
+    for steps in 1..=3 {
+        processes.push(start(command, "a_writer", &folder, steps)?);
+    }
+    let mut running = true;
+    while running {
+        running = false;
+        for process in &mut processes {
+            running |= process.try_wait()?.is_none();
+        }
+        writer_of(&folder.join("o"), &whole)?;
+    }
+    for mut process in processes {
+        let status = process.wait()?;
+        assert!(status.success(), "{status}");
+    }
+    assert_eq!(names_in(&folder)?, ["o"]);
+    Ok(())
+}
+
+#[test]
+fn processes_that_save_to_one_path_leave_a_whole_file() -> Result<()> {
+    processes_leave_a_whole_file(&[])
+}
+
+/// As in two containers on one volume: each process is the first of its own namespace, and has the id 1.
+#[cfg(target_os = "linux")]
+#[test]
+fn processes_of_equal_ids_leave_a_whole_file() -> Result<()> {
+    let unshare = ["unshare", "--pid", "--fork", "--mount-proc"];
+    let probe = Command::new(unshare[0])
+        .args(&unshare[1..])
+        .arg("true")
+        .output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        println!(
+            "skipped: no unshare --pid here (equal names are forced in a test of the library)"
+        );
+        return Ok(());
+    }
+    processes_leave_a_whole_file(&unshare)
+}
+
+#[cfg(unix)]
+#[test]
+fn links_are_followed_and_stay() -> Result<()> {
+    use std::os::unix::fs::symlink;
+    let folder = Folder::new()?;
+    fs::create_dir(folder.join("store"))?;
+    let target = folder.join("store/file");
+    symlink("store/file", folder.join("near"))?; // points to nothing, yet
+    symlink(folder.join("near"), folder.join("far"))?;
+    let mut opt = after(1, 3)?;
+    for link in ["near", "far"] {
+        opt.save(folder.join(link))?;
+        assert!(fs::symlink_metadata(folder.join(link))?.is_symlink());
+        assert!(fs::symlink_metadata(&target)?.is_file());
+        opt.load(&target)?;
+        opt.load(folder.join(link))?;
+        fs::write(&target, "old")?;
+    }
+    assert_eq!(names_in(&folder)?, ["far", "near", "store"]);
+    assert_eq!(names_in(&folder.join("store"))?, ["file"]);
+
+    symlink("round", folder.join("round"))?;
+    symlink("store", folder.join("folder"))?;
+    for (link, expected) in [("round", "symbolic links"), ("folder", "not a file")] {
+        let error = opt.save(folder.join(link)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(fs::symlink_metadata(folder.join(link))?.is_symlink());
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn the_mode_of_a_file_is_kept() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new()?;
+    let path = folder.join("o");
+    let mode =
+        |path: &Path| -> Result<u32> { Ok(fs::metadata(path)?.permissions().mode() & 0o7777) };
+    let opt = after(1, 3)?;
+    opt.save(&path)?;
+    // A new file has the mode that any file has.
+    fs::write(folder.join("any"), "")?;
+    assert_eq!(mode(&path)?, mode(&folder.join("any"))?);
+    for kept in [0o600, 0o640, 0o666, 0o444] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(kept))?;
+        opt.save(&path)?;
+        assert_eq!(mode(&path)?, kept, "{kept:o}");
+    }
+    Ok(())
+}
+
+#[test]
+fn names_as_long_as_the_system_allows() -> Result<()> {
+    let folder = Folder::new()?;
+    let mut opt = after(1, 3)?;
+    for name in ["x".repeat(241), "x".repeat(255), "é".repeat(127)] {
+        let path = folder.join(&name);
+        if fs::write(&path, "old").is_err() {
+            println!("skipped: no names of {} bytes here", name.len());
+            continue;
+        }
+        opt.save(&path)?;
+        opt.load(&path)?;
+        assert_eq!(names_in(&folder)?, [name]);
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// Nothing, unless the test below runs it.
+#[test]
+fn a_save_into_a_folder_that_cannot_be_read() -> Result<()> {
+    let Some(folder) = std::env::var_os("CHECKPOINT_FOLDER") else {
+        return Ok(());
+    };
+    let path = Path::new(&folder).join("o");
+    let mut opt = after(2, 3)?;
+    let error = opt.save(&path).unwrap_err();
+    assert!(
+        matches!(&error, Error::CheckpointNotDurable { source, path: at }
+            if source.kind() == std::io::ErrorKind::PermissionDenied && *at == path),
+        "{error:?}"
+    );
+    let text = error.to_string();
+    assert!(
+        text.contains("the new file is in place and whole"),
+        "{text}"
+    );
+    opt = after(0, 3)?;
+    opt.load(&path)?;
+    assert_eq!(opt.steps(), 2);
+    Ok(())
+}
+
+/// The error says that the file was replaced. The user must not be root, to whom every folder is open.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_that_cannot_be_synced_is_told_from_a_save_that_failed() -> Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    const NOBODY: u32 = 65534;
+    let folder = Folder::new()?;
+    let inner: PathBuf = folder.join("inner");
+    fs::create_dir(&inner)?;
+    let is_root = fs::metadata(&inner)?.uid() == 0;
+    let setpriv = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let command: &[&str] = if is_root { &setpriv } else { &[] };
+    if is_root {
+        chown(&inner, Some(NOBODY), Some(NOBODY))?;
+        let this = std::env::current_exe()?;
+        let probe = Command::new(setpriv[0])
+            .args(&setpriv[1..])
+            .arg(this)
+            .arg("--list")
+            .output();
+        if !probe.is_ok_and(|output| output.status.success()) {
+            println!("skipped: this is root, and no other user can run this test");
+            return Ok(());
+        }
+    }
+    fs::set_permissions(&inner, fs::Permissions::from_mode(0o300))?;
+    let test = "a_save_into_a_folder_that_cannot_be_read";
+    let status = start(command, test, &inner, 0)?.wait()?;
+    fs::set_permissions(&inner, fs::Permissions::from_mode(0o700))?;
+    assert!(status.success(), "{status}");
+    assert_eq!(names_in(&inner)?, ["o"]);
+    Ok(())
+}
