@@ -77,8 +77,8 @@ pub fn line_chart(spec: &Chart, stem: &Path) -> anyhow::Result<()> {
 
 fn write(svg: &str, stem: &Path) -> anyhow::Result<()> {
     let png = raster::png(svg)?;
-    write_whole(&with_suffix(stem, "svg"), svg.as_bytes())?;
-    write_whole(&with_suffix(stem, "png"), &png)
+    let vector = write_whole(&with_suffix(stem, "svg"), svg.as_bytes());
+    vector.and(write_whole(&with_suffix(stem, "png"), &png))
 }
 
 /// Values by name and x, such as the norm of each Var's gradient by step: light is large, on a logarithmic scale.
@@ -115,8 +115,12 @@ fn with_suffix(stem: &Path, suffix: &str) -> PathBuf {
 
 fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let unfinished = with_suffix(path, "tmp");
-    fs::write(&unfinished, bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::rename(&unfinished, path).with_context(|| format!("cannot write {}", path.display()))
+    let written = fs::write(&unfinished, bytes).and_then(|()| fs::rename(&unfinished, path));
+    if written.is_err() {
+        // The error that counts is the one of writing.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

@@ -348,3 +348,17 @@ fn a_panel_may_have_a_title() {
     let ((with, _), (without, _)) = (drawn(&titled), drawn(&untitled));
     assert!(with.contains("\nnorm:1.0 &amp; more\n") && !without.contains("norm:1.0"));
 }
+
+#[test]
+fn a_picture_that_cannot_be_written_leaves_nothing_unfinished() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("chart.svg")).unwrap();
+    let error = line_chart(&chart(Vec::new(), false, false), &dir.path().join("chart"));
+    assert!(error.unwrap_err().to_string().contains("chart.svg"));
+    let mut left: Vec<_> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|file| file.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["chart.png", "chart.svg"], "the other one is there");
+}

@@ -6,13 +6,18 @@
 //! - `steps.csv`, `param_norms.csv`: what all steps did, for the files at the end
 //! - `state.json`: how the run was called for, and the rest
 //! - `crc32c.json`: a checksum of each of these
+//! - `.oscillating-loss`: the [marker](crate::ours) of a folder that this program may remove
 //!
 //! It is made as `checkpoint.tmp`, brought to the disk file by file, and then renamed. Only after that the
 //! one before goes, renamed first too, as half of one must not look like a whole. The batches need no
 //! state: they are drawn again from the seed, up to the step.
+//!
+//! Other programs name their folders `checkpoint-500` too. What lacks the marker, or has more in it than is listed
+//! here, is never removed; a run that is to leave checkpoints beside it is refused.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +25,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_grad_clip::{ClippedOptimizer, optim};
 use serde::{Deserialize, Serialize};
 
+use crate::ours;
 use crate::param_norms::ParamNorms;
 use crate::run::{Run, Step};
 use crate::settings::Settings;
@@ -39,6 +45,7 @@ const PARAM_NORMS: &str = "param_norms.csv";
 const STATE: &str = "state.json";
 const CHECKSUMS: &str = "crc32c.json";
 const CHECKED: [&str; 5] = [WEIGHTS, OPTIMIZER, STEPS, PARAM_NORMS, STATE];
+const FILES: [&str; 6] = [WEIGHTS, OPTIMIZER, STEPS, PARAM_NORMS, STATE, CHECKSUMS];
 
 /// `state.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -75,6 +82,7 @@ impl Checkpoint {
     /// If there is none, or it is damaged.
     pub fn latest(out: &Path) -> Result<Self> {
         let mut found = list(out)?;
+        found.retain(|(_, path)| ours::is_marked_folder(path));
         let Some((step, path)) = found.pop() else {
             bail!(
                 "no checkpoint in `{}`: expected the folder of a run with --save-every",
@@ -155,6 +163,33 @@ impl Checkpoints {
         keep_only(Some(&checkpoint.path), &self.out)
     }
 
+    /// Finds out, before training, whether checkpoints can be left here.
+    ///
+    /// # Errors
+    /// If something that this program has not written has the name of a checkpoint.
+    pub fn check(&self) -> Result<()> {
+        let mut others: Vec<PathBuf> = list(&self.out)?.into_iter().map(|(_, path)| path).collect();
+        others.retain(|path| !is_ours(path));
+        for path in [UNFINISHED, REMOVED].map(|name| self.out.join(name)) {
+            let is_there = fs::symlink_metadata(&path).is_ok();
+            if is_there && !ours::is_marked_folder(&path) && fs::remove_dir(&path).is_err() {
+                others.push(path);
+            }
+        }
+        let names: Vec<String> = others
+            .iter()
+            .map(|path| format!("`{}`", path.display()))
+            .collect();
+        ensure!(
+            names.is_empty(),
+            "{} {} in the way of checkpoints, and not only of this program's making: move what you need, remove \
+             the rest, or choose another folder with --out",
+            names.join(", "),
+            if names.len() == 1 { "is" } else { "are" }
+        );
+        Ok(())
+    }
+
     /// Whether one is to be saved now: every so many steps, at the end, and when Ctrl-C ends the run.
     #[must_use]
     pub fn is_due(&self, run: &Run) -> bool {
@@ -165,15 +200,19 @@ impl Checkpoints {
     /// Saves one, then removes those before.
     ///
     /// # Errors
-    /// If it can't be written; those before stay.
+    /// If it can't be written; those before stay, and nothing of this one does.
     pub fn save<O: optim::Checkpoint>(
         &self,
         run: &Run,
         optimizer: &ClippedOptimizer<O>,
     ) -> Result<()> {
         let path = self.out.join(format!("{PREFIX}{:06}", run.steps.len()));
-        self.save_as(&path, run, optimizer)
-            .with_context(|| format!("can't save `{}`", path.display()))
+        let saved = self.save_as(&path, run, optimizer);
+        if saved.is_err() {
+            // The error that counts is the one of saving.
+            let _ = ours::remove(&self.out.join(UNFINISHED));
+        }
+        saved.with_context(|| format!("can't save `{}`", path.display()))
     }
 
     fn save_as<O: optim::Checkpoint>(
@@ -183,8 +222,8 @@ impl Checkpoints {
         optimizer: &ClippedOptimizer<O>,
     ) -> Result<()> {
         let unfinished = self.out.join(UNFINISHED);
-        remove_if_there(&unfinished)?;
-        fs::create_dir(&unfinished)?;
+        ours::remove(&unfinished)?;
+        create(&unfinished)?;
         run.weights.0.save(unfinished.join(WEIGHTS))?;
         optimizer.save(unfinished.join(OPTIMIZER))?;
         write_steps(&unfinished.join(STEPS), &run.steps)?;
@@ -203,7 +242,7 @@ impl Checkpoints {
             unfinished.join(CHECKSUMS),
             serde_json::to_vec_pretty(&sums)?,
         )?;
-        for name in CHECKED.into_iter().chain([CHECKSUMS]) {
+        for name in FILES {
             let file = File::options().write(true).open(unfinished.join(name))?;
             file.sync_all()?;
         }
@@ -214,7 +253,7 @@ impl Checkpoints {
     }
 }
 
-/// Removes all checkpoints of an earlier run.
+/// Removes all checkpoints of an earlier run; what this program has not written stays.
 ///
 /// # Errors
 /// If one can't be removed.
@@ -226,17 +265,37 @@ pub fn clear(out: &Path) -> Result<()> {
 /// Removes all other checkpoints, and what a kill has left of unfinished ones.
 fn keep_only(path: Option<&Path>, out: &Path) -> Result<()> {
     let removed = out.join(REMOVED);
-    remove_if_there(&removed)?;
+    ours::remove(&removed)?;
     for (_, other) in list(out)? {
-        if path != Some(&other) {
+        if path != Some(&other) && is_ours(&other) {
             fs::rename(other, &removed)?;
-            fs::remove_dir_all(&removed)?;
+            ours::remove(&removed)?;
         }
     }
-    remove_if_there(&out.join(UNFINISHED))
+    Ok(ours::remove(&out.join(UNFINISHED))?)
 }
 
-/// The checkpoints in a folder with their steps, the newest last.
+/// Whether there is nothing in a checkpoint but what this program has written.
+fn is_ours(path: &Path) -> bool {
+    ours::is_only(path, &FILES)
+}
+
+/// Makes a folder of ours.
+fn create(folder: &Path) -> Result<()> {
+    match fs::create_dir(folder) {
+        // A kill between the two calls leaves an empty folder.
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
+        Err(error) if fs::read_dir(folder)?.next().is_some() => return Err(error.into()),
+        _ => {}
+    }
+    ours::mark(folder).inspect_err(|_| {
+        // Only removes an empty one.
+        let _ = fs::remove_dir(folder);
+    })?;
+    Ok(())
+}
+
+/// What has the name of a checkpoint in a folder, with the steps, the newest last.
 fn list(out: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let entries = fs::read_dir(out).with_context(|| format!("can't read `{}`", out.display()))?;
     let mut found = Vec::new();
@@ -312,13 +371,6 @@ fn write_steps(path: &Path, steps: &[Step]) -> Result<()> {
 fn read_steps(path: &Path) -> Result<Vec<Step>> {
     let steps = csv::Reader::from_path(path)?.into_deserialize();
     Ok(steps.collect::<csv::Result<_>>()?)
-}
-
-fn remove_if_there(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
 }
 
 /// Brings names to the disk; Windows has no such thing for folders.

@@ -14,6 +14,7 @@ use crate::commands::study::{self, Study};
 use crate::commands::{compare, find_max_norm, story, sweep, train};
 use crate::experiment::Experiment;
 use crate::given::Given;
+use crate::late::Late;
 use crate::out_dir::OutDir;
 use crate::settings::{DeviceKind, OptimizerKind, Settings};
 use crate::source::Source;
@@ -134,8 +135,9 @@ struct TrainArgs {
     /// or another rule as the library's `Clip` reads it.
     #[arg(long, default_value = "norm:1.0", value_name = "RULE")]
     clip: Arm,
-    /// Saves a checkpoint in the results' folder every N steps, at the end and on Ctrl-C; --resume goes on
-    /// from the last one. Checkpoints of an earlier run in this folder are removed.
+    /// Saves a checkpoint in the results' folder every N steps, at the end and on Ctrl-C or SIGTERM; --resume
+    /// goes on from the last one. Checkpoints of an earlier run in this folder are removed, those of other programs
+    /// never: they are in the way.
     #[arg(long, value_name = "N", value_parser = count())]
     save_every: Option<u64>,
     /// Adds a histogram of each Var's gradient, before clipping, to the TensorBoard events every N steps. Not with
@@ -275,9 +277,13 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
             let arms = Arms::join(&arms.lists)?;
             let experiment = common.experiment("compare", interrupt)?;
             let plan = compare::plan(&experiment, &arms, rate.lr);
+            compare::folders(&experiment, &plan)?;
             experiment.write_config("compare", &plan)?;
             let runs = compare::run(&experiment, &plan)?;
-            experiment.write_results(&runs)?;
+            let mut late = Late::default();
+            late.keep(experiment.write_results(&runs));
+            compare::write(&experiment, &runs, &mut late);
+            late.end()?;
             experiment
         }
         Some(Command::Sweep {
@@ -291,8 +297,11 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
             let plan = sweep::plan(&experiment, &arms, rates, *seeds);
             experiment.write_config("sweep", &plan)?;
             let runs = sweep::run(&experiment, &plan)?;
-            sweep::report(&experiment, &runs)?;
-            experiment.write_results(&runs)?;
+            sweep::report(&experiment, &runs);
+            let mut late = Late::default();
+            late.keep(experiment.write_results(&runs));
+            late.keep(sweep::draw(&experiment, &runs));
+            late.end()?;
             experiment
         }
         Some(Command::FindMaxNorm { common, lr }) => {
@@ -302,8 +311,11 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
                 .map_or(find_max_norm::STEPS, |steps| steps as usize);
             let plan = find_max_norm::plan(&experiment, *lr, steps);
             experiment.write_config("find-max-norm", std::slice::from_ref(&plan))?;
-            let run = find_max_norm::run(&experiment, &plan)?;
-            experiment.write_results(&[run])?;
+            let (run, norms) = find_max_norm::run(&experiment, &plan)?;
+            let mut late = Late::default();
+            late.keep(find_max_norm::report(&run, &norms));
+            late.keep(experiment.write_results(&[run]));
+            late.end()?;
             experiment
         }
     };
@@ -331,7 +343,6 @@ fn begin<'a>(args: &TrainArgs, interrupt: &'a AtomicBool) -> Result<Experiment<'
     let experiment = args.common.experiment("train", interrupt)?;
     let settings = args.common.settings(&args.clip, args.rate.lr);
     let out = experiment.out.path().to_owned();
-    checkpoint::clear(&out)?;
     let checkpoints = match args.save_every {
         None => None,
         Some(save_every) => Some(Checkpoints {
@@ -341,6 +352,10 @@ fn begin<'a>(args: &TrainArgs, interrupt: &'a AtomicBool) -> Result<Experiment<'
             resumed: None,
         }),
     };
+    if let Some(checkpoints) = &checkpoints {
+        checkpoints.check()?;
+    }
+    checkpoint::clear(experiment.out.path())?;
     let histograms = args.histograms.map(|every| every as usize);
     train::run(&experiment, &settings, checkpoints.as_ref(), histograms)?;
     Ok(experiment)
@@ -377,6 +392,7 @@ fn resume<'a>(
         source,
         resumed: Some(checkpoint),
     };
+    checkpoints.check()?;
     train::run(&experiment, &settings, Some(&checkpoints), None)?;
     Ok(experiment)
 }

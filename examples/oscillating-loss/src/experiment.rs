@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::arm::Arm;
 use crate::baseline::Baselines;
 use crate::data::Weather;
+use crate::late::Late;
 use crate::metrics;
 use crate::out_dir::OutDir;
 use crate::parallel::{Watch, train_all};
@@ -26,7 +27,7 @@ pub struct Experiment<'a> {
     pub base: Settings,
     /// Where files go.
     pub out: OutDir,
-    /// Set by Ctrl-C.
+    /// Set by Ctrl-C and SIGTERM.
     pub interrupt: &'a AtomicBool,
 }
 
@@ -62,7 +63,7 @@ impl<'a> Experiment<'a> {
         }
     }
 
-    /// Whether Ctrl-C was pressed.
+    /// Whether Ctrl-C was pressed, or SIGTERM came.
     #[must_use]
     pub fn interrupted(&self) -> bool {
         self.interrupt.load(Ordering::Relaxed)
@@ -96,11 +97,15 @@ impl<'a> Experiment<'a> {
     /// Writes `metrics.csv` and `summary.json`, whether the runs came to their end or not.
     ///
     /// # Errors
-    /// If they can't be written.
+    /// If one can't be written; the other is written all the same.
     pub fn write_results(&self, runs: &[Run]) -> Result<()> {
-        self.out
-            .write("metrics.csv", |path| metrics::write_csv(path, runs))?;
-        self.out
-            .write_json("summary.json", &Summary::new(runs, self.baselines))
+        let mut late = Late::default();
+        late.keep(
+            self.out
+                .write("metrics.csv", |path| metrics::write_csv(path, runs)),
+        );
+        let summary = Summary::new(runs, self.baselines);
+        late.keep(self.out.write_json("summary.json", &summary));
+        late.end()
     }
 }

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let args = cli::Cli::parse();
     match run(&args) {
         Ok(false) => ExitCode::SUCCESS,
-        Ok(true) => ExitCode::from(interrupt::EXIT_STATUS),
+        Ok(true) => ExitCode::from(interrupt::exit_status()),
         // Causes on one line, and no stack of calls even where RUST_BACKTRACE is set.
         Err(error) => {
             eprintln!("error: {error:#}");

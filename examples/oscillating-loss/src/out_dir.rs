@@ -1,13 +1,41 @@
 //! The folder that results go to; every file in it is written whole.
+//!
+//! It has the [marker](crate::ours): in a folder without one, files of our names are somebody else's, such as the
+//! `config.json` of a model, and are not replaced.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+
+use crate::ours;
 
 /// Room that must be there before training starts: more than all files of the story need.
 const PROBE_BYTES: usize = 8 << 20;
+
+/// What commands write into the folder.
+const FILES: [&str; 11] = [
+    "config.json",
+    "metrics.csv",
+    "summary.json",
+    "loss.svg",
+    "loss.png",
+    "grad_norm.svg",
+    "grad_norm.png",
+    "sweep.svg",
+    "sweep.png",
+    "runs.jsonl",
+    "tables.md",
+];
+
+/// What they write into the folder of an arm.
+const FILES_OF_ARM: [&str; 4] = [
+    "weights.safetensors",
+    "param_norms.csv",
+    "param_norms.svg",
+    "param_norms.png",
+];
 
 /// A folder that has been written to.
 #[derive(Debug, Clone)]
@@ -20,13 +48,15 @@ impl OutDir {
     /// written there.
     ///
     /// # Errors
-    /// If the path is no folder, is read-only, or has less than 8 MiB left.
+    /// If the path is no folder, is read-only, has less than 8 MiB left, or has files that would be replaced, but
+    /// were not written by this program.
     pub fn create(path: &Path) -> Result<Self> {
-        let probe = path.join(".probe");
-        let written =
-            fs::create_dir_all(path).and_then(|()| write_synced(&probe, &vec![0; PROBE_BYTES]));
-        // Whatever part of it there is; the error that counts is the one of writing.
-        let _ = fs::remove_file(&probe);
+        check(path, &FILES)?;
+        // The probe has no name: nobody's file is replaced by it, and a kill leaves nothing.
+        let written = fs::create_dir_all(path)
+            .and_then(|()| tempfile::tempfile_in(path))
+            .and_then(|probe| write_synced(probe, &vec![0; PROBE_BYTES]))
+            .and_then(|()| ours::mark(path));
         written.with_context(|| {
             format!(
                 "can't write to `{}`: choose another folder with --out",
@@ -44,13 +74,16 @@ impl OutDir {
         &self.path
     }
 
-    /// A folder inside.
+    /// The folder of an arm inside.
     ///
     /// # Errors
-    /// If it can't be made.
+    /// If it can't be made, or has files that would be replaced, but were not written by this program.
     pub fn folder(&self, name: &str) -> Result<Self> {
         let path = self.path.join(name);
-        fs::create_dir_all(&path).with_context(|| format!("can't make `{}`", path.display()))?;
+        check(&path, &FILES_OF_ARM)?;
+        fs::create_dir_all(&path)
+            .and_then(|()| ours::mark(&path))
+            .with_context(|| format!("can't make `{}`", path.display()))?;
         Ok(Self { path })
     }
 
@@ -84,8 +117,23 @@ impl OutDir {
     }
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
+/// Whether files of these names would be ours to replace.
+fn check(folder: &Path, names: &[&str]) -> Result<()> {
+    let others: Vec<String> = ours::in_the_way(folder, names)
+        .iter()
+        .map(|path| format!("`{}`", path.display()))
+        .collect();
+    ensure!(
+        others.is_empty(),
+        "{} would be replaced, but this program has not written that (there is no `{}` beside it): choose another \
+         folder with --out",
+        others.join(", "),
+        ours::MARKER
+    );
+    Ok(())
+}
+
+fn write_synced(mut file: File, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()
 }

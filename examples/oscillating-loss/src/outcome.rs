@@ -70,21 +70,41 @@ pub fn read(path: &Path) -> Result<Vec<Outcome>> {
 /// Adds a line for a run.
 ///
 /// # Errors
-/// If it can't be written.
+/// If it can't be written; no part of it is left then.
 pub fn append(path: &Path, outcome: &Outcome) -> Result<()> {
     let line = serde_json::to_string(outcome)? + "\n";
-    File::options()
-        .create(true)
-        .append(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(line.as_bytes()))
-        .with_context(|| format!("can't write `{}`", path.display()))
+    let append = || {
+        let mut file = File::options().create(true).append(true).open(path)?;
+        let before = file.metadata()?.len();
+        file.write_all(line.as_bytes()).inspect_err(|_| {
+            // The next line would begin in the middle of this one. The error that counts is the one of writing.
+            let _ = file.set_len(before);
+        })
+    };
+    append().with_context(|| format!("can't write `{}`", path.display()))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_file() {
+        let outcome = Outcome {
+            settings: Settings::default(),
+            diverged: None,
+            final_test_loss: None,
+            best_test_loss: None,
+            roughness: None,
+            max_total_norm: 1.0,
+            clipped_fraction: 0.0,
+            num_skipped: 0,
+        };
+        let error = append(Path::new("/dev/full"), &outcome).unwrap_err();
+        assert_eq!(error.to_string(), "can't write `/dev/full`");
+    }
 
     #[test]
     fn what_is_appended_is_read_back_without_a_line_that_was_cut_off() {

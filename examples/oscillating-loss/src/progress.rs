@@ -49,11 +49,8 @@ impl Bars {
     }
 
     /// Brings all events to the disk.
-    ///
-    /// # Errors
-    /// If they can't be written.
-    pub fn flush(&self) -> Result<()> {
-        self.events.iter().try_for_each(Events::flush)
+    pub fn flush(&self) {
+        self.events.iter().for_each(Events::flush);
     }
 }
 
@@ -63,7 +60,8 @@ impl Watch for Bars {
         bar.set_position(step.step as u64);
         let (loss, norm) = (number(step.train_loss), number(step.total_norm));
         bar.set_message(format!("loss {loss:>9}  norm {norm:>9}"));
-        self.events[at].step(step)
+        self.events[at].step(step);
+        Ok(())
     }
 
     fn end(&self, at: usize, run: &Run) -> Result<()> {

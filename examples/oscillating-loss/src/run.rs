@@ -39,7 +39,7 @@ pub struct Run {
     pub steps: Vec<Step>,
     /// Why it ended early, if it diverged.
     pub diverged: Option<String>,
-    /// Whether it was stopped by Ctrl-C.
+    /// Whether it was stopped by Ctrl-C or SIGTERM.
     pub interrupted: bool,
     /// Time in training steps, without the evaluations.
     pub training_time: Duration,
@@ -49,6 +49,8 @@ pub struct Run {
     pub missing: Vec<String>,
     /// The weights at the end.
     pub weights: Weights,
+    /// Why its last checkpoint could not be saved.
+    pub unsaved: Option<anyhow::Error>,
 }
 
 /// The Vars of a model, by name.
@@ -73,6 +75,7 @@ impl Run {
             param_norms: ParamNorms::default(),
             missing: Vec::new(),
             weights: Weights(weights),
+            unsaved: None,
         }
     }
 

@@ -45,6 +45,17 @@ struct Value {
     histo: Option<Histogram>,
 }
 
+const PREFIX: &str = "events.out.tfevents.";
+
+/// Where other programs have the host, so that their files are not taken for ours.
+const HOST: &str = ".oscillating-loss.";
+
+/// Whether a file of this name was written by this program.
+#[must_use]
+pub fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.contains(HOST)
+}
+
 /// Writes scalars and histograms to an event file of its own.
 #[derive(Debug)]
 pub struct EventWriter {
@@ -62,17 +73,21 @@ impl EventWriter {
         fs::create_dir_all(dir).with_context(|| format!("cannot make `{}`", dir.display()))?;
         let (seconds, process) = (seconds_since_1970(), std::process::id());
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("events.out.tfevents.{seconds:010.0}.localhost.{process}.{count}");
+        let name = format!("{PREFIX}{seconds:010.0}{HOST}{process}.{count}");
         let path = dir.join(name);
         let file = File::create_new(&path)
             .with_context(|| format!("cannot make event file `{}`", path.display()))?;
-        let mut writer = Self {
-            file: BufWriter::new(file),
-            path,
-        };
+        let mut writer = Self::on(file, path);
         writer.event(0, Some("brain.Event:2".into()), None)?;
         writer.flush()?;
         Ok(writer)
+    }
+
+    pub(crate) fn on(file: File, path: PathBuf) -> Self {
+        Self {
+            file: BufWriter::new(file),
+            path,
+        }
     }
 
     /// Adds one point of the curve `tag`; a point that is not finite is kept as it is.

@@ -153,7 +153,8 @@ impl std::fmt::Debug for GradientWatch<'_> {
 /// the run says of all steps is what it would have been without a break.
 ///
 /// # Errors
-/// As [`train`], and if a checkpoint can't be saved or doesn't fit, or whoever looks at gradients fails.
+/// As [`train`], and if the first checkpoint can't be saved or the one to go on from doesn't fit, or whoever looks at
+/// gradients fails. A later checkpoint that can't be saved ends nothing: see [`Run::unsaved`].
 pub fn train_with(
     settings: &Settings,
     weather: &Weather,
@@ -250,7 +251,12 @@ impl Trainer<'_> {
             let is_last = step.step == self.settings.steps;
             run.interrupted = self.interrupt.load(Ordering::Relaxed) && !is_last;
             if let Some(checkpoints) = self.extras.checkpoints.filter(|these| these.is_due(&run)) {
-                checkpoints.save(&run, &optimizer)?;
+                // What the run has done so far is worth more than the checkpoint.
+                let failed = checkpoints.save(&run, &optimizer).err();
+                if let (Some(error), None) = (&failed, &run.unsaved) {
+                    eprintln!("warning: {error:#}; the one before stays, and training goes on");
+                }
+                run.unsaved = failed;
             }
             if run.interrupted {
                 break;

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 use oscillating_loss::cli::{self, Cli};
+use oscillating_loss::ours::MARKER;
 use serde_json::Value;
 
 fn call(args: &[&str], out: &Path, interrupt: bool) -> anyhow::Result<()> {
@@ -40,7 +41,7 @@ fn keys(value: &Value) -> Vec<&str> {
     keys
 }
 
-/// Every file below a folder, without the changing part of event files' names.
+/// Every file below a folder, without the changing part of event files' names, and without markers.
 fn files(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -54,7 +55,7 @@ fn files(folder: &Path) -> Vec<String> {
             );
         } else if name.starts_with("events.out.tfevents.") {
             found.push("events.out.tfevents".to_owned());
-        } else {
+        } else if name != MARKER {
             found.push(name);
         }
     }
@@ -353,6 +354,129 @@ fn an_out_that_cannot_be_written_is_an_error_before_training() {
         assert!(error.contains(&expected), "{error}");
     }
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[test]
+fn files_of_somebody_else_are_not_replaced() {
+    let commands = ["train", "compare", "sweep", "find-max-norm"].map(|command| with(&[command]));
+    let study = vec!["study", "--clip=none", "--seeds=1", "--steps=1"];
+    for (args, name) in commands.iter().chain([&study]).zip([
+        "config.json",
+        "loss.svg",
+        "sweep.png",
+        "metrics.csv",
+        "runs.jsonl",
+    ]) {
+        let out = tempfile::tempdir().unwrap();
+        let mine = out.path().join(name);
+        fs::write(&mine, "mine").unwrap();
+        let error = call(args, out.path(), false).unwrap_err().to_string();
+        let expected = format!("`{}` would be replaced, but this", mine.display());
+        assert!(error.starts_with(&expected), "{args:?}: {error}");
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "mine");
+        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1, "{args:?}");
+    }
+
+    let out = tempfile::tempdir().unwrap();
+    let arm = out.path().join("norm-1.0");
+    fs::create_dir(&arm).unwrap();
+    for name in [
+        "events.out.tfevents.1700000000.localhost.1.0",
+        ".probe",
+        "notes.txt",
+    ] {
+        fs::write(arm.join(name), "mine").unwrap();
+        fs::write(out.path().join(name), "mine").unwrap();
+    }
+    // Twice: the second call replaces the event file of the first, and no other.
+    for _ in 0..2 {
+        call(&with(&["train"]), out.path(), false).unwrap();
+    }
+    let is_mine = |name: &str| fs::read_to_string(arm.join(name)).is_ok_and(|text| text == "mine");
+    assert!(is_mine("events.out.tfevents.1700000000.localhost.1.0"));
+    assert!(is_mine(".probe") && is_mine("notes.txt"));
+    let probe = fs::read_to_string(out.path().join(".probe")).unwrap();
+    assert_eq!(probe, "mine");
+    let events = files(&arm);
+    let events = events.iter().filter(|file| *file == "events.out.tfevents");
+    assert_eq!(events.count(), 2);
+
+    let out = tempfile::tempdir().unwrap();
+    let weights = out.path().join("norm-1.0/weights.safetensors");
+    fs::create_dir(out.path().join("norm-1.0")).unwrap();
+    fs::write(&weights, "mine").unwrap();
+    let error = call(&with(&["train"]), out.path(), false).unwrap_err();
+    let expected = format!("`{}` would be replaced", weights.display());
+    assert!(error.to_string().starts_with(&expected), "{error}");
+    assert_eq!(fs::read_to_string(&weights).unwrap(), "mine");
+    assert_eq!(files(out.path()), ["norm-1.0/weights.safetensors"]);
+}
+
+/// Runs the command twice; before the second call, folders stand where these files would be.
+fn with_folders_in_place_of(names: &[&str], args: &[&str], out: &Path) -> String {
+    call(args, out, false).unwrap();
+    for path in files(out).iter().map(|file| out.join(file)) {
+        if path.exists() {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    for name in names {
+        fs::create_dir(out.join(name)).unwrap();
+    }
+    format!("{:#}", call(args, out, false).unwrap_err())
+}
+
+#[test]
+fn a_picture_that_cannot_be_written_costs_nothing_else() {
+    let out = tempfile::tempdir().unwrap();
+    let sweep = with(&["sweep", "--lr=1e-4", "--clip=none", "--seeds=1"]);
+    let error = with_folders_in_place_of(&["sweep.svg"], &sweep, out.path());
+    assert!(error.contains("sweep.svg"), "{error}");
+    let expected = ["config.json", "metrics.csv", "summary.json", "sweep.png"];
+    assert_eq!(files(out.path()), expected);
+    let metrics = fs::read_to_string(out.path().join("metrics.csv")).unwrap();
+    assert_eq!(metrics.lines().count(), 5);
+
+    for command in ["train", "compare"] {
+        let out = tempfile::tempdir().unwrap();
+        let args = with(&[command, "--clip=none"]);
+        let lost = [
+            "none/weights.safetensors",
+            "none/param_norms.svg",
+            "loss.svg",
+        ];
+        let error = with_folders_in_place_of(&lost, &args, out.path());
+        assert!(lost.iter().all(|name| error.contains(name)), "{error}");
+        let left = files(out.path());
+        for name in ["metrics.csv", "summary.json", "none/param_norms.csv"] {
+            assert!(left.iter().any(|file| file == name), "{name}: {left:?}");
+        }
+        let temporary = |file: &String| file.ends_with(".tmp") || file.ends_with(".partial");
+        assert!(!left.iter().any(temporary), "{left:?}");
+        assert!(left.iter().any(|file| file == "grad_norm.svg"), "{left:?}");
+    }
+}
+
+#[test]
+fn metrics_that_cannot_be_written_cost_nothing_else() {
+    let out = tempfile::tempdir().unwrap();
+    let args = with(&["train", "--clip=none"]);
+    call(&args, out.path(), false).unwrap();
+    let written = files(out.path());
+    for file in written.iter().filter(|file| *file != "config.json") {
+        let path = out.path().join(file);
+        if path.exists() {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    fs::create_dir(out.path().join("metrics.csv")).unwrap();
+    let error = format!("{:#}", call(&args, out.path(), false).unwrap_err());
+    assert!(error.contains("metrics.csv"), "{error}");
+    let others = |files: Vec<String>| -> Vec<String> {
+        let is_other = |file: &String| file != "metrics.csv";
+        files.into_iter().filter(is_other).collect()
+    };
+    assert_eq!(others(files(out.path())), others(written));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use clap::Parser;
 use oscillating_loss::checkpoint::{Checkpoint, Checkpoints};
 use oscillating_loss::cli::{self, Cli};
 use oscillating_loss::data::Weather;
+use oscillating_loss::ours;
 use oscillating_loss::settings::{DeviceKind, Settings};
 use oscillating_loss::source::Source;
 use oscillating_loss::train::{Extras, train, train_with};
@@ -399,10 +400,12 @@ fn a_damaged_checkpoint_is_named_and_an_older_one_offered() {
         assert!(error.contains(&format!("can't read {name}")), "{error}");
         fs::write(&file, whole).unwrap();
     }
-    fs::create_dir(folder.path().join("checkpoint-7")).unwrap();
+    let newer = folder.path().join("checkpoint-7");
+    fs::create_dir(&newer).unwrap();
+    ours::mark(&newer).unwrap();
     let error = resume_error(&[], folder.path());
     assert!(error.contains("(remove it to go on from"), "{error}");
-    fs::remove_dir(folder.path().join("checkpoint-7")).unwrap();
+    fs::remove_dir_all(&newer).unwrap();
     call(&[], "--resume", folder.path()).unwrap();
 }
 
@@ -420,8 +423,10 @@ fn what_a_kill_leaves_between_two_checkpoints_is_cleared_away() {
     let folder = short_run(&[]);
     let expected = contents(folder.path());
     for left in ["checkpoint-000004", "checkpoint.tmp", "checkpoint.old"] {
-        fs::create_dir(folder.path().join(left)).unwrap();
-        fs::write(folder.path().join(left).join("state.json"), "{").unwrap();
+        let left = folder.path().join(left);
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("state.json"), "{").unwrap();
+        ours::mark(&left).unwrap();
     }
     let longer = ["--steps=8"];
     call(&longer, "--resume", folder.path()).unwrap();
@@ -437,6 +442,237 @@ fn what_a_kill_leaves_between_two_checkpoints_is_cleared_away() {
     )
     .unwrap();
     assert!(checkpoints(folder.path()).is_empty());
+}
+
+/// A folder with what another program left: checkpoints, and a file of such a name.
+fn others() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let trainer = folder.path().join("checkpoint-500");
+    fs::create_dir(&trainer).unwrap();
+    fs::write(trainer.join("model.safetensors"), "mine").unwrap();
+    fs::write(trainer.join("trainer_state.json"), "mine").unwrap();
+    fs::write(folder.path().join("checkpoint-000007"), "mine").unwrap();
+    folder
+}
+
+#[test]
+fn what_other_programs_call_a_checkpoint_stays() {
+    let folder = others();
+    let before = contents(folder.path());
+    let error = call(&SHORT, "--out", folder.path()).unwrap_err();
+    let names = ["checkpoint-500", "checkpoint-000007"].map(|name| folder.path().join(name));
+    for name in &names {
+        let named = format!("`{}`", name.display());
+        assert!(error.to_string().contains(&named), "{error}");
+    }
+    let expected = "are in the way of checkpoints, and not only of this program's making";
+    assert!(error.to_string().contains(expected), "{error}");
+    assert!(checkpoints(folder.path()).len() == 2);
+
+    // Without checkpoints of its own, a run has nothing to do with them.
+    let plain = ["--steps=2", "--batch=2", "--eval-every=2"];
+    call(&plain, "--out", folder.path()).unwrap();
+    let after = contents(folder.path());
+    for (name, bytes) in &before {
+        assert_eq!(after.get(name), Some(bytes), "{name}");
+    }
+
+    for name in ["checkpoint.tmp", "checkpoint.old"] {
+        let folder = TempDir::new().unwrap();
+        fs::create_dir(folder.path().join(name)).unwrap();
+        let mine = folder.path().join(name).join("mine");
+        fs::write(&mine, "mine").unwrap();
+        let error = call(&SHORT, "--out", folder.path()).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+        call(&plain, "--out", folder.path()).unwrap();
+        assert!(mine.exists());
+    }
+}
+
+#[test]
+fn notes_in_a_checkpoint_keep_it() {
+    let folder = short_run(&[]);
+    let notes = folder.path().join("checkpoint-000006/notes.txt");
+    fs::write(&notes, "mine").unwrap();
+    let plain = ["--steps=2", "--batch=2", "--eval-every=2"];
+    call(&plain, "--out", folder.path()).unwrap();
+    assert!(notes.exists());
+    let saving = call(&SHORT, "--out", folder.path());
+    let error = saving.unwrap_err().to_string();
+    assert!(error.contains("checkpoint-000006"), "{error}");
+    assert!(notes.exists());
+    fs::remove_file(&notes).unwrap();
+    call(&plain, "--out", folder.path()).unwrap();
+    assert!(checkpoints(folder.path()).is_empty());
+}
+
+/// Where a checkpoint is to be, a folder with something in it appears while training: a save that fails.
+#[test]
+fn a_checkpoint_that_cannot_be_saved_costs_nothing_else() {
+    let settings = Settings {
+        batch: 2,
+        steps: 6,
+        eval_every: 3,
+        ..Settings::default()
+    };
+    let weather = Weather::embedded().unwrap();
+    let folder = TempDir::new().unwrap();
+    let out = folder.path();
+    let checkpoints = Checkpoints {
+        out: out.to_owned(),
+        save_every: 2,
+        source: Source::new(DeviceKind::Cpu, None).unwrap(),
+        resumed: None,
+    };
+    let block = |step: usize| {
+        let path = out.join(format!("checkpoint-{step:06}"));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("mine"), "").unwrap();
+    };
+    let train = |blocked: &[usize]| {
+        let flag = AtomicBool::new(false);
+        train_with(&settings, &weather, &flag, extras(&checkpoints), |at, _| {
+            if blocked.contains(&at.step) {
+                block(at.step);
+                // What was there before is whole, and nothing of the failed one is left.
+                assert!(!out.join("checkpoint.tmp").exists());
+            }
+            Ok(())
+        })
+        .unwrap()
+    };
+    let run = train(&[4]);
+    assert!(run.unsaved.is_none(), "{:?}", run.unsaved);
+    assert_eq!(run.steps.len(), 6);
+    assert_eq!(Checkpoint::latest(out).unwrap().step(), 6);
+
+    fs::remove_dir_all(out.join("checkpoint-000004")).unwrap();
+    fs::remove_dir_all(out.join("checkpoint-000006")).unwrap();
+    let run = train(&[6]);
+    let error = format!("{:#}", run.unsaved.unwrap());
+    assert!(error.contains("checkpoint-000006"), "{error}");
+    assert_eq!(run.steps.len(), 6);
+    assert!(!out.join("checkpoint.tmp").exists());
+    assert!(out.join("checkpoint-000006/mine").exists());
+    assert_eq!(Checkpoint::latest(out).unwrap().step(), 4);
+}
+
+#[cfg(unix)]
+#[test]
+fn sigterm_and_ctrl_c_leave_all_files() {
+    for (signal, status) in [("TERM", 143), ("INT", 130)] {
+        let folder = TempDir::new().unwrap();
+        let out = folder.path();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_oscillating-loss"))
+            .args(["train", "--steps=1000000", "--batch=2", "--save-every=2"])
+            .arg("--out")
+            .arg(out)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        while checkpoints(out).last().is_none_or(|(step, _)| *step < 4) {
+            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+            sleep(Duration::from_millis(2));
+        }
+        // Twice, as `timeout` does; the second Ctrl-C would drop the files.
+        for _ in 0..if signal == "TERM" { 2 } else { 1 } {
+            let kill = Command::new("sh")
+                .args(["-c", &format!("kill -{signal} {}", child.id())])
+                .status();
+            assert!(kill.unwrap().success());
+            sleep(Duration::from_millis(1));
+        }
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{signal}: {errors}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("Test loss by step:"), "{text}");
+        let metrics = fs::read_to_string(out.join("metrics.csv")).unwrap();
+        let (step, _) = checkpoints(out).pop().unwrap();
+        assert_eq!(metrics.lines().count(), step + 1, "{signal}");
+        assert!(out.join("summary.json").exists());
+    }
+}
+
+/// A file system of its own; none where nobody may mount one.
+#[cfg(target_os = "linux")]
+struct SmallDisk(TempDir);
+
+#[cfg(target_os = "linux")]
+impl SmallDisk {
+    fn mount(size: &str) -> Option<Self> {
+        let folder = TempDir::new().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
+            .arg(folder.path())
+            .stderr(Stdio::null())
+            .status();
+        mounted
+            .is_ok_and(|status| status.success())
+            .then_some(Self(folder))
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_ends_no_training_and_leaves_no_temporary_files() {
+    let Some(disk) = SmallDisk::mount("24m") else {
+        println!("skipped: this user may not mount a tmpfs");
+        return;
+    };
+    let out = disk.0.path();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_oscillating-loss"))
+        .args(["train", "--steps=60", "--batch=2", "--eval-every=5"])
+        .args(["--save-every=2", "--out"])
+        .arg(out)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while checkpoints(out).last().is_none_or(|(step, _)| *step < 2) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        sleep(Duration::from_millis(1));
+    }
+    let fill = fs::File::create(out.join("fill"));
+    let filled = fill.and_then(|mut file| {
+        loop {
+            std::io::Write::write_all(&mut file, &[1; 4096])?;
+        }
+    });
+    let _: Result<(), std::io::Error> = filled;
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("training goes on"), "{errors}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("Test loss by step:"), "{text}");
+    assert!(text.contains("\n   60 ") || text.contains(" 60 "), "{text}");
+    for name in contents_names(out) {
+        let temporary = [".tmp", ".partial"].iter().any(|end| name.contains(end));
+        assert!(!temporary, "{name}");
+    }
+    Checkpoint::latest(out).unwrap();
+}
+
+#[cfg(target_os = "linux")]
+fn contents_names(folder: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        if path.is_dir() {
+            names.extend(contents_names(&path));
+        }
+    }
+    names
 }
 
 #[test]

@@ -5,6 +5,8 @@ use anyhow::Result;
 use crate::arm::Arm;
 use crate::events::Events;
 use crate::experiment::Experiment;
+use crate::late::Late;
+use crate::out_dir::OutDir;
 use crate::progress::Bars;
 use crate::run::Run;
 use crate::settings::Settings;
@@ -18,17 +20,27 @@ pub fn plan(experiment: &Experiment, arms: &[Arm], lr: f64) -> Vec<Settings> {
         .collect()
 }
 
-/// Trains them side by side, with live bars and `TensorBoard` events; then writes pictures and weights
-/// and prints the curves.
+/// Trains them side by side, with live bars and `TensorBoard` events; then prints the curves.
 ///
 /// # Errors
-/// If a run fails or a file can't be written.
+/// If a run fails or an event file can't be made.
 pub fn run(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<Run>> {
     let bars = bars(experiment, settings)?;
     let runs = experiment.train_all(settings, &bars)?;
-    bars.flush()?;
-    show(experiment, &runs)?;
+    bars.flush();
+    print(&runs);
     Ok(runs)
+}
+
+/// The folder of each run.
+///
+/// # Errors
+/// If one can't be made, or has something of this program's names in it that the program has not written.
+pub fn folders(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<OutDir>> {
+    settings
+        .iter()
+        .map(|settings| experiment.out.folder(&settings.arm.folder()))
+        .collect()
 }
 
 /// Bars for these runs, and an event file in each one's folder.
@@ -36,35 +48,44 @@ pub fn run(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<Run>> {
 /// # Errors
 /// If a folder or a file can't be made.
 pub fn bars(experiment: &Experiment, settings: &[Settings]) -> Result<Bars> {
-    let events = settings
+    let events = folders(experiment, settings)?
         .iter()
-        .map(|settings| Events::create(experiment.out.folder(&settings.arm.folder())?.path()))
+        .map(|folder| Events::create(folder.path()))
         .collect::<Result<Vec<_>>>()?;
     Bars::new(settings, events)
 }
 
-/// Writes pictures and weights, and prints the curves.
-///
-/// # Errors
-/// If a file can't be written.
-pub fn show(experiment: &Experiment, runs: &[Run]) -> Result<()> {
+/// Writes numbers and weights, and then the pictures. What can't be written costs nothing else.
+pub fn write(experiment: &Experiment, runs: &[Run], late: &mut Late) {
     let out = &experiment.out;
+    let in_folder = |run: &Run, write: &dyn Fn(&OutDir) -> Result<()>| {
+        write(&out.folder(&run.settings.arm.folder())?)
+    };
     for run in runs {
-        let folder = out.folder(&run.settings.arm.folder())?;
-        folder.write("weights.safetensors", |path| {
-            Ok(run.weights.0.save(path)?)
-        })?;
-        folder.write("param_norms.csv", |path| run.param_norms.write_csv(path))?;
-        let map = run.param_norms.heat_map(figures::title(run));
-        plot::heat_map(&map, &folder.path().join("param_norms"))?;
+        late.keep(in_folder(run, &|folder| {
+            folder.write("param_norms.csv", |path| run.param_norms.write_csv(path))
+        }));
     }
-    plot::line_chart(&figures::loss(runs), &out.path().join("loss"))?;
-    plot::line_chart(&figures::grad_norm(runs), &out.path().join("grad_norm"))?;
-    print(runs);
-    Ok(())
+    for run in runs {
+        late.keep(in_folder(run, &|folder| {
+            folder.write("weights.safetensors", |path| {
+                Ok(run.weights.0.save(path)?)
+            })
+        }));
+    }
+    for run in runs {
+        late.keep(in_folder(run, &|folder| {
+            let map = run.param_norms.heat_map(figures::title(run));
+            plot::heat_map(&map, &folder.path().join("param_norms"))
+        }));
+    }
+    let (loss, norm) = (figures::loss(runs), figures::grad_norm(runs));
+    late.keep(plot::line_chart(&loss, &out.path().join("loss")));
+    late.keep(plot::line_chart(&norm, &out.path().join("grad_norm")));
 }
 
-fn print(runs: &[Run]) {
+/// Prints the curves.
+pub fn print(runs: &[Run]) {
     println!("Test loss by step:");
     println!("{}", table::curves(runs));
     for run in runs {

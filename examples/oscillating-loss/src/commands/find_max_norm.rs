@@ -28,21 +28,24 @@ pub fn plan(experiment: &Experiment, lr: f64, steps: usize) -> Settings {
     }
 }
 
-/// Trains without clipping and prints the distribution of the norms.
+/// Trains without clipping; the run, and the distribution of its norms.
 ///
 /// # Errors
-/// If the device fails, or not one norm was finite.
-pub fn run(experiment: &Experiment, settings: &Settings) -> Result<Run> {
+/// If the device fails.
+pub fn run(experiment: &Experiment, settings: &Settings) -> Result<(Run, Summary)> {
     let mut norms = Summary::default();
     let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
     let run = train(settings, weather, interrupt, |_, report| {
         Ok(norms.add(report)?)
     })?;
-    print(&run, &norms)?;
-    Ok(run)
+    Ok((run, norms))
 }
 
-fn print(run: &Run, norms: &Summary) -> Result<()> {
+/// Prints the distribution.
+///
+/// # Errors
+/// If not one norm was finite.
+pub fn report(run: &Run, norms: &Summary) -> Result<()> {
     let percentile = |percentile| {
         let norm = norms.percentile_norm(percentile);
         norm.map(number)

@@ -6,6 +6,7 @@ use super::{compare, find_max_norm, sweep};
 use crate::arm::MAX_NORM;
 use crate::arms::Arms;
 use crate::experiment::Experiment;
+use crate::late::Late;
 use crate::run::Run;
 use crate::settings::Settings;
 
@@ -31,6 +32,7 @@ pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
     let mut rest = sweep::plan(experiment, &arms, &sweep::RATES, sweep::SEEDS);
     rest.retain(|run| run.lr.total_cmp(&SHOWN_LR).is_ne() || run.seed != seed);
     let plan: Vec<Settings> = shown.iter().chain(&rest).cloned().collect();
+    compare::folders(experiment, &shown)?;
     experiment.write_config("story", &plan)?;
 
     println!(
@@ -39,7 +41,8 @@ pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
         experiment.base.optimizer_name()
     );
     println!("\n1. Which limit?");
-    let unclipped = find_max_norm::run(experiment, &limit)?;
+    let (unclipped, norms) = find_max_norm::run(experiment, &limit)?;
+    find_max_norm::report(&unclipped, &norms)?;
     let above = unclipped
         .steps
         .iter()
@@ -47,12 +50,15 @@ pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
         .count();
     println!("  (The runs below take {MAX_NORM:?}, which is below {above} of these norms.)");
 
-    let mut runs = Vec::new();
+    let (mut runs, mut late) = (Vec::new(), Late::default());
     if !experiment.interrupted() {
         println!(
             "\n2. One setting, learning rate {SHOWN_LR:e}: same initial weights, same batches."
         );
-        runs.extend(compare::run(experiment, &shown)?);
+        runs = compare::run(experiment, &shown)?;
+        // Again at the end, with the others: those take minutes in which much can happen.
+        late.keep(experiment.write_results(&runs));
+        compare::write(experiment, &runs, &mut late);
     }
     if !experiment.interrupted() {
         println!(
@@ -63,7 +69,9 @@ pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
         runs.extend(sweep::run(experiment, &rest)?);
     }
     println!("\n4. How the arms stand.");
-    sweep::report(experiment, &runs)?;
-    experiment.write_results(&runs)?;
+    sweep::report(experiment, &runs);
+    late.keep(experiment.write_results(&runs));
+    late.keep(sweep::draw(experiment, &runs));
+    late.end()?;
     Ok(runs)
 }

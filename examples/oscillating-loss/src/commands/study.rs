@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 
 use crate::arm::Arm;
+use crate::late::Late;
 use crate::out_dir::OutDir;
 use crate::outcome::{self, Outcome};
 use crate::parallel::{Watch, train_all};
@@ -141,22 +142,44 @@ pub fn run(
         "{} of {planned} runs are done already.",
         planned - left.len()
     );
+    let mut late = Late::default();
+    let mut unwritten = Vec::new();
     if let Some(steps) = left.first().map(|settings| settings.steps) {
         let log = Log {
             total: Total::new(left.len(), steps)?,
-            file: Mutex::new(&file),
+            file: &file,
+            unwritten: Mutex::default(),
         };
         train_all(&left, &source.open()?, interrupt, &log)?;
+        let mut last = log
+            .unwritten
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        late.keep(write_down(&file, &mut last));
+        unwritten = last;
     }
-    let text = study_table::markdown(&outcome::read(&file)?)?;
+    let mut all = outcome::read(&file)?;
+    all.extend(unwritten);
+    let text = study_table::markdown(&all)?;
     println!("{text}");
-    out.write("tables.md", |path| Ok(fs::write(path, text)?))
+    late.keep(out.write("tables.md", |path| Ok(fs::write(path, text)?)));
+    late.end()
 }
 
-/// Writes each run down as it ends.
+/// Adds the outcomes to the file; those that can't be written stay in the list.
+fn write_down(file: &Path, outcomes: &mut Vec<Outcome>) -> Result<()> {
+    while let Some(first) = outcomes.first() {
+        outcome::append(file, first)?;
+        outcomes.remove(0);
+    }
+    Ok(())
+}
+
+/// Writes each run down as it ends. Where the disk is full, it is tried again at the end of the next.
 struct Log<'a> {
     total: Total,
-    file: Mutex<&'a Path>,
+    file: &'a Path,
+    unwritten: Mutex<Vec<Outcome>>,
 }
 
 impl Watch for Log<'_> {
@@ -166,8 +189,16 @@ impl Watch for Log<'_> {
 
     fn end(&self, at: usize, run: &Run) -> Result<()> {
         if !run.interrupted {
-            let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-            outcome::append(&file, &Outcome::from(run))?;
+            let mut unwritten = self
+                .unwritten
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let is_first = unwritten.is_empty();
+            unwritten.push(Outcome::from(run));
+            let written = write_down(self.file, &mut unwritten);
+            if let (true, Err(error)) = (is_first, written) {
+                eprintln!("warning: {error:#}; the study goes on, and tries again later");
+            }
         }
         self.total.end(at, run)
     }
@@ -203,6 +234,32 @@ mod tests {
             ..study()
         };
         assert_eq!(by_default.plan().len(), 40);
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_is_written_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("runs.jsonl");
+        let outcome = |settings: Settings| Outcome {
+            settings,
+            diverged: None,
+            final_test_loss: Some(1.0),
+            best_test_loss: None,
+            roughness: None,
+            max_total_norm: 1.0,
+            clipped_fraction: 0.0,
+            num_skipped: 0,
+        };
+        let all: Vec<Outcome> = study().plan().into_iter().map(outcome).collect();
+        let mut waiting = all[..2].to_vec();
+        fs::create_dir(&file).unwrap();
+        write_down(&file, &mut waiting).unwrap_err();
+        assert_eq!(waiting, all[..2]);
+        fs::remove_dir(&file).unwrap();
+        waiting.push(all[2].clone());
+        write_down(&file, &mut waiting).unwrap();
+        assert!(waiting.is_empty());
+        assert_eq!(outcome::read(&file).unwrap(), all[..3]);
     }
 
     #[test]

@@ -39,14 +39,18 @@ pub fn run(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<Run>> {
     experiment.train_all(settings, &total)
 }
 
-/// Writes the picture of all runs and prints how the arms stand.
+/// Writes the picture of all runs.
 ///
 /// # Errors
-/// If the picture can't be written.
-pub fn report(experiment: &Experiment, runs: &[Run]) -> Result<()> {
+/// If it can't be written.
+pub fn draw(experiment: &Experiment, runs: &[Run]) -> Result<()> {
+    let chart = figures::sweep(&Standing::of_arms(runs), &experiment.baselines);
+    plot::line_chart(&chart, &experiment.out.path().join("sweep"))
+}
+
+/// Prints how the arms stand.
+pub fn report(experiment: &Experiment, runs: &[Run]) {
     let standings = Standing::of_arms(runs);
-    let chart = figures::sweep(&standings, &experiment.baselines);
-    plot::line_chart(&chart, &experiment.out.path().join("sweep"))?;
     println!(
         "Best test loss by learning rate (median over the seeds; NaN: half of them or more diverged):"
     );
@@ -64,5 +68,4 @@ pub fn report(experiment: &Experiment, runs: &[Run]) -> Result<()> {
             println!("{sentence}");
         }
     }
-    Ok(())
 }

@@ -5,6 +5,7 @@ use anyhow::Result;
 use crate::checkpoint::Checkpoints;
 use crate::commands::compare;
 use crate::experiment::Experiment;
+use crate::late::Late;
 use crate::parallel::Watch;
 use crate::run::Run;
 use crate::settings::Settings;
@@ -21,6 +22,7 @@ pub fn run(
     histograms: Option<usize>,
 ) -> Result<Vec<Run>> {
     let plan = std::slice::from_ref(settings);
+    compare::folders(experiment, plan)?;
     experiment.write_config("train", plan)?;
     let bars = compare::bars(experiment, plan)?;
     if let Some(checkpoint) = checkpoints.and_then(|these| these.resumed.as_ref()) {
@@ -44,9 +46,15 @@ pub fn run(
         bars.end(0, &run)?;
         runs.push(run);
     }
-    bars.flush()?;
-    experiment.write_results(&runs)?;
-    compare::show(experiment, &runs)?;
+    bars.flush();
+    compare::print(&runs);
+    let mut late = Late::default();
+    late.keep(experiment.write_results(&runs));
+    for run in &mut runs {
+        late.keep(run.unsaved.take().map_or(Ok(()), Err));
+    }
+    compare::write(experiment, &runs, &mut late);
+    late.end()?;
     Ok(runs)
 }
 
