@@ -15,7 +15,7 @@ use half::{bf16, f16};
 pub(super) use units::measure as measure_units;
 
 use self::powers::{Found, Job};
-use super::{Place, cpu};
+use super::{Place, Work, cpu, run};
 use crate::Result;
 use crate::measure::{Entry, GradStats, Request};
 use crate::optim::state::wide_dtype;
@@ -82,7 +82,9 @@ fn measure_on_cpu(grad: &Tensor, request: Request) -> Result<GradStats> {
         storage: 0,
         measured: GradStats::ZERO,
     };
-    cpu::measure(&mut entry, request)?;
+    run(Work::of_elements(grad.elem_count()), |_| {
+        cpu::measure(&mut entry, request)
+    })?;
     let counted = entry.measured;
     if counted.stats.non_finite() == 0 {
         return Ok(counted);
@@ -109,7 +111,9 @@ fn zeroed(here: &Tensor, device: &Device) -> Result<Tensor> {
         clip_coef: 1.0,
         zero_non_finite: true,
     };
-    cpu::edit_in_place(here, zero.into())?;
+    run(Work::of_elements(here.elem_count()), |_| {
+        cpu::edit_in_place(here, zero.into())
+    })?;
     Ok(here.to_device(device)?)
 }
 
@@ -177,7 +181,9 @@ pub(super) fn edit_wide(grad: &Tensor, edit: GradEdit<'_>, is_finite: bool) -> R
     if !is_finite && tells_apart(edit) {
         let x = on_cpu(&x)?;
         let edited = x.zeros_like()?;
-        cpu::edit_into(&x, &edited, edit)?;
+        run(Work::of_elements(x.elem_count()), |_| {
+            cpu::edit_into(&x, &edited, edit)
+        })?;
         return Ok(edited.to_device(grad.device())?);
     }
     match edit {

@@ -6,7 +6,7 @@ use candle_grad_clip_kernels::{NormType, Stats, UnitEdit, Units};
 use super::powers::{Found, Job, powers, wide_tensor};
 use super::{factors, on_cpu, zeroed};
 use crate::Result;
-use crate::backend::cpu;
+use crate::backend::{Work, cpu, run};
 
 /// Measures each unit of some tensors of one device into the stats beside them, with one read of it if all is finite and of
 /// ordinary size.
@@ -47,7 +47,8 @@ fn measure_on_cpu(
     stats: &mut [Stats],
 ) -> Result<()> {
     let here = on_cpu(tensor)?;
-    cpu::measure_units(&here, units, norm_type, stats)?;
+    let work = Work::of_elements(here.elem_count());
+    run(work, |_| cpu::measure_units(&here, units, norm_type, stats))?;
     if stats.iter().all(|unit| unit.non_finite() == 0) {
         return Ok(());
     }
