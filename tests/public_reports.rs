@@ -124,7 +124,7 @@ fn tied_weights_count_once() -> Result<()> {
     })
 }
 
-/// KempnerForge issue 115: moments are warm after a load, not zeros, so the next step is that of a
+/// `KempnerForge` issue 115: moments are warm after a load, not zeros, so the next step is that of a
 /// run that was never interrupted.
 #[test]
 fn moments_are_warm_after_a_load() -> Result<()> {

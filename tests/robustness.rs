@@ -532,7 +532,7 @@ fn the_watchdog_passes_what_ends_and_sets_the_pool() {
 #[test]
 fn the_watchdog_ends_and_reports_what_hangs() {
     let name = "the_watchdog_ends_and_reports_what_hangs";
-    let error = Watchdog::new(name, Duration::from_secs(1))
+    let error = Watchdog::new(name, Duration::from_secs(5))
         .case("a thread that waits")
         .outcome(|| {
             println!("before it waits");
@@ -543,7 +543,7 @@ fn the_watchdog_ends_and_reports_what_hangs() {
         .unwrap_err()
         .to_string();
     let start = "the_watchdog_ends_and_reports_what_hangs, a thread that waits, the default pool: \
-                 hangs, it has not ended after 1s";
+                 hangs, it has not ended after 5s";
     assert!(error.starts_with(start), "{error}");
     assert!(error.contains("before it waits"), "{error}");
 }
