@@ -170,7 +170,7 @@ fn autoclip_goes_on_after_zeros() -> Result<()> {
 #[test]
 fn a_limit_of_another_length_keeps_no_zeros() -> Result<()> {
     let (named, mut opt) = start("auto:10")?;
-    for norm in [0.0, 3.0, 0.0, 5.0] {
+    for norm in [3.0, 0.0, 5.0, 0.0] {
         step(&mut opt, &named, norm, None)?;
     }
     let percentile = 0.0;
