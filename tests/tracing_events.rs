@@ -150,3 +150,34 @@ fn every_skip_is_warned_of_with_the_var() -> Result<()> {
     assert_eq!(steps[0].0["skipped"], "true");
     Ok(())
 }
+
+#[test]
+fn a_row_of_tiny_coefficients_is_one_warning() -> Result<()> {
+    let (mut opt, vars, gradients) = optimizer(Clip::norm(1e-6))?; // the norm is 13
+    let events = events(|| {
+        for _ in 0..25 {
+            opt.step(&store_for(&vars, &gradients))?;
+        }
+        opt.set_clip(Clip::norm(1.0))?;
+        opt.step(&store_for(&vars, &gradients))?;
+        opt.set_clip(Clip::value(1e-9))?; // has no coefficient
+        opt.step(&store_for(&vars, &gradients))?;
+        opt.set_clip(Clip::param_norm(1e-6))?;
+        for _ in 0..12 {
+            opt.step(&store_for(&vars, &gradients))?;
+        }
+        Ok(())
+    })?;
+    let warnings = of_level(&events, Level::WARN);
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert_eq!(warnings[0].0["step"], "10");
+    assert_eq!(warnings[1].0["step"], "37");
+    for fields in warnings {
+        let message = &fields.0["message"];
+        assert!(
+            message.contains("next to nothing of the gradients"),
+            "{message}"
+        );
+    }
+    Ok(())
+}

@@ -5,6 +5,7 @@ mod agc;
 mod agc_cases;
 mod conformance;
 mod formulas;
+mod frozen;
 mod history;
 mod list;
 mod loss;

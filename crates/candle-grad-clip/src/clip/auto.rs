@@ -170,7 +170,8 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use super::{AutoClip, History};
+    use super::{AutoClip, Clip, History};
+    use crate::clip::{Observed, RuleState};
 
     #[test]
     fn the_limit_is_the_percentile_with_this_norm() {
@@ -211,21 +212,19 @@ mod tests {
         };
         let bound = AutoClip::DEFAULT_WINDOW;
         let all = (1..=2 * bound).map(|norm| norm as f64).collect();
-        let mut history = History::new(all);
-        history.adapt(rule.kept());
-        assert_eq!(history.norms().len(), bound);
-        assert_eq!(rule.max_norm(&history, None), (bound + 1) as f64);
-        history.push(3e5, Some(rule.kept()));
+        let clip = Clip::from(rule);
+        let mut state = RuleState {
+            auto: History::new(all),
+            ..RuleState::default()
+        };
+        clip.adapt(&mut state);
+        assert_eq!(state.auto.norms().len(), bound);
+        assert_eq!(rule.max_norm(&state.auto, None), (bound + 1) as f64);
+        clip.observe(&mut state, &Observed::Norm(3e5));
+        let history = state.auto;
         assert_eq!(history.norms().len(), bound);
         assert_eq!(rule.max_norm(&history, None), (bound + 2) as f64);
         // With one more the next leaves.
         assert_eq!(rule.max_norm(&history, Some(4e5)), (bound + 3) as f64);
-    }
-
-    #[test]
-    fn zeros_of_an_older_history_are_forgotten() {
-        let mut history = History::new(vec![0.0, 3.0, 0.0, 2.0]);
-        history.adapt(9);
-        assert_eq!(history, History::new(vec![3.0, 2.0]));
     }
 }

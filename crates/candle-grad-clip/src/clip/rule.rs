@@ -76,6 +76,8 @@ impl Rule {
         // What may enter a history.
         let norm = Some(total_norm).filter(|norm| history::counts(*norm));
         let chosen = |max_norm| history::limit(max_norm, total_norm);
+        // What may enter that of the losses: a step of norm 0 leaves it alone too.
+        let loss = measured.loss.filter(|_| total_norm != 0.0);
         let to_norm = |max_norm, observed| Decision {
             observed,
             ..norm::decide(measured, max_norm, eps, zero_non_finite)
@@ -106,11 +108,7 @@ impl Rule {
             Method::Agc(rule) => rule.decide(measured, eps, zero_non_finite),
             Method::Skip(rule) => match rule.skips(&state.skip, total_norm, measured.loss) {
                 Some(reason) => Decision::refuse(reason),
-                // (A step of norm 0 leaves the losses alone too.)
-                None => {
-                    let loss = measured.loss.filter(|_| total_norm != 0.0);
-                    to_norm(rule.max_norm, rule.observed(norm, loss))
-                }
+                None => to_norm(rule.max_norm, rule.observed(norm, loss)),
             },
         }
     }

@@ -106,3 +106,56 @@ impl Method {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{RuleState, adagc, auto, quantile, skip, zclip};
+    use crate::clip::Clip;
+
+    /// Of a file, say, that an earlier version wrote.
+    #[test]
+    fn zeros_of_an_older_history_are_forgotten() -> crate::Result<()> {
+        let zeros = || RuleState {
+            auto: auto::History::new(vec![0.0, 3.0, 0.0, 2.0]),
+            zclip: zclip::State {
+                warmup: vec![0.0, 1.0],
+                statistics: Some(zclip::Statistics {
+                    mean: 0.0,
+                    variance: 0.0,
+                }),
+            },
+            adagc: adagc::State {
+                means: vec![Some(0.0), Some(2.0), None],
+                steps: 7,
+            },
+            quantile: quantile::State {
+                max_norm: Some(2.0),
+            },
+            skip: skip::Window {
+                norms: vec![0.0, 4.0].into(),
+                losses: vec![0.0, 1.0].into(),
+            },
+        };
+        let mut state = zeros();
+        let clip: Clip = "auto+quantile+zclip+adagc+skip:z=6".parse()?;
+        clip.adapt(&mut state);
+        let right = RuleState {
+            auto: auto::History::new(vec![3.0, 2.0]),
+            zclip: zclip::State {
+                warmup: vec![1.0],
+                statistics: None,
+            },
+            adagc: adagc::State {
+                means: vec![None, Some(2.0), None],
+                steps: 7,
+            },
+            skip: skip::Window {
+                norms: vec![4.0].into(),
+                losses: vec![0.0, 1.0].into(), // losses may be 0
+            },
+            ..zeros()
+        };
+        assert_eq!(state, right);
+        Ok(())
+    }
+}
