@@ -47,10 +47,11 @@ impl Default for ClipGradNorm {
 /// Gradients of any shape, in f32, f64, f16 or bf16, mixed, on any devices. A coefficient of exactly
 /// 1 writes nothing, `max_norm` 0 gives zero gradients, and an infinite one measures only (PyTorch
 /// can write NaN then). "In place" holds, on CPU, for the caller's clones of a gradient too; but a
-/// gradient that is a Var, that shares storage with another entry of the store or with one of `vars`,
-/// or that is not contiguous, gets storage of its own, so that nothing is scaled twice and no weight
-/// is touched. (On other devices every entry that changes is replaced.) Two threads must not work on
-/// one gradient at the same time.
+/// gradient that is a Var, that is not contiguous, or that shares storage with one of `vars` or with an
+/// entry of the store that is not theirs, gets storage of its own, so that nothing is scaled twice and no
+/// weight is touched. Of the gradients of `vars` that share one storage the first contiguous one keeps it,
+/// so that a tensor of the caller's of which it is a part changes there; the others get their own. (On Metal every
+/// entry that changes is replaced.) Two threads must not work on one gradient at the same time.
 ///
 /// # Errors
 /// A `max_norm` below 0 or NaN; gradients that are not finite (the error names the first bad Var);
