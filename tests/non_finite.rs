@@ -5,7 +5,7 @@ use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend::{self, Backend};
-use candle_grad_clip::optim::AdamW;
+use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{
     Clip, ClipGradNorm, ClippedOptimizer, Error, GradAccumulator, NonFinite, NormType, StepPath,
     StepReport, clip_grad_norm_with, clip_grad_value, total_norm,
@@ -447,6 +447,41 @@ fn minus_zero_keeps_its_sign_on_every_backend() -> Result<()> {
             is_minus_zero(values(w.as_tensor())?[0]),
             "{backend:?}: a weight"
         );
+    }
+    Ok(())
+}
+
+/// The two walks that have not measured what they edit: sums of micro-batches, and an optimizer with more Vars than are clipped.
+#[test]
+fn zero_reaches_what_was_not_measured_before() -> Result<()> {
+    for backend in backends() {
+        let bad = tensor(&[1.0, f64::NAN, f64::INFINITY], 3, DType::F32)?;
+        let (vars, store) = store_of(&[bad.clone()])?;
+        let mut sum = GradAccumulator::mean(vars.clone()).non_finite(NonFinite::Zero);
+        let mean = backend::with(backend, || -> Result<Vec<f64>> {
+            sum.add(&store)?;
+            Ok(values(&gradients_of(sum.finish()?.unwrap(), &vars)?[0])?)
+        })?;
+        assert_eq!(mean, [1.0, 0.0, 0.0], "{backend:?}: a mean");
+
+        let train = |clip: Clip, gradient: &Tensor| -> Result<Vec<f64>> {
+            let zeros = tensor(&[0.0; 3], 3, DType::F32)?;
+            let vars = [Var::from_tensor(&zeros)?, Var::from_tensor(&zeros)?];
+            let sgd = Sgd::new(vars.to_vec(), ParamsSgd::from(1.0))?;
+            let mut opt = ClippedOptimizer::wrap(sgd, vec![vars[1].clone()], clip)?;
+            let store = store_for(&vars, &[zeros, gradient.clone()]);
+            backend::with(backend, || opt.step(&store))?;
+            Ok(values(vars[1].as_tensor())?)
+        };
+        let stepped = train(Clip::norm(10.0).non_finite(NonFinite::Zero), &bad)?;
+        assert_eq!(stepped, [-1.0, 0.0, 0.0], "{backend:?}: a step");
+        let stepped = train(Clip::value(0.5).non_finite(NonFinite::Propagate), &bad)?;
+        assert_eq!(
+            (stepped[0], stepped[2]),
+            (-0.5, -0.5),
+            "{backend:?}: a step"
+        );
+        assert!(stepped[1].is_nan(), "{backend:?}: a NaN is not the bound");
     }
     Ok(())
 }

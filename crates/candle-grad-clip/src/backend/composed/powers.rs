@@ -33,6 +33,11 @@ pub(super) enum Found {
     NotFinite,
 }
 
+/// What is known of the units of a tensor.
+pub(super) type OfUnits = Vec<Found>;
+/// What was read of a tensor.
+pub(super) type Numbers = Vec<f64>;
+
 impl Found {
     fn is_open(self) -> bool {
         matches!(self, Self::Nothing | Self::Largest(_))
@@ -85,7 +90,7 @@ pub(super) fn powers(
     jobs: &[Job<'_>],
     norm_type: NormType,
     extra: &[Tensor],
-) -> Result<(Vec<Vec<Found>>, Vec<Vec<f64>>)> {
+) -> Result<(Vec<OfUnits>, Vec<Numbers>)> {
     let units = |job: &Job<'_>| job.units.count(job.tensor.elem_count());
     let nothing = |job: &Job<'_>| vec![Found::Nothing; units(job)];
     let mut found: Vec<Vec<Found>> = jobs.iter().map(nothing).collect();

@@ -14,12 +14,14 @@ pub(in super::super) fn measure(
     tensors: Vec<(&Tensor, Units, &mut [Stats])>,
     norm_type: NormType,
 ) -> Result<()> {
-    let job = |(tensor, units, _): &(_, _, _)| Job {
-        tensor: *tensor,
-        units: *units,
-        bound: None,
-    };
-    let jobs: Vec<Job<'_>> = tensors.iter().map(job).collect();
+    let mut jobs = Vec::with_capacity(tensors.len());
+    for &(tensor, units, _) in &tensors {
+        jobs.push(Job {
+            tensor,
+            units,
+            bound: None,
+        });
+    }
     let (found, _) = powers(&jobs, norm_type, &[])?;
     for ((tensor, units, stats), found) in tensors.into_iter().zip(found) {
         if found.iter().any(|unit| matches!(unit, Found::NotFinite)) {
