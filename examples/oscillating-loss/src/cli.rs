@@ -113,7 +113,8 @@ struct Common {
     /// The column of --data to forecast.
     #[arg(long, requires = "data", value_name = "COLUMN")]
     target: Option<String>,
-    /// Where results go [default: runs/<command>].
+    /// Where results go [default: runs/<command>]. Files of an earlier call are replaced; a folder in which files of
+    /// these names are of somebody else is refused.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
