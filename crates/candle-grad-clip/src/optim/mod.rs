@@ -131,18 +131,19 @@ pub(crate) trait Fused: 'static {
     fn restore(&mut self, loaded: Loaded);
 
     /// Saves, under the Vars' own names or those of a wrapper, with its state.
-    fn save_to(&self, path: &Path, wrapper: Option<(&NamedVars, WrapperRecord)>) -> Result<()> {
+    fn save_to(
+        &self,
+        path: &Path,
+        wrapper: Option<(&NamedVars, WrapperRecord)>,
+        non_finite: bool,
+    ) -> Result<()> {
         let (trained, settings) = (self.trained(), self.settings());
         let Some((vars, record)) = wrapper else {
-            return checkpoint::save(path, trained.vars().names(), trained, &settings, None);
+            let names = trained.vars().names();
+            return checkpoint::save(path, names, trained, &settings, None, non_finite);
         };
-        checkpoint::save(
-            path,
-            &trained.names_as(vars),
-            trained,
-            &settings,
-            Some(record),
-        )
+        let names = trained.names_as(vars);
+        checkpoint::save(path, &names, trained, &settings, Some(record), non_finite)
     }
 
     /// Loads, and hands back what a wrapper saved, if `check` finds it good. Changes nothing before.
