@@ -291,7 +291,13 @@ fn checkpoints_are_not_held_in_memory() -> Result<()> {
     let folder = Folder::in_memory()?;
     let path = folder.join("o");
     let w = Var::ones(300_000, DType::F32, &Device::Cpu)?;
-    let mut opt = AdamW::new_lr(vec![w.clone()], 0.1)?;
+    let mut opt = AdamW::named(
+        vec![("w".to_string(), w.clone())],
+        candle_nn::ParamsAdamW {
+            lr: 0.1,
+            ..Default::default()
+        },
+    )?;
     opt.backward_step(&w.sqr()?.sum_all()?)?;
     let stats = allocated(|| Ok(opt.save(&path)?))?;
     assert!(stats.bytes_allocated < BUFFER, "{stats:?}");
@@ -304,7 +310,13 @@ fn checkpoints_are_not_held_in_memory() -> Result<()> {
     let bytes = fs::read(&path)?;
     let claims = |header: &str| -> Result<usize> {
         fs::write(&path, with_header(header, &[]))?;
-        let mut opt = AdamW::new_lr(vec![w.clone()], 0.1)?;
+        let mut opt = AdamW::named(
+            vec![("w".to_string(), w.clone())],
+            candle_nn::ParamsAdamW {
+                lr: 0.1,
+                ..Default::default()
+            },
+        )?;
         let stats = allocated(|| {
             assert!(opt.load(&path).is_err());
             Ok(())

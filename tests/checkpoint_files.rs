@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Result;
 use candle_core::{DType, Var};
-use candle_grad_clip::Error;
-use candle_grad_clip::optim::AdamW;
+use candle_grad_clip::optim::{AdamW, Sgd};
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite};
 use candle_nn::{Optimizer, ParamsAdamW};
 use support::checkpoints::{Folder, names_in};
 use support::device::device;
@@ -279,5 +279,131 @@ fn a_folder_that_cannot_be_synced_is_told_from_a_save_that_failed() -> Result<()
     fs::set_permissions(&inner, fs::Permissions::from_mode(0o700))?;
     assert!(status.success(), "{status}");
     assert_eq!(names_in(&inner)?, ["o"]);
+    Ok(())
+}
+
+/// State that `Propagate` has ruined is not saved over a good file, unless that is asked for.
+#[test]
+fn ruined_state_is_saved_only_if_insisted_on() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("o");
+    let good = Var::new(&[1f32], device())?;
+    let bad = Var::new(&[2f32, 3.0], device())?;
+    let vars = vec![pair("good", &good), pair("bad", &bad)];
+    let clip = Clip::norm(1.0).non_finite(NonFinite::Propagate);
+    let make = || -> Result<_> {
+        let inner = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+        Ok(ClippedOptimizer::wrap(inner, vars.clone(), clip.clone())?)
+    };
+    let mut opt = make()?;
+    let loss = good.sqr()?.sum_all()? + bad.sqr()?.sum_all()?;
+    opt.backward_step(&loss?)?;
+    opt.save(&path)?;
+    let before = fs::read(&path)?;
+    let mut same = make()?;
+    same.load(&path)?;
+    opt.inner_mut()
+        .backward_step(&(bad.sqr()?.sum_all()? * f64::NAN)?)?;
+    for result in [opt.save(&path), opt.inner().save(&path)] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Checkpoint { .. }));
+        let text = error.to_string();
+        assert!(
+            text.contains("\"bad.first_moment\"") && text.contains("save_non_finite"),
+            "{text}"
+        );
+    }
+    assert_eq!(fs::read(&path)?, before);
+    assert_eq!(names_in(&folder)?, ["o"]);
+    for insist in [0, 1] {
+        match insist {
+            0 => opt.save_non_finite(&path)?,
+            _ => opt.inner().save_non_finite(&path)?,
+        }
+        let mut resumed = make()?;
+        resumed.load(&path)?;
+        assert_eq!(resumed.inner().steps(), 2);
+        assert!(resumed.save(&path).is_err());
+    }
+    Ok(())
+}
+
+/// In another order of the Vars moments of one shape would go to the wrong one.
+#[test]
+fn places_are_no_names() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("o");
+    let (a, b) = (Var::new(&[1f32], device())?, Var::new(&[5f32], device())?);
+    let vars = || vec![a.clone(), b.clone()];
+    let params = ParamsAdamW::default;
+    let refused = |result: candle_grad_clip::Result<()>| {
+        let error = result.unwrap_err().to_string();
+        assert!(
+            error.contains("`named`") && error.contains("by_place"),
+            "{error}"
+        );
+    };
+    refused(AdamW::new(vars(), params())?.save(&path));
+    refused(Sgd::new(vars(), 0.1.into())?.save(&path));
+    refused(
+        ClippedOptimizer::wrap(AdamW::new(vars(), params())?, vars(), Clip::none())?.save(&path),
+    );
+    // A wrapper that names one of two.
+    let one = vec![pair("a", &a)];
+    refused(ClippedOptimizer::wrap(AdamW::new(vars(), params())?, one, Clip::none())?.save(&path));
+    assert_eq!(names_in(&folder)?, [""; 0]);
+
+    let mut opt = AdamW::named(NamedVars::by_place(vars()), params())?;
+    opt.backward_step(&(a.sqr()? + b.sqr()?)?.sum_all()?)?;
+    opt.save(&path)?;
+    refused(AdamW::new(vars(), params())?.load(&path));
+    AdamW::named(NamedVars::by_place(vars()), params())?.load(&path)?;
+    let both = vec![pair("a", &a), pair("b", &b)];
+    ClippedOptimizer::wrap(AdamW::new(vars(), params())?, both, Clip::none())?.save(&path)?;
+    Ok(())
+}
+
+/// A rule with so many numbers.
+#[derive(Debug)]
+struct Numbers(usize);
+
+impl candle_grad_clip::ClipRule for Numbers {
+    fn decide(&self, _: &candle_grad_clip::Measured) -> candle_grad_clip::ClipDecision {
+        candle_grad_clip::ClipDecision::Leave
+    }
+
+    fn save(&self) -> Vec<f64> {
+        (0..self.0).map(|i| (i as f64).sqrt()).collect()
+    }
+
+    fn load(&mut self, state: &[f64]) -> std::result::Result<(), String> {
+        let same = state == self.save();
+        same.then_some(())
+            .ok_or_else(|| "other numbers".to_string())
+    }
+}
+
+/// Past the 100 MB that a header may have. Prints time and size: `-- --ignored --nocapture`.
+#[test]
+#[ignore = "writes 88 MB"]
+fn histories_of_any_length() -> Result<()> {
+    let folder = Folder::new()?;
+    let path = folder.join("o");
+    for len in [1_000_000, 10_000_000] {
+        let w = Var::ones(3, DType::F32, device())?;
+        let vars = vec![pair("w", &w)];
+        let inner = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+        let mut opt = ClippedOptimizer::wrap(inner, vars, Clip::none())?.with_rule(Numbers(len))?;
+        let start = std::time::Instant::now();
+        opt.save(&path)?;
+        let saved = start.elapsed();
+        opt.load(&path)?;
+        let bytes = fs::metadata(&path)?.len();
+        println!(
+            "{len} numbers: {bytes} bytes, saved in {saved:?}, loaded in {:?}",
+            start.elapsed() - saved
+        );
+        assert!(bytes < 8 * len as u64 + 4096);
+    }
     Ok(())
 }

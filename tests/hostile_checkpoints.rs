@@ -12,7 +12,7 @@ use candle_grad_clip::{Clip, ClippedOptimizer, Error};
 use candle_nn::{Optimizer, ParamsAdamW};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::checkpoints::{Folder, edited, split, with_header};
+use support::checkpoints::{Folder, edited, split, with_header, with_tensor};
 
 /// A small optimizer that has taken a step, and its Var.
 fn optimizer() -> Result<(Var, ClippedOptimizer<AdamW>)> {
@@ -106,8 +106,96 @@ fn any_byte_changed() -> Result<()> {
         for mask in [1, 2, 4, 8, 16, 128, 255] {
             let mut changed = bytes.clone();
             changed[i] ^= mask;
-            let _ = bench.load(&changed)?;
+            let result = bench.load(&changed)?;
+            // Not seen: another version of the crate, which only an error speaks of.
+            let text = String::from_utf8_lossy(&bytes);
+            let version = text.find("\"crate_version\"").unwrap();
+            let end = text.find("\"checkpoint\"").unwrap();
+            // And blanks at the header's end.
+            let blank = i >= 8 && bytes[i] == b' ';
+            assert!(
+                result.is_err()
+                    || (version..end).contains(&i)
+                    || blank
+                    || sums_in_capitals(&bytes, &changed),
+                "byte {i} ^ {mask}"
+            );
         }
+    }
+    Ok(())
+}
+
+/// A hexadecimal digit is the same in capitals.
+fn sums_in_capitals(bytes: &[u8], changed: &[u8]) -> bool {
+    bytes.eq_ignore_ascii_case(changed)
+}
+
+/// Numbers that no training leaves, in a file that is whole.
+#[test]
+fn numbers_out_of_range() -> Result<()> {
+    let mut bench = Bench::new()?;
+    let bytes = bench.bytes.clone();
+    let same = |bytes: &[u8], name| with_tensor(bytes, name, |_| {});
+    bench.load(&same(&bytes, "w.first_moment")?)??;
+    for (name, bad) in [
+        ("w.first_moment", f32::NAN),
+        ("w.first_moment", f32::NEG_INFINITY),
+        ("w.second_moment", f32::NAN),
+        ("w.second_moment", f32::INFINITY),
+        ("w.second_moment", -1e-30),
+    ] {
+        let changed = with_tensor(&bytes, name, |data| {
+            data[4..].copy_from_slice(&bad.to_le_bytes());
+        })?;
+        let error = bench.refused(&changed)?.to_string();
+        assert!(
+            error.contains(name) && error.contains("expected finite numbers"),
+            "{error}"
+        );
+    }
+    // A flipped sign, and nothing else.
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 0x80;
+    let error = bench.refused(&flipped)?.to_string();
+    assert!(error.contains("\"w.second_moment\" is damaged"), "{error}");
+    // Tensors of one shape in each other's place.
+    let (header, data) = split(&bytes)?;
+    let turned = [&data[8..], &data[..8]].concat();
+    let error = bench.refused(&with_header(header, &turned))?.to_string();
+    assert!(error.contains("is damaged"), "{error}");
+    Ok(())
+}
+
+/// The largest counters that load can be saved again, some steps later.
+#[test]
+fn counters_that_load_can_be_saved() -> Result<()> {
+    let mut bench = Bench::new()?;
+    let bytes = bench.bytes.clone();
+    let with = |pointer: &'static str, value: u64| {
+        edited(&bytes, |_, document| {
+            set(document, pointer, Some(json!(value)));
+        })
+    };
+    for pointer in ["/steps", "/wrapper/step"] {
+        bench.load(&with(pointer, 1 << 52)?)??; // and takes a step, and saves
+        for above in [(1 << 52) + 1, 1 << 53, u64::MAX] {
+            let error = bench.refused(&with(pointer, above)?)?.to_string();
+            assert!(
+                error.contains("expected 4503599627370496 at most"),
+                "{error}"
+            );
+        }
+    }
+    for (rule, expected) in [
+        (json!({"adagc_steps": u64::MAX}), "adagc_steps is"),
+        (
+            json!({"adagc_means": {"z": 1.0}}),
+            "Vars that are not here: z",
+        ),
+    ] {
+        let changed = edited(&bytes, |_, document| document["wrapper"]["rule"] = rule)?;
+        let error = bench.refused(&changed)?.to_string();
+        assert!(error.contains(expected), "{error}");
     }
     Ok(())
 }
@@ -265,6 +353,31 @@ fn headers() -> Vec<(&'static str, &'static str, Option<Value>)> {
         ),
         ("not a checkpoint of an optimizer", "/__metadata__", None),
         ("no entry \"checkpoint\"", "/__metadata__/checkpoint", None),
+        (
+            "checksum is",
+            "/__metadata__/checkpoint_crc32",
+            Some(json!("00000000")),
+        ),
+        (
+            "no checksums of its 2 tensors",
+            "/__metadata__/tensors_crc32",
+            None,
+        ),
+        (
+            "no checksums of its 2 tensors",
+            "/__metadata__/tensors_crc32",
+            Some(json!("0000000000000éx")),
+        ),
+        (
+            "no checksums of its 2 tensors",
+            "/__metadata__/tensors_crc32",
+            Some(json!("0000000000000000ff")),
+        ),
+        (
+            "\"w.first_moment\" is damaged",
+            "/__metadata__/tensors_crc32",
+            Some(json!("0000000000000000")),
+        ),
         ("can't be read", "/__metadata__", Some(json!([1]))),
         (
             "belong to no Var's state: \"\"",
@@ -367,6 +480,20 @@ fn headers_that_json_maps_would_take() -> Result<()> {
     let mut bench = Bench::new()?;
     let bytes = bench.bytes.clone();
     let (header, data) = split(&bytes)?;
+    // The document's checksum is what it must be for the text.
+    let summed = |text: String| -> String {
+        let Ok(Value::Object(parsed)) = serde_json::from_str(&text) else {
+            return text;
+        };
+        let Some(document) = parsed["__metadata__"]["checkpoint"].as_str() else {
+            return text;
+        };
+        let sum = format!("{:08x}", crc32fast::hash(document.as_bytes()));
+        let old = parsed["__metadata__"]["checkpoint_crc32"]
+            .as_str()
+            .unwrap_or("none");
+        text.replace(old, &sum)
+    };
     let info = r#""w.first_moment":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
     assert!(header.contains(info), "{header}");
     for (expected, text) in [
@@ -400,6 +527,7 @@ fn headers_that_json_maps_would_take() -> Result<()> {
         ("can't be read", "null".to_string()),
         ("trailing characters", format!("{}x", header.trim_end())),
     ] {
+        let text = summed(text);
         assert_ne!(text, header, "{expected}");
         let error = bench.refused(&with_header(&text, data))?.to_string();
         assert!(error.contains(expected), "expected {expected}, got {error}");

@@ -73,7 +73,7 @@ fn everything<O: Checkpoint + 'static>(
     let thread = format!("{:?}", std::thread::current().id());
     let file = format!("candle-grad-clip-steps-{}-{thread}", std::process::id());
     let path = std::env::temp_dir().join(file);
-    opt.save(&path)?;
+    opt.save_non_finite(&path)?; // under `Propagate` it may be that
     let saved = std::fs::read(&path)?;
     std::fs::remove_file(path)?;
     Ok((bits_of_vars(vars)?, saved))

@@ -170,8 +170,8 @@ fn losses_are_in_checkpoints() -> Result<()> {
     let folder = Folder::in_memory()?;
     let path = folder.join("optimizer.safetensors");
     let w = Var::zeros(1, DType::F32, device())?;
-    let make =
-        |clip| ClippedOptimizer::wrap(Sgd::named(vec![w.clone()], 0.0)?, vec![w.clone()], clip);
+    let vars = vec![("w".to_string(), w.clone())];
+    let make = |clip| ClippedOptimizer::wrap(Sgd::named(vars.clone(), 0.0)?, vars.clone(), clip);
     let mut opt = make(clip("skip:loss_z=3,window=4"))?;
     for loss in [-1.0, -1.2, -1.1] {
         opt.backward_step(&loss_of(&w, loss)?)?;

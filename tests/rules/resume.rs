@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use candle_grad_clip::{Clip, ClippedOptimizer};
-use support::checkpoints::{Folder, edited};
+use support::checkpoints::{Folder, edited, with_tensor};
 use support::device::kernels;
 
 use super::{fused, random_history, step, with_history};
@@ -88,7 +88,7 @@ fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Resul
     let bytes = std::fs::read(&path)?;
     let (_, mut other) = fused(Clip::norm(1.0))?;
     for bad in [
-        serde_json::json!({"auto_norms": [1.0, -2.0]}),
+        serde_json::json!({"auto_norms": [1.0, 2.0]}), // they are an array of the file
         serde_json::json!({"quantile_max_norm": 0.0}),
         serde_json::json!({"zclip": [1.0, -1.0]}),
         serde_json::json!({"adagc_means": {"layer0": -1.0}}),
@@ -99,14 +99,17 @@ fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Resul
         other.load(&path).unwrap_err();
         assert_eq!(other.clip(), &Clip::norm(1.0));
     }
-    let old = edited(&bytes, |_, document| {
-        document["wrapper"]
-            .as_object_mut()
-            .unwrap()
-            .remove("rule")
-            .unwrap();
-    })?;
-    std::fs::write(&path, old)?;
+    for number in [-2.0, f64::NAN, f64::INFINITY] {
+        let bad = with_tensor(&bytes, "clip.auto_norms", |data| {
+            data[8..16].copy_from_slice(&number.to_le_bytes());
+        })?;
+        std::fs::write(&path, bad)?;
+        let error = other.load(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("history has {number}")), "{error}");
+        assert_eq!(other.clip(), &Clip::norm(1.0));
+    }
+    let (_, fresh) = fused(Clip::auto(10.0))?;
+    fresh.save(&path)?;
     other.load(&path)?;
     assert_eq!(other.clip(), &Clip::auto(10.0));
     Ok(())

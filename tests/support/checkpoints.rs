@@ -86,9 +86,42 @@ pub fn edited(bytes: &[u8], edit: impl FnOnce(&mut Value, &mut Value)) -> Result
         .as_str()
         .unwrap_or("{}");
     let mut document: Value = serde_json::from_str(text)?;
+    let sum_before = header["__metadata__"]["checkpoint_crc32"].clone();
     edit(&mut header, &mut document);
     if let Some(entry) = header.pointer_mut("/__metadata__/checkpoint") {
-        *entry = Value::String(document.to_string());
+        let document = document.to_string();
+        let sum = crc32fast::hash(document.as_bytes());
+        *entry = Value::String(document);
+        let old = &mut header["__metadata__"]["checkpoint_crc32"];
+        if *old == sum_before {
+            *old = format!("{sum:08x}").into();
+        }
     }
     Ok(with_header(&header.to_string(), data))
+}
+
+/// A checkpoint in which a tensor's bytes were edited, and its checksum with them.
+pub fn with_tensor(bytes: &[u8], name: &str, edit: impl FnOnce(&mut [u8])) -> Result<Vec<u8>> {
+    let (header, data) = split(bytes)?;
+    let (mut header, mut data): (Value, _) = (serde_json::from_str(header)?, data.to_vec());
+    let tensors = header
+        .as_object()
+        .ok_or_else(|| Error::other("no object"))?;
+    let mut names: Vec<&String> = tensors
+        .keys()
+        .filter(|key| *key != "__metadata__")
+        .collect();
+    names.sort();
+    let place = names.iter().position(|other| *other == name);
+    let place = place.ok_or_else(|| Error::other(format!("no tensor {name}")))?;
+    let [from, to] = serde_json::from_value::<[usize; 2]>(header[name]["data_offsets"].clone())?;
+    edit(&mut data[from..to]);
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(name.as_bytes());
+    sum.update(&data[from..to]);
+    let entry = &mut header["__metadata__"]["tensors_crc32"];
+    let mut sums = entry.as_str().unwrap_or_default().to_string();
+    sums.replace_range(8 * place..8 * place + 8, &format!("{:08x}", sum.finalize()));
+    *entry = sums.into();
+    Ok(with_header(&header.to_string(), &data))
 }

@@ -844,6 +844,19 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// # Errors
     /// As [`optim::AdamW::save`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path.as_ref(), false)
+    }
+
+    /// As [`save`](Self::save), also where the state is NaN or infinite: see
+    /// [`optim::AdamW::save_non_finite`].
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn save_non_finite(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path.as_ref(), true)
+    }
+
+    fn save_with(&self, path: &Path, non_finite: bool) -> Result<()> {
         let wrapper = WrapperRecord {
             clip: self.clip.clone(),
             rule: self.rule.record(self.vars.names()),
@@ -854,7 +867,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             own_rule: self.own.as_ref().map(|own| own.save()).unwrap_or_default(),
         };
         self.inner
-            .save_to(path.as_ref(), Some((&self.vars, wrapper)))
+            .save_to(path, Some((&self.vars, wrapper)), non_finite)
     }
 
     /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters become those of the file, as the inner
@@ -904,6 +917,16 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
                 clip.check_schedule()?;
             }
             units = clip.unit_plan(vars)?;
+            let unknown = wrapper.rule.unknown(vars.names());
+            if !unknown.is_empty() {
+                return Err(Error::CheckpointMismatch {
+                    path: path.to_path_buf(),
+                    differences: vec![format!(
+                        "the clip's means are of Vars that are not here: {}",
+                        unknown.join(", ")
+                    )],
+                });
+            }
             own::load(own_rule.as_mut(), clip, state, path)
         };
         if let Some(wrapper) = self.inner.load_from(path, &mut check)? {

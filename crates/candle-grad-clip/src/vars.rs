@@ -30,6 +30,8 @@ use crate::{Error, Result};
 pub struct NamedVars {
     names: Arc<[String]>,
     vars: Vec<Var>,
+    /// Whether a Var has no other name than its place, of which nobody said that it is always the same.
+    pub(crate) has_places: bool,
     /// Where the Vars' values are. A Var keeps its storage for life.
     storages: FxHashSet<usize>,
     work: Work,
@@ -67,6 +69,34 @@ impl NamedVars {
     #[must_use]
     pub fn vars(&self) -> &[Var] {
         &self.vars
+    }
+
+    /// Vars that checkpoints find by their place (`var.0`, `var.1`, ...), which must be the same in each process: that of
+    /// `VarMap::all_vars` is not. A `Vec<Var>` has the same names, but is not saved or loaded, as moments of one shape would change
+    /// places without a word.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Var};
+    /// use candle_grad_clip::NamedVars;
+    /// use candle_grad_clip::optim::AdamW;
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-by-place-{}", std::process::id()));
+    /// let vars = vec![Var::zeros(2, DType::F32, &Device::Cpu)?];
+    /// let by_place = NamedVars::by_place(vars.clone());
+    /// assert_eq!(by_place.names(), ["var.0"]);
+    /// AdamW::named(by_place, Default::default())?.save(&path)?;
+    /// let error = AdamW::named(vars, Default::default())?.save(&path).unwrap_err();
+    /// assert!(error.to_string().contains("names of their own"));
+    /// # let _ = std::fs::remove_file(path);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn by_place(vars: Vec<Var>) -> Self {
+        let name = |(i, var)| (unnamed(i), var);
+        let named = vars.into_iter().enumerate().map(name);
+        named.collect::<Vec<_>>().into()
     }
 
     /// As [`NamedVars::names`], shared.
@@ -108,6 +138,7 @@ impl From<Vec<(String, Var)>> for NamedVars {
         Self {
             names: names.into(),
             vars,
+            has_places: false,
             storages,
             work,
         }
@@ -116,12 +147,10 @@ impl From<Vec<(String, Var)>> for NamedVars {
 
 impl From<Vec<Var>> for NamedVars {
     fn from(vars: Vec<Var>) -> Self {
-        let name = |(i, var)| (unnamed(i), var);
-        vars.into_iter()
-            .enumerate()
-            .map(name)
-            .collect::<Vec<_>>()
-            .into()
+        Self {
+            has_places: true,
+            ..Self::by_place(vars)
+        }
     }
 }
 

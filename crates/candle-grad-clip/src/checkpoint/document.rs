@@ -21,7 +21,9 @@ pub(super) const FORMAT: &str = "candle-grad-clip optimizer";
 pub(super) const VERSION: &str = "1";
 
 /// No training takes more steps; a counter must not overflow.
-const MAX_STEPS: u64 = 1 << 53;
+pub(super) const MAX_STEPS: u64 = 1 << 53;
+/// Of a file that is loaded: from there as many steps can be taken and saved again.
+pub(super) const MAX_STEPS_LOADED: u64 = MAX_STEPS / 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +37,9 @@ pub(super) struct Document {
     /// There if a wrapper saved the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) wrapper: Option<WrapperRecord>,
+    /// Whether the state was saved although it may be NaN or infinite.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) non_finite: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,9 +68,31 @@ pub(crate) struct WrapperRecord {
     pub(crate) skips_in_a_row: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss_scaler: Option<Scaling>,
-    /// What a rule of the user's saved.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// What a rule of the user's saved: an array in the file.
+    #[serde(skip)]
     pub(crate) own_rule: Vec<f64>,
+}
+
+impl WrapperRecord {
+    /// What grows with the steps: arrays in the file, by name, and not in the document. Of each name the last part is no array of a Var.
+    pub(super) fn lists(&mut self) -> Vec<(&'static str, &mut Vec<f64>)> {
+        let mut lists = Vec::from(self.rule.lists());
+        lists.push(("clip.own_rule", &mut self.own_rule));
+        lists
+    }
+
+    /// Checks what the rules remember; of a file once its arrays are read.
+    pub(super) fn check_histories(&self) -> Checked<()> {
+        if let Some(reason) = self.rule.fault() {
+            return Err(Fault::Invalid(reason));
+        }
+        match self.own_rule.iter().find(|x| !x.is_finite()) {
+            Some(bad) => Err(Fault::Invalid(format!(
+                "the ClipRule's state has {bad}, expected finite numbers"
+            ))),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Document {
@@ -89,6 +116,7 @@ impl Document {
             vars: vars.zip(states.iter().copied()).map(of).collect(),
             groups: written(trained.groups()),
             wrapper,
+            non_finite: false,
         }
     }
 
@@ -121,12 +149,19 @@ impl Document {
         let Some(json) = metadata.checkpoint.as_deref() else {
             return invalid("its metadata has no entry \"checkpoint\"".to_string());
         };
+        let sum = super::file::hex(crc32fast::hash(json.as_bytes()));
+        let expected = metadata.checkpoint_crc32.as_deref().unwrap_or("missing");
+        if sum != expected {
+            return invalid(format!(
+                "its metadata is damaged: its checksum is {sum}, expected {expected}"
+            ));
+        }
         serde_json::from_str(json)
             .map_err(|error| Fault::Invalid(format!("its metadata can't be read: {error}")))
     }
 
     /// Checks what can be checked without an optimizer. Also before saving, so that no file is written that can't be loaded.
-    pub(super) fn check(&self) -> Checked<()> {
+    pub(super) fn check(&self, max_steps: u64) -> Checked<()> {
         let invalid = |reason: String| Err(Fault::Invalid(reason));
         let in_range = self.optimizer.check().and_then(|()| {
             let Some(wrapper) = &self.wrapper else {
@@ -139,23 +174,16 @@ impl Document {
         if let Err(error) = in_range {
             return invalid(error.to_string());
         }
-        if let Some(reason) = self
-            .wrapper
-            .as_ref()
-            .and_then(|wrapper| wrapper.rule.fault())
-        {
-            return invalid(reason);
-        }
-        let own_rule = self.wrapper.iter().flat_map(|wrapper| &wrapper.own_rule);
-        if let Some(bad) = own_rule.into_iter().find(|x| !x.is_finite()) {
-            return invalid(format!(
-                "the ClipRule's state has {bad}, expected finite numbers"
-            ));
-        }
-        let wrapper_step = self.wrapper.as_ref().map_or(0, |wrapper| wrapper.step);
-        for (name, steps) in [("steps", self.steps), ("step", wrapper_step)] {
-            if steps > MAX_STEPS {
-                return invalid(format!("{name} is {steps}, expected {MAX_STEPS} at most"));
+        let wrapper = self.wrapper.as_ref();
+        wrapper.map_or(Ok(()), WrapperRecord::check_histories)?;
+        let of_wrapper = |count: fn(&WrapperRecord) -> u64| wrapper.map_or(0, count);
+        for (name, steps) in [
+            ("steps", self.steps),
+            ("step", of_wrapper(|wrapper| wrapper.step)),
+            ("adagc_steps", of_wrapper(|wrapper| wrapper.rule.steps())),
+        ] {
+            if steps > max_steps {
+                return invalid(format!("{name} is {steps}, expected {max_steps} at most"));
             }
         }
         let steps_taken = self.wrapper.as_ref().and_then(|w| w.steps_taken);

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::Path;
 
 use candle_core::{DType, Var};
@@ -35,6 +35,10 @@ pub(super) struct Metadata {
     pub(super) crate_version: Option<String>,
     /// The document.
     pub(super) checkpoint: Option<String>,
+    /// The document's checksum: CRC-32, as eight hexadecimal digits.
+    pub(super) checkpoint_crc32: Option<String>,
+    /// The tensors' checksums, of each its name and its bytes, in the order of their names.
+    pub(super) tensors_crc32: Option<String>,
 }
 
 /// A tensor in the header.
@@ -58,6 +62,16 @@ impl TensorInfo {
         }
     }
 
+    /// A list of f64, at `offset`.
+    pub(super) fn list(len: usize, offset: u64) -> Self {
+        let bytes = len as u64 * size_of::<f64>() as u64;
+        Self {
+            dtype: "F64".to_string(),
+            shape: vec![len],
+            data_offsets: (offset, offset.saturating_add(bytes)),
+        }
+    }
+
     /// The bytes that dtype and shape say, if it is one of our dtypes.
     fn bytes(&self) -> Option<u64> {
         let size = match self.dtype.as_str() {
@@ -77,8 +91,12 @@ fn dtype_name(var: &Var) -> &'static str {
     }
 }
 
-/// Everything in front of the numbers.
-pub(super) fn header_bytes(document: &str, tensors: &[(String, TensorInfo)]) -> Checked<Vec<u8>> {
+/// Everything in front of the numbers, with the tensors' checksums. Whatever these are, it has the same length.
+pub(super) fn header_bytes(
+    document: &str,
+    tensors: &[(String, TensorInfo)],
+    sums: &[u32],
+) -> Checked<Vec<u8>> {
     struct Entries<'a>(Metadata, &'a [(String, TensorInfo)]);
     impl Serialize for Entries<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -90,11 +108,19 @@ pub(super) fn header_bytes(document: &str, tensors: &[(String, TensorInfo)]) -> 
             map.end()
         }
     }
+    let mut by_name: Vec<(&str, u32)> = tensors
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .zip(sums.iter().copied())
+        .collect();
+    by_name.sort_unstable();
     let metadata = Metadata {
         format: Some(FORMAT.to_string()),
         format_version: Some(VERSION.to_string()),
         crate_version: Some(env!("CARGO_PKG_VERSION").to_string()),
         checkpoint: Some(document.to_string()),
+        checkpoint_crc32: Some(hex(crc32fast::hash(document.as_bytes()))),
+        tensors_crc32: Some(by_name.into_iter().map(|(_, sum)| hex(sum)).collect()),
     };
     let mut bytes = vec![0; PREFIX_BYTES as usize];
     serde_json::to_writer(&mut bytes, &Entries(metadata, tensors))
@@ -113,20 +139,104 @@ pub(super) fn header_bytes(document: &str, tensors: &[(String, TensorInfo)]) -> 
     Ok(bytes)
 }
 
-/// Writes numbers as little-endian.
-pub(super) fn write_numbers<W: bytemuck::NoUninit>(
-    out: &mut dyn Write,
-    numbers: &[W],
-) -> io::Result<()> {
-    if cfg!(target_endian = "little") {
-        return out.write_all(bytemuck::cast_slice(numbers));
+/// A checksum as it is written.
+pub(super) fn hex(sum: u32) -> String {
+    format!("{sum:08x}")
+}
+
+/// The numbers that an array may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Range {
+    /// All: they are checked elsewhere, or were saved as they were.
+    Any,
+    Finite,
+    /// Finite, and 0 or above.
+    NotNegative,
+    /// NaN, or 0 or above.
+    NotBelowZero,
+}
+
+impl Range {
+    /// Of a Var's array, by its name.
+    pub(super) fn of(key: &str, non_finite: bool) -> Self {
+        match (key.ends_with("second_moment"), non_finite) {
+            (false, false) => Self::Finite,
+            (false, true) => Self::Any,
+            (true, false) => Self::NotNegative,
+            (true, true) => Self::NotBelowZero,
+        }
     }
-    for number in numbers {
-        let mut bytes = bytemuck::bytes_of(number).to_vec();
-        bytes.reverse();
-        out.write_all(&bytes)?;
+
+    fn has(self, x: f64) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Finite => x.is_finite(),
+            Self::NotNegative => x.is_finite() && x >= 0.0,
+            Self::NotBelowZero => x >= 0.0 || x.is_nan(),
+        }
     }
-    Ok(())
+
+    /// The first number that is outside.
+    fn first_outside<W: Copy + Into<f64>>(self, numbers: &[W]) -> Option<f64> {
+        // Without a way out, which makes the loop fast.
+        let all = numbers
+            .iter()
+            .fold(true, |all, x| all & self.has((*x).into()));
+        let mut numbers = numbers.iter().map(|x| (*x).into());
+        if all {
+            return None;
+        }
+        numbers.find(|x| !self.has(*x))
+    }
+}
+
+/// Writes arrays one after the other, and keeps a checksum of each.
+pub(super) struct Writer<'a, W: Write> {
+    pub(super) out: &'a mut W,
+    /// The names of the arrays to come.
+    pub(super) keys: std::slice::Iter<'a, (String, TensorInfo)>,
+    /// Of those that were written.
+    pub(super) sums: Vec<u32>,
+    /// Whether numbers may be NaN or infinite.
+    pub(super) non_finite: bool,
+}
+
+/// Numbers that are read or written at a time: they stay in a cache.
+const CHUNK: usize = BUFFER_BYTES / 8;
+
+impl<W: Write> Writer<'_, W> {
+    /// The next array, as little-endian.
+    pub(super) fn write<N: bytemuck::NoUninit + Into<f64>>(
+        &mut self,
+        numbers: &[N],
+    ) -> Checked<()> {
+        let key = self.keys.next().map_or("", |(key, _)| key);
+        let range = Range::of(key, self.non_finite);
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(key.as_bytes());
+        for numbers in numbers.chunks(CHUNK) {
+            if let Some(bad) = range.first_outside(numbers) {
+                return Err(Fault::Invalid(format!(
+                    "nothing was saved, since the state is ruined: {key:?} (Var and array) has {bad}; go back to an \
+                     earlier checkpoint, or take save_non_finite if NaN and infinity are meant"
+                )));
+            }
+            if cfg!(target_endian = "little") {
+                let bytes = bytemuck::cast_slice(numbers);
+                sum.update(bytes);
+                self.out.write_all(bytes)?;
+                continue;
+            }
+            for number in numbers {
+                let mut bytes = bytemuck::bytes_of(number).to_vec();
+                bytes.reverse();
+                sum.update(&bytes);
+                self.out.write_all(&bytes)?;
+            }
+        }
+        self.sums.push(sum.finalize());
+        Ok(())
+    }
 }
 
 /// The checked header of a file.
@@ -134,6 +244,17 @@ pub(super) fn write_numbers<W: bytemuck::NoUninit>(
 pub(super) struct Header {
     pub(super) metadata: Metadata,
     tensors: HashMap<String, TensorInfo>,
+}
+
+/// A tensor that was asked for.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) key: String,
+    /// Where it begins, from the end of the header.
+    offset: u64,
+    pub(super) len: usize,
+    /// Its checksum.
+    sum: u32,
 }
 
 /// The numbers of a file.
@@ -209,8 +330,8 @@ impl Header {
         Ok(())
     }
 
-    /// Where the array of `var` by this name begins.
-    pub(super) fn take(&mut self, name: &str, var: &Var) -> Checked<u64> {
+    /// The array of `var` by this name.
+    pub(super) fn take(&mut self, name: &str, var: &Var) -> Checked<Place> {
         let Some(info) = self.tensors.remove(name) else {
             return Err(Fault::Invalid(format!("it has no tensor {name:?}")));
         };
@@ -221,7 +342,60 @@ impl Header {
                 info.dtype, info.shape, expected.0, expected.1
             )));
         }
-        Ok(info.data_offsets.0)
+        Ok(Place {
+            key: name.to_string(),
+            offset: info.data_offsets.0,
+            len: var.elem_count(),
+            sum: 0,
+        })
+    }
+
+    /// The list by this name, if there is one.
+    pub(super) fn take_list(&mut self, name: &str) -> Checked<Option<Place>> {
+        let Some(info) = self.tensors.remove(name) else {
+            return Ok(None);
+        };
+        let ("F64", &[len]) = (info.dtype.as_str(), &*info.shape) else {
+            return Err(Fault::Invalid(format!(
+                "tensor {name:?} is {} {:?}, expected a list of F64",
+                info.dtype, info.shape
+            )));
+        };
+        Ok(Some(Place {
+            key: name.to_string(),
+            offset: info.data_offsets.0,
+            len,
+            sum: 0,
+        }))
+    }
+
+    /// Tells the places, which are all that the file has, their checksums.
+    pub(super) fn fill_sums<'a>(&self, places: impl Iterator<Item = &'a mut Place>) -> Checked<()> {
+        let mut places: Vec<&mut Place> = places.collect();
+        places.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        let text = self.metadata.tensors_crc32.as_deref().unwrap_or_default();
+        let sums = text.as_bytes().chunks(8);
+        let invalid = || {
+            Fault::Invalid(format!(
+                "its metadata has no checksums of its {} tensors: \"tensors_crc32\" has {} bytes, expected eight \
+                 hexadecimal digits for each",
+                places.len(),
+                text.len()
+            ))
+        };
+        if text.len() != 8 * places.len() {
+            return Err(invalid());
+        }
+        let mut parsed = Vec::with_capacity(places.len());
+        for sum in sums {
+            let sum = std::str::from_utf8(sum).ok();
+            let sum = sum.and_then(|sum| u32::from_str_radix(sum, 16).ok());
+            parsed.push(sum.ok_or_else(invalid)?);
+        }
+        for (place, sum) in places.into_iter().zip(parsed) {
+            place.sum = sum;
+        }
+        Ok(())
     }
 
     /// All tensors were taken.
@@ -239,25 +413,68 @@ impl Header {
 }
 
 impl Arrays {
-    /// Arrays of `len` numbers each that begin at `offsets`, as [`State::Host`](crate::optim::state::State) holds them.
-    pub(super) fn read<W: bytemuck::Pod>(
+    /// Arrays of one length, as [`State::Host`](crate::optim::state::State) holds them, once their checksums are found right and their
+    /// numbers in range.
+    pub(super) fn read<W: bytemuck::Pod + Into<f64>>(
         &mut self,
-        offsets: &[u64],
+        places: &[Place],
         len: usize,
-    ) -> io::Result<Vec<W>> {
-        let mut numbers = vec![W::zeroed(); offsets.len() * stride(len)];
-        for (offset, array) in offsets.iter().zip(arrays_mut(&mut numbers, len)) {
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(array);
-            self.reader
-                .seek_relative(offset.wrapping_sub(self.position).cast_signed())?;
+        non_finite: bool,
+    ) -> Checked<Vec<W>> {
+        let mut numbers = vec![W::zeroed(); places.len() * stride(len)];
+        for (place, array) in places.iter().zip(arrays_mut(&mut numbers, len)) {
+            let range = Range::of(&place.key, non_finite);
+            self.read_array(place, array, range)?;
+        }
+        Ok(numbers)
+    }
+
+    /// A list whose numbers the caller checks.
+    pub(super) fn read_list(&mut self, place: &Place) -> Checked<Vec<f64>> {
+        let mut numbers = vec![0.0; place.len];
+        self.read_array(place, &mut numbers, Range::Any)?;
+        Ok(numbers)
+    }
+
+    fn read_array<W: bytemuck::Pod + Into<f64>>(
+        &mut self,
+        place: &Place,
+        array: &mut [W],
+        range: Range,
+    ) -> Checked<()> {
+        self.reader
+            .seek_relative(place.offset.wrapping_sub(self.position).cast_signed())?;
+        self.position = place.offset + size_of_val(array) as u64;
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(place.key.as_bytes());
+        let mut outside = None;
+        for numbers in array.chunks_mut(CHUNK) {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(numbers);
             self.reader.read_exact(bytes)?;
-            self.position = offset + bytes.len() as u64;
+            sum.update(bytes);
             if cfg!(target_endian = "big") {
                 let numbers = bytes.chunks_exact_mut(size_of::<W>());
                 numbers.for_each(<[u8]>::reverse);
             }
+            outside = outside.or_else(|| range.first_outside(numbers));
         }
-        Ok(numbers)
+        let (key, sum) = (&place.key, sum.finalize());
+        if sum != place.sum {
+            return Err(Fault::Invalid(format!(
+                "tensor {key:?} is damaged: its checksum is {}, expected {}",
+                hex(sum),
+                hex(place.sum)
+            )));
+        }
+        outside.map_or(Ok(()), |bad| {
+            let expected = match range {
+                Range::NotNegative => "finite numbers, 0 or above",
+                _ => "finite numbers",
+            };
+            Err(Fault::Invalid(format!(
+                "tensor {key:?} has {bad}, expected {expected}"
+            )))
+        })
     }
 }
 

@@ -19,8 +19,8 @@ use candle_grad_clip_kernels::WideVec;
 use crate::optim::state::{self, State, wide_dtype};
 use crate::optim::trained::Trained;
 use crate::{Error, Result};
-use document::{Document, VarRecord};
-use file::{Arrays, Header, TensorInfo};
+use document::{Document, MAX_STEPS, MAX_STEPS_LOADED, VarRecord};
+use file::{Arrays, Header, Place, TensorInfo};
 
 pub(crate) use document::WrapperRecord;
 pub(crate) use settings::{AdamWSettings, Settings, SgdSettings};
@@ -80,42 +80,80 @@ impl Fault {
     }
 }
 
-/// Saves an optimizer whose Vars go by `names`.
+/// Saves an optimizer whose Vars go by `names`, with `non_finite` also one whose state is NaN or infinite.
 pub(crate) fn save(
     path: &Path,
     names: &[String],
     trained: &Trained,
     settings: &Settings,
     wrapper: Option<WrapperRecord>,
+    non_finite: bool,
 ) -> Result<()> {
     let (steps, states) = trained.snapshot()?;
-    let document = Document::new(names, trained, (steps, &states), settings.clone(), wrapper);
-    save_as(path, &document, trained, &states).map_err(|fault| fault.at(path))
+    let mut document = Document::new(names, trained, (steps, &states), settings.clone(), wrapper);
+    document.non_finite = non_finite;
+    save_as(path, document, trained, &states).map_err(|fault| fault.at(path))
 }
 
-fn save_as(path: &Path, document: &Document, trained: &Trained, states: &[&State]) -> Checked<()> {
-    document.check()?;
+fn save_as(
+    path: &Path,
+    mut document: Document,
+    trained: &Trained,
+    states: &[&State],
+) -> Checked<()> {
+    document.check(MAX_STEPS)?;
     let vars = trained.vars().vars();
-    // f64 first, so that every tensor is aligned to its own elements.
-    let mut order: Vec<usize> = (0..vars.len()).collect();
-    order.sort_by_key(|&index| std::cmp::Reverse(wide_dtype(vars[index].dtype()).size_in_bytes()));
     let mut tensors = Vec::new();
     let mut offset = 0;
+    let mut push = |key: String, info: fn(u64, usize, &[Var]) -> TensorInfo, index: usize| {
+        let info = info(offset, index, vars);
+        offset = info.data_offsets.1;
+        tensors.push((key, info));
+    };
+    // f64 first, so that every tensor is aligned to its own elements.
+    let mut lists = Vec::new();
+    for (name, list) in document.wrapper.iter_mut().flat_map(WrapperRecord::lists) {
+        if !list.is_empty() {
+            push(
+                name.to_string(),
+                |at, len, _| TensorInfo::list(len, at),
+                list.len(),
+            );
+            lists.push(std::mem::take(list));
+        }
+    }
+    let mut order: Vec<usize> = (0..vars.len()).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(wide_dtype(vars[index].dtype()).size_in_bytes()));
     for &index in &order {
         let record = &document.vars[index];
         for key in keys(record, &vars[index], &document.optimizer) {
-            let info = TensorInfo::new(&vars[index], offset);
-            offset = info.data_offsets.1;
-            tensors.push((key, info));
+            push(
+                key,
+                |at, index, vars| TensorInfo::new(&vars[index], at),
+                index,
+            );
         }
     }
-    let header = file::header_bytes(&document.to_json()?, &tensors)?;
+    let json = document.to_json()?;
+    let header = file::header_bytes(&json, &tensors, &vec![0; tensors.len()])?;
     replace::replace(path, |out| {
+        // The checksums are known when the numbers are written: then the header is written again.
         io::Write::write_all(out, &header)?;
-        for &index in &order {
-            write_state(out, states[index], vars[index].elem_count())?;
+        let mut writer = file::Writer {
+            out: &mut *out,
+            keys: tensors.iter(),
+            sums: Vec::new(),
+            non_finite: document.non_finite,
+        };
+        for list in &lists {
+            writer.write(list)?;
         }
-        Ok(())
+        for &index in &order {
+            write_state(&mut writer, states[index], vars[index].elem_count())?;
+        }
+        let header = file::header_bytes(&json, &tensors, &writer.sums)?;
+        io::Seek::rewind(out)?;
+        Ok(io::Write::write_all(out, &header)?)
     })
 }
 
@@ -131,10 +169,14 @@ fn keys(record: &VarRecord, var: &Var, settings: &Settings) -> Vec<String> {
         .collect()
 }
 
-fn write_state(out: &mut dyn io::Write, state: &State, len: usize) -> Checked<()> {
+fn write_state<W: io::Write>(
+    out: &mut file::Writer<'_, W>,
+    state: &State,
+    len: usize,
+) -> Checked<()> {
     match state {
         State::Fresh => Ok(()),
-        State::Host(values) => Ok(write_values(out, values, len)?),
+        State::Host(values) => write_values(out, values, len),
         State::Device(arrays) => {
             for array in arrays {
                 let array = array.to_device(&Device::Cpu).map_err(Error::from)?;
@@ -145,14 +187,14 @@ fn write_state(out: &mut dyn io::Write, state: &State, len: usize) -> Checked<()
     }
 }
 
-fn write_values(out: &mut dyn io::Write, values: &WideVec, len: usize) -> io::Result<()> {
+fn write_values<W: io::Write>(
+    out: &mut file::Writer<'_, W>,
+    values: &WideVec,
+    len: usize,
+) -> Checked<()> {
     match values {
-        WideVec::F32(values) => {
-            state::arrays(values, len).try_for_each(|array| file::write_numbers(out, array))
-        }
-        WideVec::F64(values) => {
-            state::arrays(values, len).try_for_each(|array| file::write_numbers(out, array))
-        }
+        WideVec::F32(values) => state::arrays(values, len).try_for_each(|array| out.write(array)),
+        WideVec::F64(values) => state::arrays(values, len).try_for_each(|array| out.write(array)),
     }
 }
 
@@ -163,29 +205,40 @@ pub(crate) fn load(path: &Path, trained: &Trained, settings: &Settings) -> Resul
 
 fn load_for(path: &Path, trained: &Trained, settings: &Settings) -> Checked<Loaded> {
     let (mut header, mut arrays) = Header::read(path)?;
-    let document = Document::from_metadata(&header.metadata)?;
-    document.check()?;
+    let mut document = Document::from_metadata(&header.metadata)?;
+    document.check(MAX_STEPS_LOADED)?;
+    let mut wrapper = document.wrapper.take();
     let records = document.fit(trained, settings)?;
     let vars = trained.vars().vars();
-    let mut offsets = Vec::with_capacity(vars.len());
+    let mut places = Vec::with_capacity(vars.len());
     for (var, record) in vars.iter().zip(&records) {
         let keys = keys(record, var, &document.optimizer);
-        let offset = |key: &String| header.take(key, var);
-        offsets.push(keys.iter().map(offset).collect::<Checked<Vec<u64>>>()?);
+        let place = |key: &String| header.take(key, var);
+        places.push(keys.iter().map(place).collect::<Checked<Vec<Place>>>()?);
+    }
+    let mut of_lists = Vec::new();
+    for (name, _) in wrapper.iter_mut().flat_map(WrapperRecord::lists) {
+        of_lists.extend(header.take_list(name)?);
     }
     header.expect_empty()?;
+    header.fill_sums(of_lists.iter_mut().chain(places.iter_mut().flatten()))?;
 
     let mut states = Vec::with_capacity(vars.len());
-    for ((var, record), offsets) in vars.iter().zip(&records).zip(&offsets) {
+    for ((var, record), places) in vars.iter().zip(&records).zip(&places) {
         states.push(if record.has_stepped {
-            read_state(&mut arrays, var, offsets)?
+            read_state(&mut arrays, var, places, document.non_finite)?
         } else {
             State::Fresh
         });
     }
-    let mut wrapper = document.wrapper;
+    for (name, list) in wrapper.iter_mut().flat_map(WrapperRecord::lists) {
+        if let Some(place) = of_lists.iter().find(|place| place.key == name) {
+            *list = arrays.read_list(place)?;
+        }
+    }
     if let Some(wrapper) = &mut wrapper {
-        // In older files: the optimizer's own, which may have taken steps without the wrapper.
+        wrapper.check_histories()?;
+        // Where the wrapper has not counted: the optimizer's own, which may have taken steps without the wrapper.
         let taken = document.steps.min(wrapper.step);
         wrapper.steps_taken.get_or_insert(taken);
     }
@@ -197,19 +250,24 @@ fn load_for(path: &Path, trained: &Trained, settings: &Settings) -> Checked<Load
     })
 }
 
-/// The state of a Var whose arrays begin at `offsets`, kept where the Var is.
-fn read_state(arrays: &mut Arrays, var: &Var, offsets: &[u64]) -> Checked<State> {
+/// The state of a Var whose arrays are at `places`, kept where the Var is.
+fn read_state(
+    arrays: &mut Arrays,
+    var: &Var,
+    places: &[Place],
+    non_finite: bool,
+) -> Checked<State> {
     let len = var.elem_count();
     let values = if wide_dtype(var.dtype()) == DType::F64 {
-        WideVec::F64(arrays.read(offsets, len)?)
+        WideVec::F64(arrays.read(places, len, non_finite)?)
     } else {
-        WideVec::F32(arrays.read(offsets, len)?)
+        WideVec::F32(arrays.read(places, len, non_finite)?)
     };
     let state = State::Host(values);
     if var.device().is_cpu() {
         return Ok(state);
     }
-    let mut moved = Vec::with_capacity(offsets.len());
+    let mut moved = Vec::with_capacity(places.len());
     for array in state.to_tensors(var)? {
         moved.push(array.to_device(var.device()).map_err(Error::from)?);
     }
@@ -239,8 +297,16 @@ mod tests {
             let arrays: Vec<_> = arrays.into_iter().collect::<candle_core::Result<_>>()?;
             let host = State::from_tensors(&var, arrays.clone())?;
             let (mut expected, mut written) = (Vec::new(), Vec::new());
-            let writes = write_state(&mut expected, &host, 6).is_ok()
-                && write_state(&mut written, &State::Device(arrays), 6).is_ok();
+            let write = |out: &mut Vec<u8>, state: &State| {
+                let mut writer = file::Writer {
+                    out,
+                    keys: [].iter(),
+                    sums: Vec::new(),
+                    non_finite: false,
+                };
+                write_state(&mut writer, state, 6).is_ok()
+            };
+            let writes = write(&mut expected, &host) && write(&mut written, &State::Device(arrays));
             assert!(writes && expected == written);
             assert_eq!(written.len(), 12 * dtype.size_in_bytes());
         }

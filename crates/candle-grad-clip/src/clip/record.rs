@@ -126,18 +126,18 @@ enum NonFiniteRecord {
     Propagate,
 }
 
-/// A [`RuleState`]: what is empty is left out.
+/// A [`RuleState`]: what is empty is left out, and so are the lists, which are arrays in the file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RuleRecord {
     /// Of the methods that keep norms: `auto`, `skip`, and the warm-up of `zclip`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip)]
     auto_norms: Vec<f64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip)]
     skip_norms: Vec<f64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip)]
     skip_losses: Vec<f64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip)]
     zclip_warmup: Vec<f64>,
     /// Mean and variance.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -162,7 +162,32 @@ impl RuleRecord {
         *self == Self::default()
     }
 
-    /// What no training can have left. (JSON has no number that is not finite.)
+    /// The lists, by their names in the file.
+    pub(crate) fn lists(&mut self) -> [(&'static str, &mut Vec<f64>); 4] {
+        [
+            ("clip.auto_norms", &mut self.auto_norms),
+            ("clip.skip_norms", &mut self.skip_norms),
+            ("clip.skip_losses", &mut self.skip_losses),
+            ("clip.zclip_warmup", &mut self.zclip_warmup),
+        ]
+    }
+
+    /// Steps that the rule has counted.
+    pub(crate) fn steps(&self) -> u64 {
+        self.adagc_steps
+    }
+
+    /// Vars that have a mean and are not among `names`.
+    pub(crate) fn unknown(&self, names: &[String]) -> Vec<String> {
+        let known: std::collections::HashSet<&String> = names.iter().collect();
+        let means = self.adagc_means.keys();
+        means
+            .filter(|name| !known.contains(name))
+            .cloned()
+            .collect()
+    }
+
+    /// What no training can have left.
     pub(crate) fn fault(&self) -> Option<String> {
         let lists = [&self.auto_norms, &self.skip_norms, &self.zclip_warmup];
         let norms = lists.into_iter().flatten().chain(self.adagc_means.values());
@@ -172,6 +197,10 @@ impl RuleRecord {
         let max_norm = self
             .quantile_max_norm
             .filter(|x| !(*x > 0.0 && x.is_finite()));
+        let loss = self.skip_losses.iter().copied().find(|x| !x.is_finite());
+        if let Some(bad) = loss {
+            return Some(format!("the clip's history has {bad}, expected losses"));
+        }
         let bad = bad.or(max_norm)?;
         Some(format!("the clip's history has {bad}, expected norms"))
     }

@@ -61,7 +61,8 @@
 //! ```
 //!
 //! State is found by the Vars' **names**. Those of a `Vec<Var>` are its places (`var.0`, `var.1`, ...), and
-//! `VarMap::all_vars` has another order in each process: take `named(&varmap, ..)`, or wrap with `&varmap`.
+//! `VarMap::all_vars` has another order in each process: saving and loading by them is an error. Take `named(&varmap, ..)`, or
+//! wrap with `&varmap`; [`NamedVars::by_place`](crate::NamedVars::by_place) says that the order is always the same.
 //!
 //! `load` restores the hyper-parameters and the `Clip` as they were saved, as PyTorch's `load_state_dict` does: what is to be
 //! another one (`set_learning_rate`, `set_params`, `set_clip`) is set after `load`. What is chosen when an optimizer is made
@@ -69,7 +70,10 @@
 //! error; nothing is changed then.
 //!
 //! `save` writes a second file in the same folder, waits for the disk, and renames: a save that fails (a full disk) or is
-//! killed leaves the old file whole. One process at a time may save to a path. A symbolic link is replaced, not followed.
+//! killed leaves the old file whole. Of several processes that save to one path, in containers or machines of their own, the last
+//! wins, whole. What a killed save leaves (`.<name>.<32 hexadecimal digits>.tmp`) is removed by a save to that path a day later.
+//! A symbolic link is followed, and a file keeps its mode. A checksum (CRC-32) of each array and of the metadata tells a damaged
+//! file; state that is NaN or infinite is not saved, but by `save_non_finite`.
 //!
 //! # Failure
 //! Everything is checked before the first write: hyper-parameters, shapes, dtypes, devices. A step that returns an
@@ -131,18 +135,21 @@ pub(crate) trait Fused: 'static {
     fn restore(&mut self, loaded: Loaded);
 
     /// Saves, under the Vars' own names or those of a wrapper, with its state.
-    fn save_to(&self, path: &Path, wrapper: Option<(&NamedVars, WrapperRecord)>) -> Result<()> {
+    fn save_to(
+        &self,
+        path: &Path,
+        wrapper: Option<(&NamedVars, WrapperRecord)>,
+        non_finite: bool,
+    ) -> Result<()> {
         let (trained, settings) = (self.trained(), self.settings());
+        let named_by = wrapper.as_ref().map_or(trained.vars(), |(vars, _)| vars);
+        check_names(path, trained.has_places_as(named_by))?;
         let Some((vars, record)) = wrapper else {
-            return checkpoint::save(path, trained.vars().names(), trained, &settings, None);
+            let names = trained.vars().names();
+            return checkpoint::save(path, names, trained, &settings, None, non_finite);
         };
-        checkpoint::save(
-            path,
-            &trained.names_as(vars),
-            trained,
-            &settings,
-            Some(record),
-        )
+        let names = trained.names_as(vars);
+        checkpoint::save(path, &names, trained, &settings, Some(record), non_finite)
     }
 
     /// Loads, and hands back what a wrapper saved, if `check` finds it good. Changes nothing before.
@@ -151,6 +158,8 @@ pub(crate) trait Fused: 'static {
         path: &Path,
         check: &mut dyn FnMut(&WrapperRecord) -> Result<()>,
     ) -> Result<Option<WrapperRecord>> {
+        let trained = self.trained();
+        check_names(path, trained.has_places_as(trained.vars()))?;
         let mut loaded = checkpoint::load(path, self.trained(), &self.settings())?;
         let wrapper = loaded.wrapper.take();
         if let Some(wrapper) = &wrapper {
@@ -239,6 +248,20 @@ fn check_no_limits(groups: &ParamGroups) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// State is found by the Vars' names: a place is none, since in another order moments of one shape would change places.
+fn check_names(path: &Path, has_places: bool) -> Result<()> {
+    if !has_places {
+        return Ok(());
+    }
+    Err(Error::Checkpoint {
+        path: path.to_path_buf(),
+        reason: "the Vars have no names but their places in a Vec (var.0, var.1, ...), and in another order state would go to \
+                 the wrong Var; expected names of their own: make the optimizer by `named`, or wrap it, with &varmap or \
+                 (name, Var) pairs; NamedVars::by_place(vars) if the order is always the same"
+            .to_string(),
+    })
 }
 
 /// A hyper-parameter that must be finite, and 0 or above.

@@ -208,9 +208,19 @@ impl Sgd {
     ///
     /// # Errors
     /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); two Vars of one name; hyper-parameters outside their range, as those
-    /// could not be loaded. A file that was there stays then, whole.
+    /// could not be loaded; state that is NaN or infinite. A file that was there stays then, whole. After
+    /// [`Error::CheckpointNotDurable`](crate::Error::CheckpointNotDurable) alone the new file is in its place.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.save_to(path.as_ref(), None)
+        self.save_to(path.as_ref(), None, false)
+    }
+
+    /// As [`save`](Self::save), also where the state is NaN or infinite, which `save` refuses to write over a good file. `load` takes
+    /// such a file as it is.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn save_non_finite(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_to(path.as_ref(), None, true)
     }
 
     /// Goes on from what [`save`](Self::save) wrote, here or in a [`ClippedOptimizer`](crate::ClippedOptimizer), whose own state is

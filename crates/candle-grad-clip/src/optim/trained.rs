@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType};
 use rayon::prelude::*;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::state::{Kept, State};
 use super::{ParamGroups, StepRule};
@@ -171,6 +171,7 @@ impl Trained {
             self.vars = vars.clone();
             return Ok(());
         }
+        let has_places = self.has_places_as(vars);
         let mut names = self.vars.names().to_vec();
         for (index, name) in indices.iter().zip(vars.names()) {
             if let Some(index) = index {
@@ -179,7 +180,25 @@ impl Trained {
         }
         let named = names.into_iter().zip(self.vars.vars().to_vec());
         self.vars = named.collect::<Vec<(String, Var)>>().into();
+        self.vars.has_places = has_places;
         Ok(())
+    }
+
+    /// Whether one of our Vars has but a place for a name, once those of `vars` are taken on.
+    pub(crate) fn has_places_as(&self, vars: &NamedVars) -> bool {
+        let theirs: FxHashSet<TensorId> = vars.vars().iter().map(|var| var.id()).collect();
+        let mut ours = self
+            .vars
+            .vars()
+            .iter()
+            .map(|var| theirs.contains(&var.id()));
+        ours.any(|theirs| {
+            if theirs {
+                vars.has_places
+            } else {
+                self.vars.has_places
+            }
+        })
     }
 
     /// Takes a step by `rules`: the first for Vars without a group, then one for each group. Whatever can fail comes
