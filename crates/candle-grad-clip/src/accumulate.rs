@@ -1,9 +1,10 @@
 //! accumulate: the gradients of several micro-batches, added up for one clip and one step.
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_grad_clip_kernels::{Edit, NormType};
 use rustc_hash::FxHashSet;
 
@@ -13,13 +14,15 @@ use crate::functions::non_finite_error;
 use crate::measure::{Entry, Request, measure, walk, without_cuda};
 use crate::optim::state::wide_dtype;
 use crate::vars::NamedVars;
-use crate::{NonFinite, Result};
+use crate::{Error, NonFinite, Result};
 
 /// Adds up the gradients of micro-batches, for one clip and one step with all of them.
 ///
 /// ```text
 /// g = (1 / k) sum of g_i    (mean)        g = sum of g_i    (sum)        i = 1 ... k
 /// ```
+///
+/// With [weights](Self::add_weighted), `w_i g_i` is in the place of `g_i`, and the sum of the weights in the place of `k`.
 ///
 /// With the mean, `k` micro-batches of one size, each with a mean loss, give the gradient of the one big batch, to
 /// rounding. Clip that, once: clipping each micro-batch is another thing ((2, 0) and (0, 2) at 1 become (1, 1) then, but their
@@ -77,7 +80,25 @@ pub struct GradAccumulator {
     /// What `finish` lends.
     store: GradStore,
     micro_batches: u64,
+    /// The sum of the weights since the last `finish`, in units of `unit`.
+    weight: f64,
+    /// The power of two below the first of these weights: sums of very small or large weights stay in f32's range.
+    unit: f64,
     dropped: u64,
+    /// Micro-batches since the last `finish` that are not in the sum.
+    left_out: u64,
+    empty_in_a_row: u32,
+    max_skips: u32,
+}
+
+/// By the entry of this tensor a [`LossScaler`](crate::LossScaler) knows a store of sums that may lack what was not finite.
+static HIDES_OVERFLOW: LazyLock<Option<Tensor>> =
+    LazyLock::new(|| Tensor::new(0u8, &Device::Cpu).ok());
+
+/// Whether an accumulator made the store, and left out what was not finite.
+pub(crate) fn hides_overflow(grads: &GradStore) -> bool {
+    let marker = HIDES_OVERFLOW.as_ref();
+    marker.is_some_and(|marker| grads.get(marker).is_some())
 }
 
 /// The sum of one Var's gradients.
@@ -135,7 +156,12 @@ impl GradAccumulator {
             storages: FxHashSet::default(),
             store: GradStore::default(),
             micro_batches: 0,
+            weight: 0.0,
+            unit: 1.0,
             dropped: 0,
+            left_out: 0,
+            empty_in_a_row: 0,
+            max_skips: 10,
         }
     }
 
@@ -149,7 +175,8 @@ impl GradAccumulator {
     /// | [`NonFinite::Error`] | an error that names the Var; the sum is as it was, without it |
     ///
     /// Propagate, since a big batch with one bad sample is a bad batch, and since a [`LossScaler`](crate::LossScaler) must hear of
-    /// an overflow. `SkipStep` and `Error` read each gradient once more.
+    /// an overflow: a wrapper with a scaler refuses the sums of `SkipStep` and `Zero` ([`Error::HiddenOverflow`]). To know them, it
+    /// looks for an entry that their store has beside the gradients. `SkipStep` and `Error` read each gradient once more.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -170,18 +197,76 @@ impl GradAccumulator {
         self
     }
 
+    /// How many windows in a row (from one [`finish`](Self::finish) to the next) may end empty, as all their micro-batches were
+    /// dropped or had weight 0, before `finish` is an error. Default: 10, as [`Clip::max_skips`](crate::Clip::max_skips).
+    #[must_use]
+    pub fn max_skips(mut self, max_skips: u32) -> Self {
+        self.max_skips = max_skips;
+        self
+    }
+
     /// Adds the gradients of one micro-batch; they are not changed. Gradients of anything but the accumulator's Vars are left out.
     ///
     /// # Errors
-    /// A gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; gradients that are not finite under
-    /// [`NonFinite::Error`]. The sum is as it was then.
+    /// A gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; a store that has gradients, but none
+    /// for any of the Vars; gradients that are not finite under [`NonFinite::Error`]. The sum is as it was then.
     pub fn add(&mut self, grads: &GradStore) -> Result<()> {
+        self.add_weighted(grads, 1.0)
+    }
+
+    /// As [`add`](Self::add), for micro-batches that do not all count the same: the mean is `sum of w_i g_i / sum of w_i`, the sum
+    /// `sum of w_i g_i`.
+    ///
+    /// Where each loss is a mean over tokens, its weight is the number of its tokens; where it is divided by the sum of its samples'
+    /// weights, that sum. `add` has weight 1. A micro-batch of weight 0 is left out whole, whatever its gradients are: the mean over
+    /// no tokens is NaN.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::GradAccumulator;
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let mut accumulator = GradAccumulator::mean(vec![w.clone()]);
+    /// accumulator.add_weighted(&(w.as_tensor() * 2.0)?.sum_all()?.backward()?, 300.0)?; // the gradient is (2, 2)
+    /// accumulator.add_weighted(&(w.as_tensor() * 6.0)?.sum_all()?.backward()?, 100.0)?;
+    /// let grads = accumulator.finish()?.unwrap();
+    /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0, 3.0]); // (300 * 2 + 100 * 6) / 400
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`add`](Self::add); a weight below 0 or not finite, or one that makes their sum infinite.
+    pub fn add_weighted(&mut self, grads: &GradStore, weight: f64) -> Result<()> {
+        let invalid = |expected| {
+            Err(Error::InvalidOption {
+                name: "weight",
+                value: weight,
+                expected,
+            })
+        };
+        if !(weight >= 0.0 && weight.is_finite()) {
+            return invalid("0 or a finite number above");
+        }
+        if weight == 0.0 {
+            walk(self.vars.list(), grads, None)
+                .and_then(|entries| self.check_ours(grads, &entries))?;
+            self.left_out += 1;
+            return Ok(());
+        }
+        let (unit, before) = match self.micro_batches {
+            0 => (power_of_two_below(weight), 0.0),
+            _ => (self.unit, self.weight),
+        };
+        let sum_of_weights = before + weight / unit;
+        if !sum_of_weights.is_finite() {
+            return invalid("one whose sum with those before it is finite");
+        }
         let Some(entries) = self.collect(grads)? else {
             self.dropped += 1;
+            self.left_out += 1;
             return Ok(());
         };
         let edit = Edit::Scale {
-            clip_coef: 1.0,
+            clip_coef: weight / unit,
             zero_non_finite: self.non_finite == NonFinite::Zero,
         };
         let elsewhere = self.add_elsewhere(&entries, edit)?;
@@ -196,28 +281,35 @@ impl GradAccumulator {
             sum.has_grad |= entry.grad.is_some();
         }
         self.micro_batches += 1;
+        (self.weight, self.unit) = (sum_of_weights, unit);
         Ok(())
     }
 
-    /// The mean or the sum, to clip and to step with; `None` if there was no micro-batch, or none that was not dropped: then there
-    /// is no step to take. The next [`add`](Self::add) starts anew.
+    /// The mean or the sum, to clip and to step with; `None` if there was no micro-batch, or none that was not dropped and had a weight:
+    /// then there is no step to take. The next [`add`](Self::add) starts anew.
     ///
     /// The store is lent, so it can be edited in place ([`clip_grad_norm`](crate::clip_grad_norm)). Its tensors are the
     /// accumulator's buffers: a clone of one is written over by the next round.
     ///
     /// # Errors
-    /// A device.
+    /// More windows in a row ended empty than [`max_skips`](Self::max_skips) allows; a device.
     pub fn finish(&mut self) -> Result<Option<&mut GradStore>> {
         if self.micro_batches == 0 {
-            return Ok(None);
+            return self.finish_empty().map(|()| None);
         }
         let coef = if self.is_mean {
-            1.0 / self.micro_batches as f64
+            1.0 / self.weight
         } else {
-            1.0
+            self.unit
         };
-        let store = self.rounded(coef)?;
+        let mut store = self.rounded(coef)?;
+        if matches!(self.non_finite, NonFinite::SkipStep | NonFinite::Zero)
+            && let Some(marker) = &*HIDES_OVERFLOW
+        {
+            store.insert(marker, marker.clone());
+        }
         self.store = store;
+        self.empty_in_a_row = 0;
         self.clear();
         Ok(Some(&mut self.store))
     }
@@ -225,6 +317,7 @@ impl GradAccumulator {
     /// Forgets the micro-batches since the last [`finish`](Self::finish).
     pub fn clear(&mut self) {
         self.micro_batches = 0;
+        self.left_out = 0;
         for sum in &mut self.sums {
             sum.has_grad = false;
         }
@@ -242,17 +335,51 @@ impl GradAccumulator {
         self.dropped
     }
 
+    /// The end of a window without a sum; one without micro-batches is none.
+    fn finish_empty(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.left_out) == 0 {
+            return Ok(());
+        }
+        self.empty_in_a_row = self.empty_in_a_row.saturating_add(1);
+        if self.empty_in_a_row > self.max_skips {
+            return Err(Error::TooManyEmptyWindows {
+                windows: self.empty_in_a_row,
+                max_skips: self.max_skips,
+                dropped: self.dropped,
+            });
+        }
+        Ok(())
+    }
+
+    /// A store of gradients must have one for our Vars.
+    fn check_ours(&self, grads: &GradStore, entries: &[Entry<'_>]) -> Result<()> {
+        let has_ours = entries.iter().any(|entry| entry.grad.is_some());
+        let Some(example) = self.vars.names().first() else {
+            return Ok(());
+        };
+        if has_ours || grads.get_ids().next().is_none() {
+            return Ok(());
+        }
+        Err(Error::OtherGradients {
+            gradients: grads.get_ids().count(),
+            vars: entries.len(),
+            example: example.clone(),
+        })
+    }
+
     /// The gradients of a micro-batch, `None` if it is to be dropped.
     fn collect<'g>(&self, grads: &'g GradStore) -> Result<Option<Vec<Entry<'g>>>> {
         let vars = self.vars.list();
         if matches!(self.non_finite, NonFinite::Zero | NonFinite::Propagate) {
             let mut entries = without_cuda(walk(vars, grads, None)?);
+            self.check_ours(grads, &entries)?;
             if self.non_finite == NonFinite::Zero {
                 backend::measure_composed(&mut entries, Request::norm(NormType::L1))?;
             }
             return Ok(Some(entries));
         }
         let measured = measure(vars, grads, Request::norm(NormType::L2))?;
+        self.check_ours(grads, &measured.entries)?;
         let Some(bad) = measured.first_non_finite() else {
             return Ok(Some(without_cuda(measured.entries)));
         };
@@ -382,6 +509,12 @@ impl GradAccumulator {
     }
 }
 
+/// The largest power of two that is not above `weight`, which is above 0; of a subnormal number the smallest normal one.
+fn power_of_two_below(weight: f64) -> f64 {
+    const MANTISSA: u64 = (1 << 52) - 1;
+    f64::from_bits(weight.to_bits() & !MANTISSA).max(f64::MIN_POSITIVE)
+}
+
 /// The gradient, if our kernels are to add it.
 fn on_cpu<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
     entry
@@ -396,6 +529,7 @@ impl fmt::Debug for GradAccumulator {
             .field("is_mean", &self.is_mean)
             .field("non_finite", &self.non_finite)
             .field("micro_batches", &self.micro_batches)
+            .field("weight", &(self.weight * self.unit))
             .field("dropped", &self.dropped)
             .finish_non_exhaustive()
     }

@@ -364,6 +364,60 @@ pub enum Error {
         /// What the system said of the folder; of one that can't be read it has the kind `PermissionDenied`.
         source: io::Error,
     },
+    /// A store that has gradients, but none for any Var of a [`GradAccumulator`](crate::GradAccumulator).
+    #[error(
+        "the store has {gradients} gradient(s), but none for any of the {vars} Var(s), such as {example}; nothing was \
+         changed; are they the gradients of another model, or of a loss that depends on none of the Vars?"
+    )]
+    OtherGradients {
+        /// Entries of the store.
+        gradients: usize,
+        /// How many Vars there are.
+        vars: usize,
+        /// The name of one of them.
+        example: String,
+    },
+    /// More windows of a [`GradAccumulator`](crate::GradAccumulator) in a row were empty than its
+    /// [`max_skips`](crate::GradAccumulator::max_skips) allows.
+    #[error(
+        "{windows} window(s) in a row ended without a gradient, more than max_skips = {max_skips}: all their micro-batches \
+         were dropped, as their gradients are not finite, or had weight 0 ({dropped} dropped since the accumulator was \
+         made); lower the learning rate or look at the data; under a LossScaler take NonFinite::Propagate, so that \
+         its scale falls"
+    )]
+    TooManyEmptyWindows {
+        /// Empty windows in a row, this one included.
+        windows: u32,
+        /// How many are allowed.
+        max_skips: u32,
+        /// Micro-batches dropped since the accumulator was made.
+        dropped: u64,
+    },
+    /// Gradients of a [`GradAccumulator`](crate::GradAccumulator) that leaves out what is not finite, for a wrapper with a
+    /// [`LossScaler`](crate::LossScaler).
+    #[error(
+        "the gradients come from a GradAccumulator with NonFinite::SkipStep or NonFinite::Zero, which hides overflows from the \
+         LossScaler: its scale would never fall; nothing was changed; take NonFinite::Propagate (one overflow skips the step and \
+         lowers the scale) or NonFinite::Error"
+    )]
+    HiddenOverflow,
+    /// A gradient that is finite, but would not be once it is multiplied by its coefficient: unscaled by a
+    /// [`LossScaler`](crate::LossScaler) whose scale is below 1, or scaled up by a [`ClipRule`](crate::ClipRule). Under
+    /// [`NonFinite::Error`](crate::NonFinite::Error).
+    #[error(
+        "the gradient of {var} has an element of {largest} (absolute), which times its coefficient {coef} is more than {dtype:?} \
+         holds; nothing was changed; clip to a smaller norm, or take an optimizer of candle_grad_clip::optim, which computes in f32"
+    )]
+    Overflow {
+        /// Name of the first such Var.
+        var: String,
+        /// Its largest absolute value, as it came.
+        largest: f64,
+        /// What it is multiplied by: the clip's coefficient, divided by the loss scale.
+        coef: f64,
+        /// What the product is kept in.
+        dtype: DType,
+    },
 }
 
 impl From<Error> for candle_core::Error {

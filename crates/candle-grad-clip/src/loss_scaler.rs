@@ -54,7 +54,9 @@ const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as
 /// [`Clip::non_finite`](crate::Clip::non_finite) says, and not counted towards [`Clip::max_skips`](crate::Clip::max_skips), as
 /// `GradScaler` skips in silence while it looks for its scale. At 1 or below there is nothing left to blame it on, so the policy has its
 /// say (a step that it takes all the same leaves the scale as it is), and skips count: a model that is really broken comes to an error after at most `log2(scale) + max_skips` steps, where
-/// `GradScaler` halves on towards 0. The report says [`skipped`](crate::StepReport::skipped) each time.
+/// `GradScaler` halves on towards 0. Below 1, unscaling makes gradients larger: a step whose gradients would be infinite in what they are
+/// written in (f16 around candle's optimizers, f32 in the fused ones) is skipped in the same way, also under
+/// [`NonFinite::Zero`](crate::NonFinite::Zero); only `Propagate` writes them. The report says [`skipped`](crate::StepReport::skipped) each time.
 ///
 /// # References
 /// `torch.amp.GradScaler` (PyTorch 2.15), whose defaults these are; it takes any factors, here they are powers of two.

@@ -1,5 +1,6 @@
 pub(crate) mod frozen;
 mod on_device;
+mod overflow;
 mod own;
 mod schedule;
 
@@ -13,6 +14,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip_kernels::Edit;
 use candle_nn::Optimizer;
 
+use crate::accumulate::hides_overflow;
 use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::checkpoint::WrapperRecord;
 use crate::clip::{
@@ -619,6 +621,10 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         grads: &'g GradStore,
         loss: Option<f64>,
     ) -> Result<(Measurements<'g>, Decision)> {
+        let scaler = self.loss_scaler.as_ref();
+        if scaler.is_some_and(LossScaler::is_enabled) && hides_overflow(grads) {
+            return Err(Error::HiddenOverflow);
+        }
         let mut measured = self.measure(grads, loss, self.clip.request())?;
         let own = self.ask_own_rule(&measured)?;
         let clip_value = own.as_ref().and_then(|own| own.decision.bound());
@@ -629,7 +635,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             };
             measured = self.measure(grads, loss, request)?;
         }
-        let decision = self.decide(&measured, own)?;
+        let decision = self.decide(grads, &measured, own)?;
         Ok((measured, decision))
     }
 
@@ -649,7 +655,12 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// The decision, with the errors that end a step before it began.
-    fn decide(&mut self, measured: &Measurements<'_>, own: Option<Own>) -> Result<Decision> {
+    fn decide(
+        &mut self,
+        grads: &GradStore,
+        measured: &Measurements<'_>,
+        own: Option<Own>,
+    ) -> Result<Decision> {
         let scale = self.loss_scale();
         let bad = measured.total.stats.non_finite();
         if scale > 1.0 && bad > 0 {
@@ -666,10 +677,18 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             .clip
             .decide(&self.rule, measured, &self.limits, own)
             .of_scaled(scale);
+        let overflow = self.overflow(grads, &decision)?;
+        let decision = match overflow {
+            Some(_) => Decision::refuse(SkipReason::NonFinite),
+            None => decision,
+        };
         let Action::Refuse(reason) = decision.action else {
             return Ok(decision);
         };
         if reason == SkipReason::NonFinite && self.clip.non_finite == NonFinite::Error {
+            if let Some(overflow) = overflow {
+                return Err(self.overflow_error(overflow));
+            }
             return Err(non_finite_error(self.vars.list(), measured));
         }
         let skips = self.skips_in_a_row.saturating_add(1);
@@ -678,7 +697,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let step = self.step + 1;
         match reason {
             SkipReason::NonFinite => {
-                let var = self.vars.names()[measured.first_non_finite().unwrap_or(0)].clone();
+                let first = overflow.map(|overflow| overflow.index);
+                let first = first.or_else(|| measured.first_non_finite());
+                let var = self.vars.names()[first.unwrap_or(0)].clone();
                 if skips > max_skips {
                     return Err(Error::TooManySkips {
                         skips,
