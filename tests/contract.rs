@@ -483,10 +483,11 @@ fn two_vars_of_one_name_are_told_by_wrap() -> Result<()> {
 
 #[test]
 fn a_store_of_other_vars_is_an_error_in_every_free_function() -> Result<()> {
+    type Call = fn(&mut GradStore, &[Var]) -> candle_grad_clip::Result<()>;
+
     let (a, b) = (pair("a", &[3.0, 4.0])?.1, pair("b", &[1.0])?.1);
     let mut grads = half_square(&[&a])?.backward()?;
     let (ours, others) = (vec![b.clone(), a.clone()], vec![b]);
-    type Call = fn(&mut GradStore, &[Var]) -> candle_grad_clip::Result<()>;
     let calls: [Call; 6] = [
         |grads, vars| clip_grad_norm(grads, vars, 1e9).map(drop),
         |grads, vars| {
