@@ -4,11 +4,16 @@
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::{
     Clip, ClipGradNorm, ClippedOptimizer, Error, NormType, clip_grad_norm, clip_grad_norm_with,
-    clip_grad_value, clip_grads_with_norm, loss, total_norm,
+    clip_grad_value, clip_grads_with_norm, loss, optim, total_norm,
 };
 use candle_nn::{Optimizer, SGD};
 use support::device::device;
 use support::gradients::{store_of, tensor};
+
+fn vars_of_two() -> candle_grad_clip::Result<Vec<Var>> {
+    let one = || Var::zeros(1, DType::F32, device());
+    Ok(vec![one()?, one()?])
+}
 
 /// Every kind of error, with its text.
 fn every_error() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
@@ -73,6 +78,25 @@ fn every_error() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
     ));
 
     let var = Var::zeros(2, DType::F32, device())?;
+    let mut of_another = var.sqr()?.sum_all()?.backward()?;
+    errors.push((
+        clip_grad_norm(&mut of_another, &vars_of_two()?, 1.0).unwrap_err(),
+        "the store has 1 gradient(s), but none for any of the 2 Var(s): expected those of backward() on a loss of these \
+         Vars; are they Vars of another model?",
+    ));
+    let [v, w] = &vars_of_two()?[..] else {
+        unreachable!("there are two")
+    };
+    let inner = optim::Sgd::named(
+        vec![("v".to_string(), v.clone()), ("w".to_string(), w.clone())],
+        0.1,
+    )?;
+    let only = vec![("w".to_string(), w.clone())];
+    errors.push((
+        ClippedOptimizer::wrap(inner, only, Clip::none()).unwrap_err(),
+        "the inner optimizer trains 1 Var(s) that the wrapper was not given: v; expected all that it trains: wrap with them \
+         too, or name them in ClippedOptimizer::wrap_allow_unclipped",
+    ));
     let x = var.as_tensor();
     errors.push((
         loss::weighted_power(x, x, x, 0.5).unwrap_err(),

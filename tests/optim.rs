@@ -252,8 +252,10 @@ fn the_wrapper_may_have_other_vars_than_the_optimizer() -> Result<()> {
         ("three".to_string(), all[3].clone()),
     ];
     let opt = Sgd::new_lr(inner, 1.0)?;
-    let mut opt = ClippedOptimizer::wrap(opt, clipped, Clip::value(2.0))?;
+    let mut opt =
+        ClippedOptimizer::wrap_allow_unclipped(opt, clipped, Clip::value(2.0), &["var.2"])?;
     assert_eq!(opt.inner().vars().names(), ["three", "one", "var.2"]);
+    assert_eq!(opt.vars().names(), ["one", "three"]);
     for step in 1..=2 {
         let report = opt.step_report(&grads)?;
         assert_eq!(report.path(), StepPath::Fused);

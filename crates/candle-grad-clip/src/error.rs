@@ -418,6 +418,75 @@ pub enum Error {
         /// What the product is kept in.
         dtype: DType,
     },
+    /// The inner optimizer trains Vars that the wrapper was not given: they would be neither measured nor clipped.
+    #[error(
+        "the inner optimizer trains {} Var(s) that the wrapper was not given: {}; expected all that it trains: wrap \
+         with them too, or name them in ClippedOptimizer::wrap_allow_unclipped",
+        vars.len(),
+        vars.join(", ")
+    )]
+    UnclippedVars {
+        /// Their names in the inner optimizer.
+        vars: Vec<String>,
+    },
+    /// An optimizer that was put in by [`inner_mut`](crate::ClippedOptimizer::inner_mut) does not train all of the wrapper's Vars:
+    /// the others would count in the global norm.
+    #[error(
+        "the optimizer that was put in does not train {} Var(s) of the wrapper: {}; expected one that trains them all: \
+         wrap it anew",
+        vars.len(),
+        vars.join(", ")
+    )]
+    UntrainedVars {
+        /// Their names in the wrapper.
+        vars: Vec<String>,
+    },
+    /// Two Vars of one name: neither errors nor groups nor checkpoints could tell them apart.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # let (v, w) = (Var::new(3f32, &Device::Cpu)?, Var::new(4f32, &Device::Cpu)?);
+    /// # let sgd = SGD::new(vec![v.clone(), w.clone()], 0.1)?;
+    ///
+    /// let vars = vec![("w".to_string(), v), ("w".to_string(), w)];
+    /// let error = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0)).unwrap_err();
+    /// assert!(matches!(error, Error::DuplicateName { name } if name == "w"));
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[error("two Vars are named `{name}`, expected a name of its own for each")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// A store that has gradients, but none for any of the Vars: they are Vars of another model, most likely.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// use candle_grad_clip::{Error, clip_grad_norm};
+    ///
+    /// let (v, w) = (Var::new(3f32, &Device::Cpu)?, Var::new(4f32, &Device::Cpu)?);
+    /// let error = clip_grad_norm(&mut v.sqr()?.backward()?, &[w], 1.0).unwrap_err();
+    /// assert!(matches!(error, Error::NoGradients { vars: 1, .. }));
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[error(
+        "the store has {grads} gradient(s), but none for any of the {vars} Var(s): expected those of backward() on a loss \
+         of these Vars; are they Vars of another model?"
+    )]
+    NoGradients {
+        /// How many entries the store has.
+        grads: usize,
+        /// How many Vars were given.
+        vars: usize,
+    },
+    /// A wrapper with a [`LossScaler`](crate::LossScaler) inside another wrapper: what it gets is not scaled by it.
+    #[error(
+        "a ClippedOptimizer with a LossScaler is the inner optimizer of another, which doesn't scale losses by it: \
+         expected the LossScaler on the outermost one"
+    )]
+    NestedLossScaler,
 }
 
 impl From<Error> for candle_core::Error {

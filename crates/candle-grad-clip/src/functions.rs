@@ -58,6 +58,7 @@ impl Default for ClipGradNorm {
 ///
 /// # Errors
 /// A `max_norm` below 0 or NaN; gradients that are not finite (the error names the first bad Var);
+/// a store that has gradients, but none for any of `vars` (an empty store, or no Vars, is no error);
 /// a gradient whose shape, dtype or device is not its Var's, or whose dtype is not one of the four.
 /// Nothing is changed then.
 ///
@@ -120,6 +121,7 @@ pub fn clip_grad_norm_with(
     check_bound("max_norm", options.max_norm)?;
     check_eps(options.eps)?;
     let request = Request::norm(checked(options.norm_type)?);
+    check_any_match(vars, grads)?;
     let vars = VarList::unnamed(vars);
     let measured = measure(vars, grads, request)?;
     let bad = measured.total.stats.non_finite() > 0;
@@ -162,7 +164,7 @@ pub fn clip_grad_norm_with(
 ///
 /// # Errors
 /// A `max_norm` below 0 or NaN; a `total_norm` that is negative or not finite; a gradient that does
-/// not fit its Var. Nothing is changed then.
+/// not fit its Var; a store that has gradients, but none for any of `vars`. Nothing is changed then.
 ///
 /// # References
 /// `torch.nn.utils.clip_grads_with_norm_` (PyTorch 2.15), which takes any `total_norm`.
@@ -194,6 +196,7 @@ pub fn clip_grads_with_norm(
             expected: "0 or a finite value above: gradients with that norm can't be scaled by it",
         });
     }
+    check_any_match(vars, grads)?;
     let clip_coef = Norm::known(total_norm).clip_coef(max_norm, CLIP_EPS);
     let vars = VarList::unnamed(vars);
     let entries = walk(vars, grads, None)?;
@@ -219,7 +222,7 @@ pub fn clip_grads_with_norm(
 ///
 /// # Errors
 /// A `clip_value` below 0 or NaN; a gradient whose shape, dtype or device is not its Var's, or whose
-/// dtype is not one of the four. Nothing is changed then.
+/// dtype is not one of the four; a store that has gradients, but none for any of `vars`. Nothing is changed then.
 ///
 /// # References
 /// `torch.nn.utils.clip_grad_value_` (PyTorch 2.15).
@@ -238,6 +241,7 @@ pub fn clip_grads_with_norm(
 /// ```
 pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> Result<()> {
     check_bound("clip_value", clip_value)?;
+    check_any_match(vars, grads)?;
     let vars = VarList::unnamed(vars);
     let mut entries = walk(vars, grads, None)?;
     if clip_value == f64::INFINITY {
@@ -266,7 +270,7 @@ pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> 
 ///
 /// # Errors
 /// A `clip_norm` or `use_norm` below 0 or NaN; a gradient whose shape, dtype or device is not its
-/// Var's, or whose dtype is not one of the four.
+/// Var's, or whose dtype is not one of the four; a store that has gradients, but none for any of `vars`.
 ///
 /// # References
 /// `tf.clip_by_global_norm` (TensorFlow 2.21).
@@ -292,6 +296,7 @@ pub fn clip_by_global_norm(
     use_norm: Option<f64>,
 ) -> Result<(GradStore, f64)> {
     check_bound("clip_norm", clip_norm)?;
+    check_any_match(vars, grads)?;
     let vars = VarList::unnamed(vars);
     let (entries, norm, total_norm, finite) = if let Some(known) = use_norm {
         check_bound("use_norm", known)?;
@@ -321,6 +326,21 @@ pub fn clip_by_global_norm(
         edit_copies(vars, grads, &entries, &edits, &mut Scratch::default())?,
         total_norm,
     ))
+}
+
+/// The error of a store that has gradients, but none for any of `vars`: those of another model would pass unclipped.
+pub(crate) fn check_any_match(vars: &[Var], grads: &GradStore) -> Result<()> {
+    // The first Var has one, most often.
+    if vars.is_empty() || vars.iter().any(|var| grads.get(var).is_some()) {
+        return Ok(());
+    }
+    match grads.get_ids().count() {
+        0 => Ok(()),
+        count => Err(Error::NoGradients {
+            grads: count,
+            vars: vars.len(),
+        }),
+    }
 }
 
 /// Puts the gradients that could not be edited in place where their old ones were.

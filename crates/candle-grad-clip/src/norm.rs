@@ -3,6 +3,7 @@ use candle_core::backprop::GradStore;
 
 pub use candle_grad_clip_kernels::NormType;
 
+use crate::functions::check_any_match;
 use crate::measure::{Request, measure};
 use crate::vars::VarList;
 use crate::{Error, Result};
@@ -23,7 +24,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// An invalid `norm_type`; a gradient whose shape, dtype or device is not its Var's, or whose dtype
-/// is not one of the four.
+/// is not one of the four; a store that has gradients, but none for any of `vars`.
 ///
 /// # References
 /// `torch.nn.utils.get_total_norm` (PyTorch 2.15), `tf.linalg.global_norm` (TensorFlow 2.21).
@@ -42,6 +43,7 @@ use crate::{Error, Result};
 /// ```
 pub fn total_norm(grads: &GradStore, vars: &[Var], norm_type: NormType) -> Result<f64> {
     let request = Request::norm(checked(norm_type)?);
+    check_any_match(vars, grads)?;
     Ok(measure(VarList::unnamed(vars), grads, request)?.total_norm())
 }
 

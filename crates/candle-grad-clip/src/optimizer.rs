@@ -1,8 +1,10 @@
 pub(crate) mod frozen;
+mod nested;
 mod on_device;
 mod overflow;
 mod own;
 mod schedule;
+mod trained_vars;
 
 use std::any::type_name;
 use std::fmt;
@@ -30,6 +32,7 @@ use crate::report::{StepPath, StepRecord, StepReport};
 use crate::units::{UnitPlan, measure_units};
 use crate::vars::NamedVars;
 use crate::{Error, Result};
+use trained_vars::TrainedVars;
 
 /// An optimizer and what to clip before each of its steps: the config of [`ClippedOptimizer`], for code
 /// that makes its optimizer from Vars and a config.
@@ -91,7 +94,20 @@ pub struct ClippedConfig<C> {
 /// than numbers computed from them, would see them overwritten by the next `step`; with
 /// `backward_step` each step has its own.
 ///
-/// Entries of the store that belong to none of the wrapper's Vars are handed on as they are.
+/// # What counts
+/// The Vars that the wrapper has, as far as they get a gradient. Of [`optim`]'s optimizers it knows which Vars they train: one
+/// that the wrapper was not given is an error (unless it is [allowed](Self::wrap_allow_unclipped)), and those that
+/// they don't train are left out.
+///
+/// Of other optimizers it can't know. Give it exactly the Vars that they train: the gradients of a frozen layer would count in the
+/// global norm (or take its group out by [`no_clip`](optim::ParamGroup::no_clip)), and entries of the store that belong
+/// to none of the wrapper's Vars are handed on unclipped, only without the scale of a [`LossScaler`]. A store does not tell
+/// Vars from constants. So `backward_step`, which has the loss, warns once of Vars that the wrapper was not given, and
+/// `step(&GradStore)` can't.
+///
+/// # One in another
+/// A wrapper may be the inner optimizer of another: the outer one clips first, and its report says `skipped` where the inner one
+/// skipped. Only the outermost may have a [`LossScaler`].
 ///
 /// # Failure
 /// Everything is checked before anything is written, and the inner optimizer is only called with
@@ -107,6 +123,7 @@ pub struct ClippedConfig<C> {
 pub struct ClippedOptimizer<O: Optimizer> {
     inner: O,
     vars: NamedVars,
+    trained: TrainedVars,
     clip: Clip,
     /// What the clip remembers of the steps that were taken.
     rule: RuleState,
@@ -155,20 +172,60 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     ///
     /// # Errors
     /// A field of `clip` outside its range; for [`Clip::agc`] a pattern that matches no Var, or a Var whose rank it knows no units for;
-    /// an f64 Var on Metal, which has no f64.
-    pub fn wrap(mut inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
+    /// an f64 Var on Metal, which has no f64; two Vars of one name; an `inner` of [`optim`] that trains a Var which is not among `vars`.
+    pub fn wrap(inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
+        Self::wrap_allow_unclipped(inner, vars, clip, &[])
+    }
+
+    /// As [`wrap`](Self::wrap), around one of [`optim`]'s optimizers that also trains Vars without clipping: those that are not
+    /// among `vars` and whose names in `inner` match one of these (`*` stands for any characters).
+    ///
+    /// They are neither measured nor clipped, and no policy looks at them: what is not finite reaches their weights. A
+    /// [`LossScaler`]'s scale is taken out of them. A group with [`no_clip`](optim::ParamGroup::no_clip) is not clipped
+    /// either, but under the policy.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer, Error, optim::Sgd};
+    /// # use candle_nn::Optimizer;
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// let embed = ("embed".to_string(), Var::new(&[3f64, 4.0], &Device::Cpu)?);
+    /// let head = ("head".to_string(), Var::new(&[3f64, 4.0], &Device::Cpu)?);
+    /// let sgd = || Sgd::named(vec![embed.clone(), head.clone()], 0.1);
+    /// let error = ClippedOptimizer::wrap(sgd()?, vec![head.clone()], Clip::norm(1.0)).unwrap_err();
+    /// assert!(matches!(error, Error::UnclippedVars { vars } if vars == ["embed"]));
+    ///
+    /// let head = vec![head.clone()];
+    /// let mut opt = ClippedOptimizer::wrap_allow_unclipped(sgd()?, head, Clip::norm(1.0), &["embed"])?;
+    /// let loss = (embed.1.sqr()?.sum_all()? / 2.0)?;
+    /// opt.backward_step(&loss)?;
+    /// assert_eq!(embed.1.to_vec1::<f64>()?, [2.7, 3.6]); // a step of 0.1 along (3, 4)
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`wrap`](Self::wrap).
+    pub fn wrap_allow_unclipped(
+        mut inner: O,
+        vars: impl Into<NamedVars>,
+        clip: Clip,
+        allow_unclipped: &[&str],
+    ) -> Result<Self> {
         clip.check()?;
         let vars = vars.into();
         vars.check_devices()?;
+        let (trained, vars) = TrainedVars::new(&mut inner, vars, allow_unclipped)?;
         let units = clip.unit_plan(&vars)?;
         if let Some(fused) = optim::fused(&mut inner) {
-            fused.adopt(&vars)?;
+            trained.adopt(fused, &vars)?;
             fused.trained_mut().settle()?; // another wrapper's skips are not ours
         }
         Ok(Self {
             inner,
             scratch: Scratch::default(),
             vars,
+            trained,
             clip,
             rule: RuleState::default(),
             units,
@@ -223,6 +280,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     fn check_clip(&self, clip: &Clip) -> Result<Option<Arc<UnitPlan>>> {
         clip.check()?;
         clip.check_groups(self.limits.groups().has_limits())?;
+        clip.check_no_clip(self.limits.groups())?;
         if self.schedule.is_some() {
             clip.check_schedule()?;
         }
@@ -239,12 +297,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     ///
     /// # Errors
     /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that can't have its own for
-    /// a group; a group's limit beside [`Clip::value`].
+    /// a group; a group's limit beside [`Clip::value`]; a group without clipping beside [`Clip::agc`], which has patterns of its own.
     pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
         self.clip.check_groups(groups.has_limits())?;
+        self.clip.check_no_clip(&groups)?;
         let limits = Limits::new(groups.clone(), self.vars.names())?;
         if let Some(fused) = optim::fused(&mut self.inner) {
-            fused.adopt(&self.vars)?;
+            self.trained.adopt(fused, &self.vars)?;
             fused.trained_mut().set_groups(groups)?;
         } else if groups.has_rates() {
             let group = groups.iter().find(|group| group.has_rates());
@@ -426,6 +485,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     fn step_with(&mut self, grads: &GradStore, loss: Option<f64>) -> Result<StepReport> {
+        self.check_before_step()?;
         if let Some(report) = self.step_on_device(grads)? {
             return Ok(report);
         }
@@ -434,17 +494,19 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             return Ok(self.finish(report, &decision.observed));
         }
         let report = self.report(&measured, &decision, StepPath::Copied);
-        match &decision.action {
-            Action::Refuse(_) => {}
-            Action::Leave => self.inner.step(grads)?,
+        let skipped = match &decision.action {
+            Action::Refuse(_) => None,
+            Action::Leave => nested::step(|| self.inner.step(grads))?,
             Action::Edit(edits) => {
+                let others = self.unscaled_others(grads)?;
                 let vars = self.vars.list();
                 let entries = &measured.entries;
-                let copies = edit_copies(vars, grads, entries, edits, &mut self.scratch)?;
-                self.inner.step(&copies)?;
+                let mut copies = edit_copies(vars, grads, entries, edits, &mut self.scratch)?;
+                insert(&mut copies, others);
+                nested::step(|| self.inner.step(&copies))?
             }
-        }
-        Ok(self.finish(report, &decision.observed))
+        };
+        Ok(self.finish_foreign(report, &decision, skipped))
     }
 
     /// `backward`, then a step, as [`Optimizer::backward_step`], with its report and with this
@@ -468,10 +530,12 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// As [`ClippedOptimizer::step_report`], and those of `backward`; a loss that is not one number for a rule that looks at it.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
+        self.check_before_step()?;
         let own = self.own.as_ref();
         let reads = self.clip.reads_loss() || own.is_some_and(|own| own.reads_loss());
         let value = reads.then(|| loss_value(loss)).transpose()?;
-        let mut grads = self.scale_loss(loss)?.backward()?;
+        let loss = self.scale_loss(loss)?;
+        let mut grads = loss.backward()?;
         if let Some(report) = self.step_on_device(&grads)? {
             return Ok(report);
         }
@@ -479,18 +543,23 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
             return Ok(self.finish(report, &decision.observed));
         }
+        let found = measured.entries.iter();
+        let found = found.filter(|entry| entry.grad.is_some()).count();
+        self.notice_unknown(&loss, &grads, found);
         let report = self.report(&measured, &decision, StepPath::InPlace);
-        match &decision.action {
-            Action::Refuse(_) => {}
-            Action::Leave => self.inner.step(&grads)?,
+        let skipped = match &decision.action {
+            Action::Refuse(_) => None,
+            Action::Leave => nested::step(|| self.inner.step(&grads))?,
             Action::Edit(edits) => {
+                let others = self.unscaled_others(&grads)?;
                 let replacements =
                     edit_in_place(self.vars.list(), &grads, &measured.entries, edits)?;
                 insert(&mut grads, replacements);
-                self.inner.step(&grads)?;
+                insert(&mut grads, others);
+                nested::step(|| self.inner.step(&grads))?
             }
-        }
-        Ok(self.finish(report, &decision.observed))
+        };
+        Ok(self.finish_foreign(report, &decision, skipped))
     }
 
     /// The report of the last step that did not return an error.
@@ -596,17 +665,45 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             Action::Leave => &Edits::All(Edit::NOTHING),
             Action::Edit(edits) => edits,
         };
+        let scale = self.loss_scale();
         let Some(fused) = optim::fused(&mut self.inner) else {
             return Ok(None);
         };
-        fused.adopt(&self.vars)?; // again, as `inner_mut` may have put another in its place
+        self.trained.adopt(fused, &self.vars)?; // again, as `inner_mut` may have put another in its place
         let clipped = Clipped {
             vars: &self.vars,
             entries: &measured.entries,
             edits,
+            others: Edit::NOTHING.of_scaled(scale),
         };
         fused.fused_step(grads, Some(clipped))?;
         Ok(Some(self.report(measured, decision, StepPath::Fused)))
+    }
+
+    /// What ends a step before it began, whatever its gradients are; and what is looked for at each step.
+    fn check_before_step(&mut self) -> Result<()> {
+        if self.loss_scaler.is_some() && nested::is_inside() {
+            return Err(Error::NestedLossScaler);
+        }
+        self.check_learning_rate()?;
+        self.trained.notice_growth();
+        Ok(())
+    }
+
+    /// As [`finish`](Self::finish), of an inner optimizer in which another wrapper may have skipped the step.
+    fn finish_foreign(
+        &mut self,
+        mut report: StepReport,
+        decision: &Decision,
+        skipped: Option<SkipReason>,
+    ) -> StepReport {
+        let Some(reason) = skipped else {
+            return self.finish(report, &decision.observed);
+        };
+        report.record.skipped = true;
+        report.record.skip_reason = Some(reason);
+        report.record.path = StepPath::Skipped;
+        self.finish(report, &Observed::Nothing)
     }
 
     fn loss_scale(&self) -> f64 {
@@ -626,6 +723,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             return Err(Error::HiddenOverflow);
         }
         let mut measured = self.measure(grads, loss, self.clip.request())?;
+        let policy = self.clip.non_finite;
+        let mut set_aside = self.limits.set_aside(&mut measured, policy);
         let own = self.ask_own_rule(&measured)?;
         let clip_value = own.as_ref().and_then(|own| own.decision.bound());
         if clip_value.is_some() {
@@ -634,8 +733,11 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                 ..self.clip.request()
             };
             measured = self.measure(grads, loss, request)?;
+            set_aside = self.limits.set_aside(&mut measured, policy);
         }
-        let decision = self.decide(grads, &measured, own)?;
+        let mut decision = self.decide(grads, &measured, own)?;
+        self.limits
+            .put_back(set_aside, &mut measured, &mut decision, self.loss_scale());
         Ok((measured, decision))
     }
 
@@ -817,6 +919,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             self.steps_taken += 1;
             self.skips_in_a_row = 0;
         }
+        nested::tell(report.record.skip_reason);
         let finite = report.record.non_finite == 0;
         // Not for a step that the policy took all the same.
         if let Some(scaler) = &mut self.loss_scaler
@@ -925,15 +1028,16 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// # Errors
     /// As [`optim::AdamW::load`]. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.inner.adopt(&self.vars)?; // `inner_mut` may have put another in its place
+        self.trained.adopt(&mut self.inner, &self.vars)?; // `inner_mut` may have put another in its place
         let path = path.as_ref();
         let steps_taken = self.steps_taken()?;
-        let (vars, has_limits) = (&self.vars, self.limits.groups().has_limits());
+        let (vars, groups) = (&self.vars, self.limits.groups());
         let (own_rule, has_schedule) = (&mut self.own, self.schedule.is_some());
         let mut units = None;
         let mut check = |wrapper: &WrapperRecord| {
             let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
-            clip.check_groups(has_limits)?;
+            clip.check_groups(groups.has_limits())?;
+            clip.check_no_clip(groups)?;
             if has_schedule {
                 clip.check_schedule()?;
             }

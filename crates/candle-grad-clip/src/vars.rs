@@ -1,5 +1,6 @@
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, TryLockError};
 
 use candle_core::{TensorId, Var};
 use candle_nn::VarMap;
@@ -35,6 +36,8 @@ pub struct NamedVars {
     /// Where the Vars' values are. A Var keeps its storage for life.
     storages: FxHashSet<usize>,
     work: Work,
+    /// The map that they are of.
+    source: Option<Source>,
 }
 
 impl NamedVars {
@@ -115,6 +118,42 @@ impl NamedVars {
         }
     }
 
+    /// The map that they are of, if they are of one.
+    pub(crate) fn source(&self) -> Option<&Source> {
+        self.source.as_ref()
+    }
+
+    /// Those that `keep` says, in the same order; the same ones if it says all.
+    pub(crate) fn filtered(self, keep: impl Fn(&Var) -> bool) -> Self {
+        if self.vars.iter().all(&keep) {
+            return self;
+        }
+        let source = self.source;
+        let named = self.names.iter().cloned().zip(self.vars);
+        let kept = named.filter(|(_, var)| keep(var)).collect::<Vec<_>>();
+        Self {
+            source,
+            ..kept.into()
+        }
+    }
+
+    /// The same with names in a place of their own, so that this place says whose they are.
+    pub(crate) fn with_own_names(self) -> Self {
+        Self {
+            names: self.names.to_vec().into(),
+            ..self
+        }
+    }
+
+    /// The error of two Vars that have one name.
+    pub(crate) fn check_names(&self) -> Result<()> {
+        let mut seen = FxHashSet::default();
+        match self.names.iter().find(|name| !seen.insert(*name)) {
+            Some(name) => Err(Error::DuplicateName { name: name.clone() }),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn list(&self) -> VarList<'_> {
         VarList {
             vars: &self.vars,
@@ -141,6 +180,7 @@ impl From<Vec<(String, Var)>> for NamedVars {
             has_places: false,
             storages,
             work,
+            source: None,
         }
     }
 }
@@ -167,7 +207,42 @@ impl From<&VarMap> for NamedVars {
             .collect();
         drop(data);
         named.sort_by(|a, b| a.0.cmp(&b.0));
-        named.into()
+        let source = Source {
+            map: map.clone(),
+            len: named.len(),
+        };
+        Self {
+            source: Some(source),
+            ..named.into()
+        }
+    }
+}
+
+/// A handle to a map, and how many Vars it had.
+#[derive(Clone)]
+pub(crate) struct Source {
+    map: VarMap,
+    len: usize,
+}
+
+impl Source {
+    /// The names and Vars of the map, if it has grown. Waits for no lock: a thread that holds the map may wait for us.
+    pub(crate) fn if_grown(&self) -> Option<Vec<(String, Var)>> {
+        let data = match self.map.data().try_lock() {
+            Ok(data) => data,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let own = |(name, var): (&String, &Var)| (name.clone(), var.clone());
+        (data.len() > self.len).then(|| data.iter().map(own).collect())
+    }
+}
+
+/// candle's map has no `Debug`.
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Source");
+        shown.field("len", &self.len).finish_non_exhaustive()
     }
 }
 

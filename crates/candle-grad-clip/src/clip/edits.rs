@@ -81,7 +81,7 @@ impl Edits {
     }
 
     /// The edit of a Var whose units all have the same.
-    fn of_whole(&self, index: usize) -> Edit {
+    pub(super) fn of_whole(&self, index: usize) -> Edit {
         match self {
             Self::All(edit) => *edit,
             Self::Grouped { places, edits } => edits[places[index]],

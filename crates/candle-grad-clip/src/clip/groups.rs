@@ -10,7 +10,7 @@ use super::per_var::{self, scaled_norm, smaller};
 use super::{Action, Decision, Edits, clip_coef};
 use crate::Result;
 use crate::measure::{Measurements, norm_of};
-use crate::optim::ParamGroups;
+use crate::optim::{ParamGroup, ParamGroups};
 
 /// What one group of Vars measured, and what its gradients were multiplied by: of
 /// [`StepReport::groups`](crate::StepReport::groups).
@@ -34,12 +34,33 @@ pub(crate) struct Limits {
     groups: ParamGroups,
     /// The place of each Var's group, counted from 1; 0 for none.
     places: Arc<[usize]>,
+    /// 1 for each Var of a group without clipping, 0 for others; empty if there is no such group.
+    aside: Arc<[usize]>,
 }
 
 impl Limits {
     pub(crate) fn new(groups: ParamGroups, names: &[String]) -> Result<Self> {
         let places = groups.assign(names)?;
-        Ok(Self { groups, places })
+        let no_clip: Vec<bool> = groups.iter().map(ParamGroup::is_no_clip).collect();
+        let is_aside = |place: &usize| usize::from(*place > 0 && no_clip[place - 1]);
+        let aside = if no_clip.contains(&true) {
+            places.iter().map(is_aside).collect()
+        } else {
+            Arc::default()
+        };
+        Ok(Self {
+            groups,
+            places,
+            aside,
+        })
+    }
+
+    pub(super) fn aside(&self) -> &Arc<[usize]> {
+        &self.aside
+    }
+
+    pub(super) fn places(&self) -> &[usize] {
+        &self.places
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -17,6 +17,7 @@ mod per_var;
 mod quantile;
 pub(crate) mod record;
 mod rule;
+mod set_aside;
 mod skip;
 mod state;
 mod text;

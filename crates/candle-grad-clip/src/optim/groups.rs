@@ -27,6 +27,7 @@ pub struct ParamGroup {
     lr_scale: Option<f64>,
     weight_decay: Option<f64>,
     max_norm: Option<f64>,
+    no_clip: bool,
 }
 
 impl ParamGroup {
@@ -39,11 +40,15 @@ impl ParamGroup {
             lr_scale: None,
             weight_decay: None,
             max_norm: None,
+            no_clip: false,
         }
     }
 
     /// The group's learning rate as a multiple of the optimizer's, so that `set_learning_rate` (a schedule) moves all
     /// groups. PyTorch's `lr` of a group is this times the optimizer's.
+    ///
+    /// A group at 0 stands still, but its gradients count in the global norm as long as it gets some: give it
+    /// [`no_clip`](Self::no_clip) too, so that the others are clipped for their own norm.
     #[must_use]
     pub fn lr_scale(mut self, lr_scale: f64) -> Self {
         self.lr_scale = Some(lr_scale);
@@ -62,6 +67,35 @@ impl ParamGroup {
     #[must_use]
     pub fn max_norm(mut self, max_norm: f64) -> Self {
         self.max_norm = Some(max_norm);
+        self
+    }
+
+    /// Takes the group out of the global norm and out of clipping, by whatever rule: frozen layers, or matrices whose
+    /// optimizer normalizes updates itself (Muon). What is not finite in its gradients still ends a step as
+    /// [`NonFinite`](crate::NonFinite) says; under `Propagate` it does not touch the others. A
+    /// [`ClipRule`](crate::ClipRule) sees norms of 0 for its Vars.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::{ParamGroup, ParamGroups, Sgd};
+    /// use candle_grad_clip::{Clip, ClippedOptimizer};
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// let body = ("body".to_string(), Var::new(&[60f64, 80.0], &Device::Cpu)?);
+    /// let head = ("head".to_string(), Var::new(&[1f64], &Device::Cpu)?);
+    /// let loss = ((body.1.sqr()?.sum_all()? + head.1.sqr()?.sum_all()?)? / 2.0)?;
+    /// let vars = vec![body.clone(), head.clone()];
+    /// let groups = ParamGroups::new(vec![ParamGroup::new("frozen", &["body"]).lr_scale(0.0).no_clip()])?;
+    /// let opt = ClippedOptimizer::wrap(Sgd::named(vars.clone(), 1.0)?, vars, Clip::norm(1.0))?;
+    /// let report = opt.groups(groups)?.backward_step_report(&loss)?;
+    /// assert_eq!(report.total_norm()?, 1.0); // not 100.005
+    /// assert_eq!(report.groups()[0].total_norm, 100.0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn no_clip(mut self) -> Self {
+        self.no_clip = true;
         self
     }
 
@@ -85,6 +119,10 @@ impl ParamGroup {
 
     pub(crate) fn limit(&self) -> Option<f64> {
         self.max_norm
+    }
+
+    pub(crate) fn is_no_clip(&self) -> bool {
+        self.no_clip
     }
 
     pub(crate) fn has_rates(&self) -> bool {
@@ -111,6 +149,9 @@ impl fmt::Display for ParamGroup {
                 write!(f, " {name} {value}")?;
             }
         }
+        if self.no_clip {
+            f.write_str(" no_clip")?;
+        }
         Ok(())
     }
 }
@@ -123,6 +164,8 @@ impl fmt::Display for ParamGroup {
 /// ```text
 /// g <- g * min(clip_coef, max_norm / (norm of the group's gradients + eps))
 /// ```
+///
+/// A group with [`no_clip`](ParamGroup::no_clip) is in neither: its gradients stay as they are.
 ///
 /// Given to [`ClippedOptimizer::groups`](crate::ClippedOptimizer::groups), to [`AdamW::groups`](super::AdamW::groups) and
 /// [`Sgd::groups`](super::Sgd::groups), or to [`PerGroup`](super::PerGroup) for other optimizers.
@@ -157,12 +200,20 @@ impl ParamGroups {
     /// Checks the groups.
     ///
     /// # Errors
-    /// A setting outside its range: `lr_scale` and `weight_decay` are 0 or above, `max_norm` is above 0.
+    /// A setting outside its range: `lr_scale` and `weight_decay` are 0 or above, `max_norm` is above 0. A `max_norm` in a group
+    /// with `no_clip`.
     pub fn new(groups: Vec<ParamGroup>) -> Result<Self> {
         for group in &groups {
             check_not_negative("lr_scale", group.learning_rate_scale())?;
             check_not_negative("weight_decay", group.weight_decay_or(0.0))?;
             check_limit("max_norm", group.max_norm.unwrap_or(f64::INFINITY))?;
+            if let (true, Some(value)) = (group.no_clip, group.max_norm) {
+                return Err(Error::InvalidOption {
+                    name: "max_norm",
+                    value,
+                    expected: "none in a group with no_clip",
+                });
+            }
         }
         Ok(Self(groups.into()))
     }

@@ -239,6 +239,13 @@ pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<&mut dyn Fused> {
 /// Groups for an optimizer by itself, which clips nothing.
 fn check_no_limits(groups: &ParamGroups) -> Result<()> {
     for group in groups {
+        if group.is_no_clip() {
+            return Err(Error::InvalidClip {
+                text: group.to_string(),
+                reason: "an optimizer by itself clips nothing: give groups with no_clip to a ClippedOptimizer around it"
+                    .to_string(),
+            });
+        }
         if let Some(max_norm) = group.limit() {
             return Err(Error::InvalidOption {
                 name: "max_norm",

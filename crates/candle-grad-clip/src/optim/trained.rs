@@ -28,6 +28,8 @@ pub(crate) struct Clipped<'a> {
     /// One for each of `vars`.
     pub(crate) entries: &'a [Entry<'a>],
     pub(crate) edits: &'a Edits,
+    /// The edit of Vars that are not among `vars`.
+    pub(crate) others: Edit,
 }
 
 /// The Vars that an optimizer trains.
@@ -150,10 +152,15 @@ impl Trained {
         self.steps = 0;
     }
 
+    /// Whether the names are those of `vars` already.
+    pub(crate) fn has_adopted(&self, vars: &NamedVars) -> bool {
+        let seen = |names| Arc::ptr_eq(names, vars.shared_names());
+        self.adopted.as_ref().is_some_and(seen)
+    }
+
     /// Takes on the names of `vars`, and their order if they are the same Vars.
     pub(crate) fn adopt(&mut self, vars: &NamedVars) -> Result<()> {
-        let seen = |names| Arc::ptr_eq(names, vars.shared_names());
-        if self.adopted.as_ref().is_some_and(seen) {
+        if self.has_adopted(vars) {
             return Ok(());
         }
         self.settle()?; // the GPU counts in the order that was
@@ -215,6 +222,7 @@ impl Trained {
                 vars,
                 entries,
                 edits,
+                ..
             }) if Arc::ptr_eq(self.vars.shared_names(), vars.shared_names()) => {
                 self.step_entries(entries, &|index| edits.of(index), rules)?;
             }
@@ -225,7 +233,7 @@ impl Trained {
     }
 
     /// As [`Trained::step`], with gradients that are not collected yet, or of other Vars than ours: those of
-    /// Vars that are not clipped stay as they are.
+    /// Vars that are not clipped are edited as `others` says.
     fn step_collecting(
         &mut self,
         grads: &GradStore,
@@ -245,7 +253,7 @@ impl Trained {
         let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
         let edit = |var: &Var| {
             let index = theirs.get(&var.id());
-            index.map_or(Edit::NOTHING.into(), |index| clipped.edits.of(*index))
+            index.map_or(clipped.others.into(), |index| clipped.edits.of(*index))
         };
         let edits: Vec<GradEdit<'_>> = self.vars.vars().iter().map(edit).collect();
         self.step_entries(&entries, &|index| edits[index], rules)
@@ -295,6 +303,7 @@ impl Trained {
             vars,
             entries,
             edits,
+            ..
         } = clipped;
         let Some(device) = only_cuda(entries) else {
             return Ok(None);

@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels::Edit;
 use candle_nn::Optimizer;
 
-use super::ClippedOptimizer;
+use super::{ClippedOptimizer, nested};
 use crate::Result;
 use crate::clip::Edits;
 use crate::late::LateStep;
@@ -39,7 +39,11 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     fn launch_step(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
-        let plain = self.limits.is_empty() && self.loss_scaler.is_none() && self.own.is_none();
+        // A wrapper around this one wants to know whether the step was skipped.
+        let plain = self.limits.is_empty()
+            && self.loss_scaler.is_none()
+            && self.own.is_none()
+            && !nested::is_inside();
         let (true, Some(plan)) = (plain, self.clip.plan()) else {
             return Ok(None);
         };
@@ -49,7 +53,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         if !self.vars.vars().iter().any(|var| var.device().is_cuda()) {
             return Ok(None); // before the gradients are looked up
         }
-        fused.adopt(&self.vars)?;
+        self.trained.adopt(fused, &self.vars)?;
         if !fused.trained().gpu_leads() {
             // It did, and `inner_mut` has ended that.
             let skips = self.late.settle(self.vars.names())?;
@@ -68,6 +72,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             vars: &self.vars,
             entries: &entries,
             edits: &Edits::All(edit),
+            others: Edit::NOTHING,
         };
         let result =
             fused.device_step(clipped, &plan, self.skips_in_a_row, self.with_param_norms)?;

@@ -1,0 +1,132 @@
+//! Groups that are not clipped: out of what a rule sees, and out of what is done.
+
+use candle_grad_clip_kernels::{Edit, Stats};
+
+use super::{Action, Clip, Decision, Edits, Limits, Method, NonFinite};
+use crate::measure::{Entry, GradStats, Measurements, norm_of};
+use crate::optim::{ParamGroup, ParamGroups};
+use crate::{Error, Result};
+
+/// What the Vars of groups without clipping measured, by their place.
+pub(crate) struct SetAside(Vec<(usize, GradStats)>);
+
+impl Clip {
+    /// Whether groups may be without clipping.
+    pub(crate) fn check_no_clip(&self, groups: &ParamGroups) -> Result<()> {
+        let fault = |method: &Method| match method {
+            Method::Agc(rule) => Some(rule.clipping),
+            _ => None,
+        };
+        let found = self.rules.iter().find_map(|rule| fault(&rule.method));
+        match found {
+            Some(value) if groups.iter().any(ParamGroup::is_no_clip) => Err(Error::InvalidOption {
+                name: "clipping",
+                value,
+                expected: "another clip than agc beside groups with no_clip: give their patterns to its `exclude`",
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Limits {
+    /// Takes the Vars of groups without clipping out of `measured`, all but what is not finite in them. Under `Propagate` that
+    /// goes too, as it would make the others' coefficient NaN.
+    pub(crate) fn set_aside(
+        &self,
+        measured: &mut Measurements<'_>,
+        policy: NonFinite,
+    ) -> Option<SetAside> {
+        if self.aside().is_empty() {
+            return None;
+        }
+        let mut aside = Vec::new();
+        let mut total = GradStats::ZERO;
+        for (index, entry) in measured.entries.iter_mut().enumerate() {
+            if entry.grad.is_none() {
+                continue;
+            }
+            if self.aside()[index] == 1 {
+                aside.push((index, entry.measured));
+                entry.measured = rest(entry, policy);
+            }
+            total = total.merge(entry.measured, measured.norm_type);
+        }
+        measured.total = total;
+        Some(SetAside(aside))
+    }
+
+    /// Undoes [`Limits::set_aside`] for the reports, and takes the Vars out of what was decided, but for the loss's `scale`.
+    pub(crate) fn put_back(
+        &self,
+        set_aside: Option<SetAside>,
+        measured: &mut Measurements<'_>,
+        decision: &mut Decision,
+        scale: f64,
+    ) {
+        let Some(SetAside(vars)) = set_aside else {
+            return;
+        };
+        let norm_type = measured.norm_type;
+        let mut stats = vec![Stats::ZERO; self.groups().iter().len() + 1];
+        for (index, of_var) in vars {
+            measured.entries[index].measured = of_var;
+            let sum = &mut stats[self.places()[index]];
+            *sum = sum.merge(of_var.stats, norm_type);
+        }
+        let groups = self.groups().iter().zip(&stats[1..]);
+        for ((group, stats), record) in groups.zip(&mut decision.groups) {
+            if group.is_no_clip() {
+                record.total_norm = norm_of(*stats, norm_type);
+                record.clip_coef = 1.0;
+            }
+        }
+        if let Action::Edit(edits) = &mut decision.action {
+            let taken = std::mem::replace(edits, Edits::All(Edit::NOTHING));
+            *edits = self.without_aside(taken, scale);
+        }
+    }
+
+    /// The same edits, with none for those Vars but for zeros where they are not finite, and the division by `scale`.
+    fn without_aside(&self, edits: Edits, scale: f64) -> Edits {
+        let leave = |zero_non_finite| {
+            let edit = Edit::Scale {
+                clip_coef: 1.0,
+                zero_non_finite,
+            };
+            edit.of_scaled(scale)
+        };
+        match edits {
+            Edits::All(edit) => {
+                let zeroes = Edits::All(edit).zeroes(0);
+                Edits::Grouped {
+                    places: self.aside().clone(),
+                    edits: vec![edit, leave(zeroes)],
+                }
+            }
+            edits => {
+                let of = |(index, aside): (usize, &usize)| match aside {
+                    1 => leave(edits.zeroes(index)),
+                    _ => edits.of_whole(index),
+                };
+                Edits::PerVar(self.aside().iter().enumerate().map(of).collect())
+            }
+        }
+    }
+}
+
+/// What of a Var's numbers a rule still sees.
+fn rest(entry: &Entry<'_>, policy: NonFinite) -> GradStats {
+    if policy == NonFinite::Propagate {
+        return GradStats::ZERO;
+    }
+    let bad = |stats: Stats| Stats {
+        nan: stats.nan,
+        infinite: stats.infinite,
+        ..Stats::ZERO
+    };
+    GradStats {
+        stats: bad(entry.measured.stats),
+        ..GradStats::ZERO
+    }
+}
