@@ -35,6 +35,8 @@ pub(crate) struct Loaded {
     pub(crate) steps: u64,
     /// One for each of the optimizer's Vars.
     pub(crate) states: Vec<State>,
+    /// The steps that each of them has taken.
+    pub(crate) counts: Vec<u64>,
     /// Of a file that a wrapper saved.
     pub(crate) wrapper: Option<WrapperRecord>,
 }
@@ -85,9 +87,9 @@ pub(crate) fn save(
     settings: &Settings,
     wrapper: Option<WrapperRecord>,
 ) -> Result<()> {
-    let (steps, states) = trained.snapshot()?;
-    let document = Document::new(names, trained, (steps, &states), settings.clone(), wrapper);
-    save_as(path, &document, trained, &states).map_err(|fault| fault.at(path))
+    let snapshot = trained.snapshot()?;
+    let document = Document::new(names, trained, &snapshot, settings.clone(), wrapper);
+    save_as(path, &document, trained, &snapshot.states).map_err(|fault| fault.at(path))
 }
 
 fn save_as(path: &Path, document: &Document, trained: &Trained, states: &[&State]) -> Checked<()> {
@@ -181,6 +183,7 @@ fn load_for(path: &Path, trained: &Trained, settings: &Settings) -> Checked<Load
         });
     }
     Ok(Loaded {
+        counts: records.iter().map(|of| of.count(document.steps)).collect(),
         steps: document.steps,
         settings: document.optimizer,
         wrapper: document.wrapper,
