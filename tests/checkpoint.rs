@@ -14,7 +14,7 @@ use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite, NormType};
 use candle_nn::{Optimizer, ParamsAdamW, VarMap};
-use support::checkpoints::{Folder, names_in};
+use support::checkpoints::{self, Folder, names_in};
 use support::gradients::{bits_of_vars, random_values, store_for, tensor};
 
 #[path = "checkpoint_files.rs"]
@@ -856,5 +856,52 @@ fn saving_again_replaces_the_file_and_gives_the_same_bytes() -> Result<()> {
     opt.save(folder.join("o"))?;
     assert_eq!(fs::read(folder.join("o"))?, before);
     assert_eq!(names_in(&folder)?, ["o"]);
+    Ok(())
+}
+
+/// A Var that has taken fewer steps than the optimizer goes on from its own number.
+#[test]
+fn each_vars_own_steps_come_back() -> Result<()> {
+    let folder = Folder::new()?;
+    let path = folder.join("o");
+    let make = || -> Result<_> {
+        let (a, b) = (Var::new(&[1f32], device())?, Var::new(&[1f32], device())?);
+        let opt = AdamW::named(vec![pair("a", &a), pair("b", &b)], adamw_params())?;
+        Ok((a, b, opt))
+    };
+    let both = |a: &Var, b: &Var| -> candle_core::Result<Tensor> { a.sum_all()? + b.sum_all()? };
+    let (a, b, mut opt) = make()?;
+    for _ in 0..20 {
+        opt.backward_step(&a.sum_all()?)?;
+    }
+    opt.backward_step(&both(&a, &b)?)?;
+    opt.save(&path)?;
+    let (x, y, mut resumed) = make()?;
+    resumed.load(&path)?;
+    x.set(&a)?;
+    y.set(&b)?;
+    for _ in 0..3 {
+        opt.backward_step(&both(&a, &b)?)?;
+        resumed.backward_step(&both(&x, &y)?)?;
+    }
+    assert_eq!((resumed.steps(), opt.steps()), (24, 24));
+    assert_eq!(x.to_vec1::<f32>()?, a.to_vec1::<f32>()?);
+    assert_eq!(y.to_vec1::<f32>()?, b.to_vec1::<f32>()?);
+    // The other way would not show.
+    let document = |bytes: &[u8], own: serde_json::Value| {
+        checkpoints::edited(bytes, |_, document| document["vars"][1]["steps"] = own)
+    };
+    let bytes = fs::read(&path)?;
+    for (own, said) in [(0, "0 steps"), (22, "22 steps")] {
+        fs::write(&path, document(&bytes, own.into())?)?;
+        let error = resumed.load(&path).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("\"b\" has taken {said}")),
+            "{error}"
+        );
+    }
+    // As a file from before, in which one counter served all: another second half.
+    fs::write(&path, document(&bytes, serde_json::Value::Null)?)?;
+    resumed.load(&path)?;
     Ok(())
 }

@@ -44,9 +44,10 @@ fn bits_but_zero(vars: &[Var]) -> Result<Vec<Vec<u64>>> {
     Ok(all)
 }
 
-/// Trains both for 1,000 steps, and compares after each.
+/// Trains both for 1,000 steps, and compares after each; `with_gaps` if some Vars have no gradient in some steps.
 fn follows<A: Optimizer, B: Optimizer>(
     dtype: DType,
+    with_gaps: bool,
     theirs: impl Fn(Vec<Var>) -> candle_core::Result<A>,
     ours: impl Fn(Vec<Var>) -> candle_core::Result<B>,
 ) -> Result<()> {
@@ -54,7 +55,7 @@ fn follows<A: Optimizer, B: Optimizer>(
     let (mut theirs, mut ours) = (theirs(a.clone())?, ours(b.clone())?);
     for step in 0..1000 {
         let mut gradients = gradients(step, dtype)?;
-        if step % 3 == 1 {
+        if with_gaps && step % 3 == 1 {
             gradients.truncate(3); // the other Vars get none
         }
         theirs.step(&store_for(&a, &gradients))?;
@@ -80,6 +81,7 @@ fn adamw_is_candles_to_the_bit() -> Result<()> {
     for dtype in [DType::F32, DType::F64] {
         follows(
             dtype,
+            false, // candle counts the steps of all Vars at once
             |vars| candle_nn::AdamW::new(vars, params.clone()),
             |vars| AdamW::new(vars, params.clone()),
         )?;
@@ -92,6 +94,7 @@ fn sgd_is_candles_to_the_bit() -> Result<()> {
     for dtype in [DType::F32, DType::F64] {
         follows(
             dtype,
+            true,
             |vars| candle_nn::SGD::new(vars, 0.01),
             |vars| Sgd::new_lr(vars, 0.01),
         )?;
@@ -410,5 +413,271 @@ fn empty_and_integer_vars_are_left_alone() -> Result<()> {
         backend::with(backend, || opt.step(&grads))?;
         AdamW::new(Vec::new(), ParamsAdamW::default())?.step(&GradStore::default())?;
     }
+    Ok(())
+}
+
+/// PyTorch's AdamW for one number, with a counter of its own; `None` is a step without a gradient.
+fn pytorch_adamw(start: f64, grads: &[Option<f64>], params: &ParamsAdamW) -> f64 {
+    let (mut theta, mut m, mut v, mut step) = (start, 0.0, 0.0, 0);
+    for g in grads.iter().flatten() {
+        step += 1;
+        theta *= 1.0 - params.lr * params.weight_decay;
+        m = params.beta1 * m + (1.0 - params.beta1) * g;
+        v = params.beta2 * v + (1.0 - params.beta2) * g * g;
+        let corrected = |x: f64, beta: f64| x / (1.0 - beta.powi(step));
+        let (m_hat, v_hat) = (corrected(m, params.beta1), corrected(v, params.beta2));
+        theta -= params.lr * m_hat / (v_hat.sqrt() + params.eps);
+    }
+    theta
+}
+
+#[test]
+fn each_var_has_its_own_step_counter_as_in_pytorch() -> Result<()> {
+    let params = ParamsAdamW {
+        lr: 0.1,
+        weight_decay: 0.0,
+        ..ParamsAdamW::default()
+    };
+    // One with all gradients, one that is unfrozen at step 1000, one with gaps.
+    let grad = |var: usize, step: u64| {
+        let is_there = [true, step >= 999, step % 7 < 3][var];
+        is_there.then(|| 0.5 + (step % 5) as f64 + var as f64)
+    };
+    for backend in backends() {
+        for clipped in [false, true] {
+            let vars: Vec<Var> = (0..3)
+                .map(|_| Var::from_tensor(&tensor(&[1.0], 1, DType::F64)?))
+                .collect::<candle_core::Result<_>>()?;
+            let opt = AdamW::new(vars.clone(), params.clone())?;
+            let mut opt = ClippedOptimizer::wrap(opt, vars.clone(), Clip::none())?;
+            backend::with(backend, || -> Result<()> {
+                for step in 0..1003 {
+                    let mut grads = store_for(&vars, &[]);
+                    for (i, var) in vars.iter().enumerate() {
+                        if let Some(g) = grad(i, step) {
+                            grads.insert(var, tensor(&[g], 1, DType::F64)?);
+                        }
+                    }
+                    if clipped {
+                        opt.step(&grads)?;
+                    } else {
+                        opt.inner_mut().step(&grads)?;
+                    }
+                    if step == 999 {
+                        let moved = 1.0 - values(&vars[1])?[0];
+                        assert!((moved - 0.1).abs() < 1e-8, "{backend:?}: moved {moved}");
+                    }
+                }
+                Ok(())
+            })?;
+            for (i, var) in vars.iter().enumerate() {
+                let grads: Vec<Option<f64>> = (0..1003).map(|step| grad(i, step)).collect();
+                let (got, right) = (values(var)?[0], pytorch_adamw(1.0, &grads, &params));
+                assert!(
+                    (got - right).abs() <= 1e-9 * right.abs(),
+                    "{backend:?}, Var {i}: {got}, expected {right}"
+                );
+            }
+            assert_eq!(opt.inner().steps(), 1003);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
+    for (backend, dtype) in backends()
+        .into_iter()
+        .flat_map(|backend| [(backend, DType::BF16), (backend, DType::F16)])
+    {
+        // More than a block of the kernels, so that some elements are set and others stay.
+        let len = 2_000;
+        let ones = tensor(&vec![1.0; len], len, dtype)?;
+        let w = Var::from_tensor(&ones)?;
+        let vars = vec![w.clone()];
+        let params = ParamsAdamW {
+            lr: 1e-3,
+            weight_decay: 0.0,
+            ..ParamsAdamW::default()
+        };
+        let mut adamw = AdamW::new(vars.clone(), params)?.master_weights(true);
+        let sgd_w = Var::from_tensor(&ones)?;
+        let mut sgd = Sgd::new_lr(vec![sgd_w.clone()], 1e-3)?.master_weights(true);
+        let mut set = vec![1.0; len];
+        set[1] = 5.0;
+        set[1999] = -5.0;
+        set[700] = f64::NAN;
+        backend::with(backend, || -> Result<()> {
+            let mut step = || -> Result<()> {
+                adamw.step(&store_for(&vars, &[ones.clone()]))?;
+                sgd.step(&store_for(&[sgd_w.clone()], &[ones.clone()]))?;
+                Ok(())
+            };
+            step()?;
+            for var in [&w, &sgd_w] {
+                let mut now = values(var)?;
+                for i in [1, 700, 1999] {
+                    now[i] = set[i];
+                }
+                var.set(&tensor(&now, len, dtype)?)?;
+            }
+            step()?;
+            step()?;
+            Ok(())
+        })?;
+        // What a weight was, less 0.001 in each step since, rounded once.
+        let rounded = |x: f64| values(&tensor(&[x], 1, dtype).unwrap()).unwrap()[0];
+        for var in [&w, &sgd_w] {
+            let got = values(var)?;
+            let what = format!("{backend:?}, {dtype:?}");
+            assert_eq!(got[0], rounded(1.0 - 3e-3), "{what}: not set");
+            assert_eq!(got[1], rounded(5.0 - 2e-3), "{what}: set");
+            assert_eq!(got[1999], rounded(-5.0 - 2e-3), "{what}: set");
+            assert!(got[700].is_nan(), "{what}");
+        }
+        // A NaN that is set away is gone.
+        for (var, nan) in [(&w, 700), (&sgd_w, 700)] {
+            let mut now = values(var)?;
+            now[nan] = 2.0;
+            var.set(&tensor(&now, len, dtype)?)?;
+        }
+        backend::with(backend, || {
+            sgd.step(&store_for(&[sgd_w.clone()], &[ones.clone()]))
+        })?;
+        assert_eq!(values(&sgd_w)?[700], rounded(2.0 - 1e-3));
+        backend::with(backend, || adamw.step(&store_for(&vars, &[ones.clone()])))?;
+        assert_eq!(values(&w)?[700], rounded(2.0 - 1e-3));
+    }
+    Ok(())
+}
+
+/// f32 has no 1e-46, and the square of 1e-25 is 0 there: the update stays bounded, and without a gradient there is none.
+#[test]
+fn an_eps_that_is_zero_makes_no_nan() -> Result<()> {
+    for backend in backends() {
+        for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+            for eps in [0.0, 1e-46, 5e-324] {
+                let params = ParamsAdamW {
+                    lr: 0.5,
+                    eps,
+                    weight_decay: 0.0,
+                    ..ParamsAdamW::default()
+                };
+                let w = Var::from_tensor(&tensor(&[1.0, 1.0, 1.0], 3, dtype)?)?;
+                let vars = vec![w.clone()];
+                let mut opt = AdamW::new(vars.clone(), params)?;
+                let small = if dtype == DType::F64 { 1e-200 } else { 1e-25 };
+                let grads = store_for(&vars, &[tensor(&[0.0, 3.0, small], 3, dtype)?]);
+                backend::with(backend, || opt.step(&grads))?;
+                let got = values(&w)?;
+                let what = format!("{backend:?}, {dtype:?}, {eps:e}: {got:?}");
+                assert_eq!(got[0], 1.0, "{what}");
+                assert!((got[1] - 0.5).abs() < 1e-6, "{what}");
+                assert!((got[2] - 1.0).abs() <= 0.5, "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_however_they_come() -> Result<()> {
+    let refused = |params: ParamsSgd| {
+        let named = Sgd::named(Vec::<Var>::new(), params).map(|_| ());
+        let mut opt = Sgd::named(
+            Vec::<Var>::new(),
+            ParamsSgd {
+                momentum: 0.5,
+                ..ParamsSgd::default()
+            },
+        )
+        .unwrap();
+        let before = *opt.params();
+        let set = opt.set_params(params);
+        assert_eq!(opt.params(), &before);
+        let (named, set) = (named.unwrap_err(), set.unwrap_err());
+        assert_eq!(named.to_string(), set.to_string());
+        named.to_string()
+    };
+    let momentum = ParamsSgd {
+        momentum: 0.5,
+        ..ParamsSgd::default()
+    };
+    for dampening in [5.0, 1.0 + f64::EPSILON, -0.1, f64::NAN, f64::INFINITY] {
+        let error = refused(ParamsSgd {
+            dampening,
+            ..momentum
+        });
+        assert!(error.starts_with("dampening is"), "{error}");
+    }
+    for (name, bad) in [
+        (
+            "lr",
+            ParamsSgd {
+                lr: -0.1,
+                ..momentum
+            },
+        ),
+        (
+            "momentum",
+            ParamsSgd {
+                momentum: -0.1,
+                ..momentum
+            },
+        ),
+        (
+            "weight_decay",
+            ParamsSgd {
+                weight_decay: f64::NAN,
+                ..momentum
+            },
+        ),
+    ] {
+        let error = refused(bad);
+        assert!(error.starts_with(&format!("{name} is")), "{error}");
+    }
+    let all = ParamsSgd {
+        dampening: 1.0,
+        ..momentum
+    };
+    Sgd::named(Vec::<Var>::new(), all)?; // as in PyTorch
+
+    // A learning rate is checked by the step, which changes nothing.
+    let w = Var::from_tensor(&tensor(&[1.0], 1, DType::F32)?)?;
+    let vars = vec![w.clone()];
+    let grads = store_for(&vars, &[tensor(&[1.0], 1, DType::F32)?]);
+    let wrapped = |opt| ClippedOptimizer::wrap(opt, vars.clone(), Clip::norm(1.0));
+    let mut adamw = wrapped(AdamW::new_lr(vars.clone(), 0.1)?)?;
+    let mut sgd = ClippedOptimizer::wrap(
+        Sgd::new(vars.clone(), momentum)?,
+        vars.clone(),
+        Clip::norm(1.0),
+    )?;
+    for lr in [f64::NAN, -1.0, f64::INFINITY, 1e39] {
+        adamw.set_learning_rate(lr);
+        sgd.set_learning_rate(lr);
+        for error in [adamw.step(&grads), sgd.step(&grads)] {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("lr is"), "{error}");
+        }
+        assert_eq!((adamw.inner().steps(), sgd.inner().steps()), (0, 0));
+        assert_eq!(values(&w)?, [1.0]);
+    }
+    // Each is fine, their product is not; and an eps that is infinite in f32 would freeze.
+    let mut opt = AdamW::new_lr(vars.clone(), 1e30)?;
+    opt.set_params(ParamsAdamW {
+        lr: 1e30,
+        weight_decay: 1e30,
+        ..ParamsAdamW::default()
+    });
+    let error = opt.step(&grads).unwrap_err().to_string();
+    assert!(error.contains("lr times weight_decay is"), "{error}");
+    opt.set_params(ParamsAdamW {
+        eps: 1e39,
+        ..ParamsAdamW::default()
+    });
+    let error = opt.step(&grads).unwrap_err().to_string();
+    assert!(error.contains("eps is"), "{error}");
+    assert_eq!(values(&w)?, [1.0]);
     Ok(())
 }

@@ -303,13 +303,14 @@ fn a_failed_step_of_sgd_loses_nothing() -> Result<()> {
 }
 
 /// Host and GPU take turns in leading: counters, moments and first steps go from one to the other.
-#[test]
-fn the_lead_changes_without_a_trace() -> Result<()> {
+fn the_lead_changes<O: Checkpoint + 'static>(
+    make: impl Fn(&[Var], Clip) -> Result<ClippedOptimizer<O>>,
+) -> Result<()> {
     let _driver = Driver::lock();
     let gpu = Device::new_cuda(0)?;
     let train = |lead: &dyn Fn(u64) -> bool| -> Result<_> {
         let vars = vars(&gpu)?;
-        let mut opt = sgd(&vars, Clip::norm(1.0))?;
+        let mut opt = make(&vars, Clip::norm(1.0))?;
         for step in 0..6 {
             // A policy that needs an answer at once leaves the decision to the host.
             let policy = if lead(step) {
@@ -333,6 +334,16 @@ fn the_lead_changes_without_a_trace() -> Result<()> {
     assert!(train(&|step| step >= 3)? == right);
     assert!(train(&|step| step < 3)? == right);
     Ok(())
+}
+
+#[test]
+fn the_lead_of_adamw_changes_without_a_trace() -> Result<()> {
+    the_lead_changes(adamw)
+}
+
+#[test]
+fn the_lead_of_sgd_changes_without_a_trace() -> Result<()> {
+    the_lead_changes(sgd)
 }
 
 #[test]

@@ -21,10 +21,9 @@ struct Parts {
 struct State {
     Outcome *outcome;
     Clock *clock;
-    u32 *started; // whether a tensor has ever been updated, by `Row::state`
-    u32 *first;   // whether this is its first update, by row
-    Rule *rules;
-    u32 num_rules;
+    const u64 *counts;  // how often a tensor has been updated, by `Row::state`
+    RowStep *row_steps; // what this update of it goes by, by row
+    const Rule *rules;
 };
 
 // base^exponent as `f64::powi` computes it.
@@ -36,6 +35,13 @@ __device__ inline double powi(double base, u32 exponent) {
         if (exponent == 0) return power;
         base *= base;
     }
+}
+
+__device__ inline RowStep row_step(const Row &row, const State &state) {
+    const u64 taken = state.counts[row.state];
+    const u32 exponent = taken < 0x7fffffffull ? (u32)taken + 1 : 0x7fffffffu;
+    const Rule &rule = state.rules[row.rule];
+    return {1.0 / (1.0 - powi(rule.beta1, exponent)), 1.0 / (1.0 - powi(rule.beta2, exponent)), taken == 0};
 }
 
 __device__ inline GradStats fold_chunks(const Row &row, const Policy &policy, const Parts &parts) {
@@ -84,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const GradStats tensor = fold_chunks(rows[blockIdx.x], policy, parts);
     if (threadIdx.x == 0) {
         tensors[blockIdx.x] = tensor;
-        if (state.outcome) state.first[blockIdx.x] = !state.started[rows[blockIdx.x].state];
+        if (state.outcome) state.row_steps[blockIdx.x] = row_step(rows[blockIdx.x], state);
     }
     if (!state.outcome || !is_last_block(state.clock)) return;
 
@@ -102,12 +108,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const GradStats total = merge_block(own, policy.norm);
     first_bad = reduce_block(first_bad, [](u32 a, u32 b) { return min(a, b); });
     if (threadIdx.x == 0) decide(total, first_bad, policy, state);
-    __syncthreads();
-    const u64 steps = state.outcome->steps;
-    const u32 exponent = steps < 0x7fffffffull ? (u32)steps : 0x7fffffffu;
-    for (u32 i = threadIdx.x; i < state.num_rules; i += THREADS) {
-        Rule &rule = state.rules[i];
-        rule.scale_m = 1.0 / (1.0 - powi(rule.beta1, exponent));
-        rule.scale_v = 1.0 / (1.0 - powi(rule.beta2, exponent));
-    }
 }

@@ -10,6 +10,13 @@ struct Clock {
     u32 blocks_done; // of the launch under way
 };
 
+// The step of one tensor, which counts its own: what corrects AdamW's bias, and whether it is the first. `RowStep` in Rust has
+// the same layout.
+struct RowStep {
+    double scale_m, scale_v;
+    u32 is_first;
+};
+
 // What a step tells, and what its update goes by. `Outcome` in Rust has the same layout.
 struct Outcome {
     GradStats total;

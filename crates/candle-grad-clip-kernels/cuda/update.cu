@@ -8,12 +8,16 @@
 struct Decided {
     const Outcome *outcome;
     Clock *clock;
-    u32 *started;
-    const u32 *first;
+    u64 *counts;
+    const RowStep *row_steps;
 };
 
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return sqrt(x); }
+
+// `Wide::SMALLEST_EPS` in Rust.
+template <typename W> struct SmallestEps { static constexpr double value = 1e-20; };
+template <> struct SmallestEps<double> { static constexpr double value = 1e-150; };
 
 template <typename W> struct AdamWStep {
     W beta1, rest1, beta2, rest2, scale_m, scale_v, decay, eps, lr;
@@ -22,7 +26,7 @@ template <typename W> struct AdamWStep {
     __device__ inline explicit AdamWStep(const Rule &rule)
         : beta1((W)rule.beta1), rest1((W)(1.0 - rule.beta1)), beta2((W)rule.beta2), rest2((W)(1.0 - rule.beta2)),
           scale_m((W)rule.scale_m), scale_v((W)rule.scale_v), decay((W)(1.0 - rule.lr * rule.weight_decay)),
-          eps((W)rule.eps), lr((W)rule.lr) {}
+          eps((W)(rule.eps > SmallestEps<W>::value ? rule.eps : SmallestEps<W>::value)), lr((W)rule.lr) {}
 
     __device__ inline void operator()(W &theta, W g, W &m, W &v, bool amsgrad, W &largest) const {
         m = m * beta1 + g * rest1;
@@ -50,6 +54,13 @@ template <typename W> struct SgdStep {
     }
 };
 
+// The full precision of a parameter: its master, or itself where that was set from outside, so that the master no longer
+// rounds to it.
+template <typename T, typename W> __device__ inline W renewed(W master, W theta) {
+    const W rounded = widen(narrow<T>(master));
+    return rounded == theta || (rounded != rounded && theta != theta) ? master : theta;
+}
+
 template <typename T, bool ADAMW>
 __device__ inline void update_chunk(const Row &row, const Chunk &chunk, const Edit &edit, const Rule &rule, bool is_first) {
     typedef typename Wide<T>::Type W;
@@ -69,7 +80,7 @@ __device__ inline void update_chunk(const Row &row, const Chunk &chunk, const Ed
     for (u32 i = threadIdx.x * N; i < chunk.len; i += THREADS * N) {
         const u32 rest = chunk.len - i;
         const bool whole = aligned && rest >= N;
-        W g[N], theta[N], m[MOMENTS][N];
+        W g[N], theta[N], full[N], m[MOMENTS][N];
         // In a parameter's first step its master is what it is itself.
         const bool from_master = master && !is_first;
         if (whole) {
@@ -84,11 +95,11 @@ __device__ inline void update_chunk(const Row &row, const Chunk &chunk, const Ed
                 g[k] = widen(packed_g.x[k]);
                 theta[k] = widen(packed_theta.x[k]);
             }
-            if (from_master) load(master + i, true, N, theta);
+            if (from_master) load(master + i, true, N, full);
         } else {
             load(grads + i, false, rest, g);
-            if (from_master) load(master + i, false, rest, theta);
-            else load(params + i, false, rest, theta);
+            load(params + i, false, rest, theta);
+            if (from_master) load(master + i, false, rest, full);
 #pragma unroll
             for (u32 j = 0; j < MOMENTS; j++) {
                 if (moments[j]) load(moments[j] + i, false, rest, m[j]);
@@ -96,6 +107,7 @@ __device__ inline void update_chunk(const Row &row, const Chunk &chunk, const Ed
         }
 #pragma unroll
         for (u32 k = 0; k < N; k++) {
+            if (from_master) theta[k] = renewed<T>(full[k], theta[k]);
             if constexpr (ADAMW) adamw(theta[k], edited(g[k]), m[0][k], m[1][k], moments[2] != nullptr, m[2][k]);
             else sgd(theta[k], edited(g[k]), moments[0] != nullptr, m[0][k]);
         }
@@ -120,14 +132,18 @@ __device__ inline void update(const Row *rows, u32 count, u32 chunk_len, const R
     const Chunk chunk = find_chunk(rows, count, chunk_len);
     const Row &row = rows[chunk.row];
     Edit edit = edit_of(row);
+    Rule rule = rules[row.rule];
     bool is_first = (row.flags & IS_FIRST) != 0;
     if (decided.outcome) {
         edit.clip_coef *= decided.outcome->clip_coef;
         edit.zero_non_finite |= decided.outcome->zero_non_finite != 0;
-        is_first = decided.first[chunk.row] != 0;
-        if (threadIdx.x == 0 && chunk.start == 0) decided.started[row.state] = 1;
+        const RowStep &step = decided.row_steps[chunk.row];
+        rule.scale_m = step.scale_m;
+        rule.scale_v = step.scale_v;
+        is_first = step.is_first != 0;
+        if (threadIdx.x == 0 && chunk.start == 0) decided.counts[row.state] += 1;
     }
-#define UPDATE(T) update_chunk<T, ADAMW>(row, chunk, edit, rules[row.rule], is_first)
+#define UPDATE(T) update_chunk<T, ADAMW>(row, chunk, edit, rule, is_first)
     WITH_TYPE(row.dtype, UPDATE)
 }
 

@@ -33,7 +33,8 @@ pub struct AdamW {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// What is added to the root of the second moment.
+    /// What is added to the root of the second moment. Below [`Wide::SMALLEST_EPS`] it counts as that: a zero gradient would
+    /// make 0 / 0, and one whose square is 0 an infinite update.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
@@ -96,7 +97,7 @@ impl<W: Wide> Step<W> {
             scale_m: W::from_f64(rule.scale(rule.beta1)),
             scale_v: W::from_f64(rule.scale(rule.beta2)),
             decay: W::from_f64(1.0 - rule.lr * rule.weight_decay),
-            eps: W::from_f64(rule.eps),
+            eps: W::from_f64(rule.eps.max(W::SMALLEST_EPS)),
             lr: W::from_f64(rule.lr),
         }
     }

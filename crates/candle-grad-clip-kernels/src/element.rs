@@ -66,6 +66,8 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     fn widen(source: &[Self], target: &mut [Self::Wide], op: impl ElementEdit);
     /// Rounds `source` into `target`, which is as long.
     fn narrow(source: &[Self::Wide], target: &mut [Self]);
+    /// Sets what no longer rounds to its element of `values`, which is as long, to that element.
+    fn renew(values: &[Self], wide: &mut [Self::Wide]);
     /// The elements themselves, if this dtype is wide.
     fn as_wide(values: &mut [Self]) -> Option<&mut [Self::Wide]>;
 }
@@ -127,6 +129,10 @@ macro_rules! full_width {
                 target.copy_from_slice(source);
             }
             #[inline(always)]
+            fn renew(values: &[Self], wide: &mut [Self]) {
+                wide.copy_from_slice(values);
+            }
+            #[inline(always)]
             fn as_wide(values: &mut [Self]) -> Option<&mut [Self]> {
                 Some(values)
             }
@@ -181,6 +187,25 @@ impl Element for bf16 {
     fn narrow(source: &[f32], target: &mut [Self]) {
         for (y, x) in target.iter_mut().zip(source) {
             *y = f32_to_bf16(*x);
+        }
+    }
+    #[inline(always)]
+    fn renew(values: &[Self], wide: &mut [f32]) {
+        let differ = |x: &Self, y: f32| x.to_bits() ^ f32_to_bf16(y).to_bits();
+        // Nearly always nothing is to be done, which this finds out in few instructions: all are nearer than half a unit in
+        // the last place. (Ties and NaN are looked at one by one.)
+        let away = |x: &Self, y: f32| {
+            let bits = y.to_bits().wrapping_add(0x7fff);
+            bits.wrapping_sub(u32::from(x.to_bits()) << 16)
+        };
+        let pairs = values.iter().zip(&*wide);
+        if pairs.fold(0, |most, (x, y)| away(x, *y).max(most)) < 0xffff {
+            return;
+        }
+        for (x, y) in values.iter().zip(wide) {
+            if differ(x, *y) != 0 {
+                *y = bf16_to_f32(x.to_bits());
+            }
         }
     }
     #[inline(always)]
@@ -273,6 +298,29 @@ impl Element for f16 {
     #[inline(always)]
     fn narrow(source: &[f32], target: &mut [Self]) {
         target.convert_from_f32_slice(source);
+    }
+    #[inline(always)]
+    fn renew(values: &[Self], wide: &mut [f32]) {
+        let mut rounded = [f16::ZERO; WIDEN];
+        for (values, wide) in values.chunks(WIDEN).zip(wide.chunks_mut(WIDEN)) {
+            let rounded = &mut rounded[..values.len()];
+            rounded.convert_from_f32_slice(wide);
+            let differ = |(x, y): (&Self, &Self)| x.to_bits() ^ y.to_bits();
+            if values
+                .iter()
+                .zip(&*rounded)
+                .map(differ)
+                .fold(0, |any, x| any | x)
+                == 0
+            {
+                continue;
+            }
+            for ((x, y), wide) in values.iter().zip(&*rounded).zip(wide) {
+                if differ((x, y)) != 0 {
+                    *wide = f16_to_f32(x.to_bits());
+                }
+            }
+        }
     }
     #[inline(always)]
     fn as_wide(_: &mut [Self]) -> Option<&mut [f32]> {

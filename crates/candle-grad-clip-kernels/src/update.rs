@@ -29,7 +29,8 @@ pub struct Update<'a, E: Element> {
     pub grads: &'a [E],
     /// The rule's moments.
     pub moments: [&'a mut [E::Wide]; MOMENTS],
-    /// The parameter in full precision, of which `params` is the rounded copy; empty for none.
+    /// The parameter in full precision, of which `params` is the rounded copy; empty for none. An element that does not
+    /// round to that of `params`, which somebody has set then, becomes that one before the step.
     pub master: &'a mut [E::Wide],
 }
 
@@ -135,6 +136,7 @@ fn block<E: Element>(
         }
         start += len;
         if !chunk.master.is_empty() {
+            dispatch(Renew(&*chunk.params, &mut *chunk.master));
             dispatch_256(Apply(rule, &mut *chunk.master, grads, chunk.moments));
             dispatch(Narrow(&*chunk.master, chunk.params));
         } else if let Some(params) = E::as_wide(chunk.params) {
@@ -168,6 +170,18 @@ impl<E: Element> NullaryFnOnce for Narrow<'_, E> {
     #[inline(always)]
     fn call(self) {
         E::narrow(self.0, self.1);
+    }
+}
+
+/// Takes on what was set from outside.
+struct Renew<'a, E: Element>(&'a [E], &'a mut [E::Wide]);
+
+impl<E: Element> NullaryFnOnce for Renew<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        E::renew(self.0, self.1);
     }
 }
 

@@ -14,6 +14,9 @@ pub trait Wide:
     + Div<Output = Self>
     + 'static
 {
+    /// Where a smaller `eps` of [`AdamW`](crate::AdamW) would no longer bound the update: squares of gradients below
+    /// about this are 0 here.
+    const SMALLEST_EPS: f64;
     /// Rounds once.
     fn from_f64(x: f64) -> Self;
     /// The square root, correctly rounded.
@@ -30,8 +33,9 @@ mod sealed {
 }
 
 macro_rules! wide {
-    ($t:ident, $variant:ident) => {
+    ($t:ident, $variant:ident, $smallest_eps:literal) => {
         impl Wide for $t {
+            const SMALLEST_EPS: f64 = $smallest_eps;
             #[inline(always)]
             fn from_f64(x: f64) -> Self {
                 x as $t
@@ -50,8 +54,8 @@ macro_rules! wide {
     };
 }
 
-wide!(f32, F32);
-wide!(f64, F64);
+wide!(f32, F32, 1e-20);
+wide!(f64, F64, 1e-150);
 
 /// Numbers of one of the two [`Wide`] dtypes: an optimizer's state for one parameter.
 ///

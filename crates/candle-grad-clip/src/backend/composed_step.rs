@@ -1,7 +1,7 @@
 //! An optimizer's step by candle's tensor operations: the equations of the kernels' `AdamW` and `Sgd`.
 
-use candle_core::{Tensor, Var};
-use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd};
+use candle_core::{DType, Tensor, Var};
+use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd, Wide};
 
 use super::composed::{edit_wide, times};
 use crate::Result;
@@ -32,7 +32,7 @@ pub(crate) fn step(
     let grad = edit_wide(grad, edit, is_finite)?;
     let has_master = kept.has_master(var.dtype());
     let param = match arrays.last() {
-        Some(master) if has_master => master.clone(),
+        Some(master) if has_master => renewed(master, var)?,
         _ => var.as_detached_tensor().to_dtype(wide_dtype(var.dtype()))?,
     };
     let next = match rule {
@@ -48,6 +48,13 @@ pub(crate) fn step(
     })
 }
 
+/// The master, but the Var where that was set from outside, so that the master no longer rounds to it.
+fn renewed(master: &Tensor, var: &Var) -> Result<Tensor> {
+    let var = var.as_detached_tensor();
+    let is_same = master.to_dtype(var.dtype())?.eq(&var)?;
+    Ok(is_same.where_cond(master, &var.to_dtype(master.dtype())?)?)
+}
+
 fn adamw(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: AdamW) -> Result<Tensor> {
     let AdamW {
         lr,
@@ -57,6 +64,10 @@ fn adamw(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: AdamW) -> 
         weight_decay,
         ..
     } = rule;
+    let eps = match param.dtype() {
+        DType::F64 => eps.max(<f64 as Wide>::SMALLEST_EPS),
+        _ => eps.max(<f32 as Wide>::SMALLEST_EPS),
+    };
     moments[0] = (times(&moments[0], beta1)? + times(grad, 1.0 - beta1)?)?;
     moments[1] = (times(&moments[1], beta2)? + times(&grad.sqr()?, 1.0 - beta2)?)?;
     let mut second = moments[1].clone();

@@ -45,8 +45,8 @@ pub(crate) struct Counted {
     /// Steps taken.
     pub(crate) steps: u64,
     pub(crate) skips_in_a_row: u32,
-    /// Whether each Var has been updated.
-    pub(crate) started: Vec<bool>,
+    /// The steps that each Var has taken.
+    pub(crate) counts: Vec<u64>,
 }
 
 /// What a step told.

@@ -12,8 +12,7 @@ use crate::Clip;
 use crate::clip::record::RuleRecord;
 use crate::loss_scaler::{LossScaler, Scaling};
 use crate::optim::ParamGroups;
-use crate::optim::state::State;
-use crate::optim::trained::Trained;
+use crate::optim::trained::{Snapshot, Trained};
 
 /// What the files are.
 pub(super) const FORMAT: &str = "candle-grad-clip optimizer";
@@ -50,6 +49,20 @@ pub(super) struct VarRecord {
     dtype: String,
     /// Whether it has had a gradient: before that it has no arrays.
     pub(super) has_stepped: bool,
+    /// The steps that it has taken, if that is another number than the optimizer's: it had no gradient in some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    steps: Option<u64>,
+}
+
+impl VarRecord {
+    /// The steps that the Var has taken, of an optimizer that has taken `steps`.
+    pub(super) fn count(&self, steps: u64) -> u64 {
+        if self.has_stepped {
+            self.steps.unwrap_or(steps)
+        } else {
+            0
+        }
+    }
 }
 
 /// The state of a [`ClippedOptimizer`](crate::ClippedOptimizer) around the optimizer.
@@ -99,21 +112,23 @@ impl Document {
     pub(super) fn new(
         names: &[String],
         trained: &Trained,
-        (steps, states): (u64, &[&State]),
+        snapshot: &Snapshot<'_>,
         optimizer: Settings,
         wrapper: Option<WrapperRecord>,
     ) -> Self {
-        let of = |((name, var), state): ((&String, &Var), &State)| VarRecord {
+        let steps = snapshot.steps;
+        let of = |((name, var), count): ((&String, &Var), u64)| VarRecord {
             name: name.clone(),
             shape: var.dims().to_vec(),
             dtype: var.dtype().as_str().to_string(),
-            has_stepped: !matches!(state, State::Fresh),
+            has_stepped: count > 0,
+            steps: Some(count).filter(|count| *count > 0 && *count != steps),
         };
         let vars = names.iter().zip(trained.vars().vars());
         Self {
             optimizer,
             steps,
-            vars: vars.zip(states.iter().copied()).map(of).collect(),
+            vars: vars.zip(snapshot.counts.iter().copied()).map(of).collect(),
             groups: written(trained.groups()),
             wrapper,
             non_finite: false,
@@ -194,7 +209,10 @@ impl Document {
         }
         let mut seen = HashSet::new();
         for VarRecord {
-            name, has_stepped, ..
+            name,
+            has_stepped,
+            steps,
+            ..
         } in &self.vars
         {
             if !seen.insert(name) {
@@ -205,6 +223,12 @@ impl Document {
             }
             if *has_stepped && self.steps == 0 {
                 return invalid(format!("{name:?} has state, but no step was taken"));
+            }
+            let most = if *has_stepped { self.steps } else { 0 };
+            if let Some(own) = steps.filter(|own| !(1..=most).contains(own)) {
+                return invalid(format!(
+                    "{name:?} has taken {own} steps, expected 1 to {most}, or none that are told"
+                ));
             }
         }
         Ok(())

@@ -35,6 +35,8 @@ pub(crate) struct Loaded {
     pub(crate) steps: u64,
     /// One for each of the optimizer's Vars.
     pub(crate) states: Vec<State>,
+    /// The steps that each of them has taken.
+    pub(crate) counts: Vec<u64>,
     /// Of a file that a wrapper saved.
     pub(crate) wrapper: Option<WrapperRecord>,
 }
@@ -89,10 +91,10 @@ pub(crate) fn save(
     wrapper: Option<WrapperRecord>,
     non_finite: bool,
 ) -> Result<()> {
-    let (steps, states) = trained.snapshot()?;
-    let mut document = Document::new(names, trained, (steps, &states), settings.clone(), wrapper);
+    let snapshot = trained.snapshot()?;
+    let mut document = Document::new(names, trained, &snapshot, settings.clone(), wrapper);
     document.non_finite = non_finite;
-    save_as(path, document, trained, &states).map_err(|fault| fault.at(path))
+    save_as(path, document, trained, &snapshot.states).map_err(|fault| fault.at(path))
 }
 
 fn save_as(
@@ -243,6 +245,7 @@ fn load_for(path: &Path, trained: &Trained, settings: &Settings) -> Checked<Load
         wrapper.steps_taken.get_or_insert(taken);
     }
     Ok(Loaded {
+        counts: records.iter().map(|of| of.count(document.steps)).collect(),
         steps: document.steps,
         settings: document.optimizer,
         wrapper,

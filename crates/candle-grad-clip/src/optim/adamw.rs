@@ -10,6 +10,7 @@ use super::state::Kept;
 use super::trained::Trained;
 use super::{
     Fused, ParamGroup, ParamGroups, StepRule, check_decay, check_no_limits, check_not_negative,
+    check_numbers,
 };
 use crate::checkpoint::{AdamWSettings, Loaded, Settings};
 use crate::{NamedVars, Result};
@@ -23,9 +24,13 @@ use crate::{NamedVars, Result};
 /// m_hat = m / (1 - beta1^step),  v_hat = v / (1 - beta2^step)
 /// ```
 ///
-/// In f32 and f64 its weights are those of `candle_nn::AdamW`, to the bit (but that a zero may have another sign). As
-/// there, one step counter serves all Vars, also those that get no gradient in some steps (PyTorch counts for each
-/// parameter). Vars of any shape, in f32, f64, f16 and bf16, mixed, on any devices; moments are f32, for f64 Vars f64
+/// `step` is a Var's own: the steps in which it had a gradient, as in PyTorch. So one that gets its first gradient late
+/// begins as any other. (candle counts for all Vars at once: there its first step would be too long, up to 3.2 times the
+/// learning rate with the default decays.) An `eps` below 1e-20, for f64 Vars 1e-150, counts as that: with 0 a zero
+/// gradient would make NaN.
+///
+/// Where every Var has a gradient in each step, in f32 and f64, its weights are those of `candle_nn::AdamW`, to the bit (but
+/// that a zero may have another sign). Vars of any shape, in f32, f64, f16 and bf16, mixed, on any devices; moments are f32, for f64 Vars f64
 /// (candle's take the Var's dtype). A Var that comes twice is updated once.
 ///
 /// ```
@@ -109,8 +114,8 @@ impl AdamW {
 
     /// Whether f16 and bf16 Vars have an f32 copy that takes the updates (see [the module](super)). Default: no.
     ///
-    /// The copy is made in a Var's first step. A half-precision Var that is set from outside after that is overwritten
-    /// in the next. Training starts anew: moments and step counter are forgotten.
+    /// The copy is made in a Var's first step. Where a Var is set from outside after that (`Var::set`, `VarMap::load`), so that
+    /// the copy no longer rounds to it, the copy is made anew in the next step. Training starts anew: moments and step counter are forgotten.
     ///
     /// ```
     /// use candle_core::{DType, Device, Var};
@@ -259,7 +264,15 @@ impl Fused for AdamW {
         } = self.params;
         let lr = lr * group.map_or(1.0, ParamGroup::learning_rate_scale);
         let weight_decay = group.map_or(weight_decay, |group| group.weight_decay_or(weight_decay));
-        let step = self.trained.next_step();
+        check_numbers(
+            &self.trained,
+            &[
+                ("lr", lr),
+                ("eps", eps),
+                ("lr times weight_decay", lr * weight_decay),
+            ],
+        )?;
+        let step = self.trained.next_step(); // a Var's own takes its place
         Ok(StepRule::AdamW(kernels::AdamW {
             lr,
             beta1,
@@ -291,7 +304,13 @@ impl Fused for AdamW {
         let kept = loaded.settings.kept();
         if let Settings::AdamW(settings) = loaded.settings {
             self.params = settings.params;
-            self.trained.restore(kept, loaded.states, loaded.steps);
+            let Loaded {
+                states,
+                steps,
+                counts,
+                ..
+            } = loaded;
+            self.trained.restore(kept, states, steps, counts);
         }
     }
 }

@@ -90,6 +90,7 @@ use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::DType;
 use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels as kernels;
 
@@ -114,10 +115,11 @@ pub(crate) enum StepRule {
 }
 
 impl StepRule {
-    /// The equation for a Var in its first step, or in a later one.
-    fn of(mut self, is_first: bool) -> Self {
-        if let Self::Sgd(sgd) = &mut self {
-            sgd.is_first = is_first;
+    /// The equation for a Var that has taken so many steps.
+    fn of(mut self, taken: u64) -> Self {
+        match &mut self {
+            Self::AdamW(adamw) => adamw.step = taken + 1,
+            Self::Sgd(sgd) => sgd.is_first = taken == 0,
         }
         self
     }
@@ -281,6 +283,24 @@ fn check_not_negative(name: &'static str, value: f64) -> Result<()> {
         value,
         expected: "0 or a finite value above",
     })
+}
+
+/// The numbers of a step, as a group makes them, in the dtype that computes: f64 for f64 Vars, for others f32.
+fn check_numbers(trained: &Trained, numbers: &[(&'static str, f64)]) -> Result<()> {
+    for &(name, value) in numbers {
+        if (value as f32).is_finite() {
+            continue;
+        }
+        let vars = trained.vars().vars();
+        if !value.is_finite() || vars.iter().any(|var| var.dtype() != DType::F64) {
+            return Err(Error::InvalidOption {
+                name,
+                value,
+                expected: "a value that is finite in f32, which computes for all Vars but those of f64",
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A hyper-parameter that is a share of what is kept.

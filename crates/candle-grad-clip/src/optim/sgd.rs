@@ -8,7 +8,9 @@ use candle_nn::Optimizer;
 
 use super::state::Kept;
 use super::trained::Trained;
-use super::{Fused, ParamGroup, ParamGroups, StepRule, check_no_limits, check_not_negative};
+use super::{
+    Fused, ParamGroup, ParamGroups, StepRule, check_no_limits, check_not_negative, check_numbers,
+};
 use crate::checkpoint::{Loaded, Settings, SgdSettings};
 use crate::{Error, NamedVars, Result};
 
@@ -25,7 +27,7 @@ pub struct ParamsSgd {
     pub lr: f64,
     /// What is kept of the momentum buffer in each step. Default: 0, no momentum and no buffer.
     pub momentum: f64,
-    /// What is held back of the gradient before it goes into the buffer. Default: 0.
+    /// What is held back of the gradient before it goes into the buffer, 0 to 1 (PyTorch takes any number). Default: 0.
     pub dampening: f64,
     /// Weight decay, added to the (clipped) gradient. Default: 0.
     pub weight_decay: f64,
@@ -59,7 +61,7 @@ impl From<f64> for ParamsSgd {
 ///
 /// ```text
 /// g <- g + weight_decay theta
-/// b <- momentum b + (1 - dampening) g      (b <- g in a Var's first step)
+/// b <- momentum b + (1 - dampening) g      (b <- g in a Var's first step, the first with a gradient)
 /// d = g + momentum b if nesterov, else b   (d = g without momentum)
 /// theta <- theta - lr d
 /// ```
@@ -109,7 +111,7 @@ impl Sgd {
     ///
     /// # Errors
     /// A hyper-parameter that is not finite or below 0; a dampening above 1; Nesterov momentum without momentum or
-    /// with dampening.
+    /// with dampening. Steps check what they compute with: numbers that are infinite in f32 too, unless all Vars are f64.
     pub fn named(vars: impl Into<NamedVars>, params: impl Into<ParamsSgd>) -> Result<Self> {
         let params = params.into();
         check(&params)?;
@@ -130,8 +132,8 @@ impl Sgd {
 
     /// Whether f16 and bf16 Vars have an f32 copy that takes the updates (see [the module](super)). Default: no.
     ///
-    /// The copy is made in a Var's first step. A half-precision Var that is set from outside after that is overwritten
-    /// in the next. Training starts anew: momentum is forgotten.
+    /// The copy is made in a Var's first step. Where a Var is set from outside after that (`Var::set`, `VarMap::load`), so that
+    /// the copy no longer rounds to it, the copy is made anew in the next step. Training starts anew: momentum is forgotten.
     #[must_use]
     pub fn master_weights(mut self, master_weights: bool) -> Self {
         self.trained.restart(Kept {
@@ -262,11 +264,11 @@ pub(crate) fn check(params: &ParamsSgd) -> Result<()> {
     check_not_negative("lr", params.lr)?;
     check_not_negative("momentum", params.momentum)?;
     check_not_negative("weight_decay", params.weight_decay)?;
-    if !params.dampening.is_finite() {
+    if !(0.0..=1.0).contains(&params.dampening) {
         return Err(Error::InvalidOption {
             name: "dampening",
             value: params.dampening,
-            expected: "a finite value",
+            expected: "0 to 1: with more, momentum would climb",
         });
     }
     if params.nesterov && params.momentum == 0.0 {
@@ -298,6 +300,14 @@ impl Fused for Sgd {
         } = self.params;
         let lr = lr * group.map_or(1.0, ParamGroup::learning_rate_scale);
         let weight_decay = group.map_or(weight_decay, |group| group.weight_decay_or(weight_decay));
+        check_numbers(
+            &self.trained,
+            &[
+                ("lr", lr),
+                ("momentum", momentum),
+                ("weight_decay", weight_decay),
+            ],
+        )?;
         Ok(StepRule::Sgd(kernels::Sgd {
             lr,
             momentum,
@@ -327,7 +337,13 @@ impl Fused for Sgd {
         let kept = loaded.settings.kept();
         if let Settings::Sgd(settings) = loaded.settings {
             self.params = settings.params;
-            self.trained.restore(kept, loaded.states, loaded.steps);
+            let Loaded {
+                states,
+                steps,
+                counts,
+                ..
+            } = loaded;
+            self.trained.restore(kept, states, steps, counts);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the fused optimizers share: the Vars, what is kept for each, and the walk that takes a step.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
@@ -38,6 +39,8 @@ pub(crate) struct Trained {
     vars: NamedVars,
     /// One for each Var.
     states: Vec<State>,
+    /// The steps that each Var has taken, those in which it had a gradient; as far as the host knows.
+    counts: Arc<[u64]>,
     kept: Kept,
     groups: ParamGroups,
     /// The place of each Var's group, counted from 1; 0 for none.
@@ -50,10 +53,22 @@ pub(crate) struct Trained {
     adopted: Option<Arc<[String]>>,
 }
 
+/// What is saved.
+#[derive(Debug)]
+pub(crate) struct Snapshot<'a> {
+    /// Steps taken.
+    pub(crate) steps: u64,
+    /// One for each Var.
+    pub(crate) states: Vec<&'a State>,
+    /// The steps that each Var has taken; 0 where its state is fresh.
+    pub(crate) counts: Cow<'a, [u64]>,
+}
+
 impl Trained {
     pub(crate) fn new(vars: NamedVars, kept: Kept) -> Self {
         Self {
             states: vec![State::Fresh; vars.vars().len()],
+            counts: vec![0; vars.vars().len()].into(),
             places: vec![0; vars.vars().len()].into(),
             vars,
             kept,
@@ -71,7 +86,10 @@ impl Trained {
     /// Steps taken. Where a GPU leads this waits for it, and what fails there shows in the next step: the number is then that of
     /// the time when it took the lead.
     pub(crate) fn steps(&self) -> u64 {
-        self.snapshot().map_or(self.steps, |(steps, _)| steps)
+        let counted = self.lead.as_ref().map(|lead| lead.counted());
+        counted.map_or(self.steps, |counted| {
+            counted.map_or(self.steps, |counted| counted.steps)
+        })
     }
 
     /// Whether a GPU decides the steps.
@@ -85,15 +103,22 @@ impl Trained {
     }
 
     /// The steps taken, and the state of each Var. Waits for a GPU that leads.
-    pub(crate) fn snapshot(&self) -> Result<(u64, Vec<&State>)> {
+    pub(crate) fn snapshot(&self) -> Result<Snapshot<'_>> {
         static FRESH: State = State::Fresh;
-        let Some(lead) = &self.lead else {
-            return Ok((self.steps, self.states.iter().collect()));
+        let (steps, counts) = match &self.lead {
+            None => (self.steps, Cow::Borrowed(&*self.counts)),
+            Some(lead) => {
+                let counted = lead.counted()?;
+                (counted.steps, Cow::Owned(counted.counts))
+            }
         };
-        let counted = lead.counted()?;
-        let states = self.states.iter().zip(counted.started);
-        let states = states.map(|(state, started)| if started { state } else { &FRESH });
-        Ok((counted.steps, states.collect()))
+        let states = self.states.iter().zip(&*counts);
+        let states = states.map(|(state, count)| if *count > 0 { state } else { &FRESH });
+        Ok(Snapshot {
+            steps,
+            states: states.collect(),
+            counts,
+        })
     }
 
     /// Takes the lead back from a GPU that has it: waits for it.
@@ -103,8 +128,9 @@ impl Trained {
         };
         let counted = lead.counted()?;
         self.steps = counted.steps;
-        for (state, started) in self.states.iter_mut().zip(counted.started) {
-            if !started {
+        self.counts = counted.counts.into();
+        for (state, count) in self.states.iter_mut().zip(&*self.counts) {
+            if *count == 0 {
                 *state = State::Fresh;
             }
         }
@@ -127,12 +153,14 @@ impl Trained {
         Ok(())
     }
 
-    /// Takes on the state of a checkpoint: one for each Var, with the arrays that `kept` says.
-    pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64) {
+    /// Takes on the state of a checkpoint: one for each Var, with the arrays that `kept` says, and the steps that each Var
+    /// has taken.
+    pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64, counts: Vec<u64>) {
         self.lead = None;
         self.kept = kept;
         self.states = states;
         self.steps = steps;
+        self.counts = counts.into();
     }
 
     /// The names of our Vars, those of `vars` first: what [`Trained::adopt`] would give them.
@@ -149,6 +177,7 @@ impl Trained {
         self.lead = None;
         self.kept = kept;
         self.states.fill(State::Fresh);
+        self.counts = vec![0; self.states.len()].into();
         self.steps = 0;
     }
 
@@ -174,6 +203,7 @@ impl Trained {
             let mut states = std::mem::take(&mut self.states);
             let mut take = |i: usize| std::mem::replace(&mut states[i], State::Fresh);
             self.places = order.iter().map(|&i| self.places[i]).collect();
+            self.counts = order.iter().map(|&i| self.counts[i]).collect();
             self.states = order.into_iter().map(&mut take).collect();
             self.vars = vars.clone();
             return Ok(());
@@ -268,23 +298,27 @@ impl Trained {
         let owned = self.owned_gradients(entries)?;
         let stepped = self.step_elsewhere(entries, edit, rules)?;
         let started = self.start_states(entries)?;
-        let places = self.places.clone();
-        let fresh: Vec<usize> = started.iter().map(|(index, _)| *index).collect();
-        let jobs = self.update_jobs(entries, &owned, &started, edit)?;
+        let (places, counts) = (self.places.clone(), self.counts.clone());
+        let mut jobs = self.update_jobs(entries, &owned, &started, edit)?;
         if !jobs.is_empty() {
-            backend::update_cuda(&jobs, rules)?;
+            let rules = rules_of(&mut jobs, rules, &counts);
+            backend::update_cuda(&jobs, &rules)?;
         }
         // From here on nothing is expected to fail.
         for (index, state) in started {
             self.states[index] = state;
         }
         self.step_on_cpu(entries, &owned, edit, |index| {
-            let is_first = fresh.binary_search(&index).is_ok();
-            rules[places[index]].of(is_first)
+            rules[places[index]].of(counts[index])
         })?;
         for (index, stepped) in stepped {
             self.vars.vars()[index].set(&stepped.param)?;
             self.states[index] = stepped.state;
+        }
+        drop(counts); // so that they are counted on in place
+        let counts = Arc::make_mut(&mut self.counts).iter_mut();
+        for (count, entry) in counts.zip(entries) {
+            *count += u64::from(entry.grad.is_some() && entry.elements > 0);
         }
         Ok(())
     }
@@ -315,15 +349,14 @@ impl Trained {
         let leads = |lead: &dyn DeviceSteps| lead.device().same_device(&device);
         if !self.lead.as_ref().is_some_and(|lead| leads(&**lead)) {
             self.settle()?;
-            let has_started = |state: &State| !matches!(state, State::Fresh);
             let counted = Counted {
                 steps: self.steps,
                 skips_in_a_row,
-                started: self.states.iter().map(has_started).collect(),
+                counts: self.counts.to_vec(),
             };
             self.lead = Some(backend::start_steps(&device, &counted)?);
         }
-        // The GPU counts whether a state has begun, so one that has not can be here already.
+        // The GPU counts the steps of each Var, so the state of one that has taken none can be here already.
         for (index, state) in self.start_states(entries)? {
             self.states[index] = state;
         }
@@ -355,7 +388,7 @@ impl Trained {
                 kept: self.kept,
                 edit,
                 rule: self.places[index],
-                is_first: fresh.is_ok(),
+                is_first: self.counts[index] == 0,
                 index,
             }))
         };
@@ -401,7 +434,7 @@ impl Trained {
             let Some(grad) = entry.grad else { continue };
             if entry.place == Place::Elsewhere && entry.elements > 0 {
                 let (var, state) = (&self.vars.vars()[index], &self.states[index]);
-                let rule = rules[self.places[index]].of(matches!(state, State::Fresh));
+                let rule = rules[self.places[index]].of(self.counts[index]);
                 let (edit, is_finite) = (edit(index), entry.is_finite());
                 let next =
                     backend::step_composed(var, grad, state, self.kept, edit, rule, is_finite)?;
@@ -452,6 +485,20 @@ impl Trained {
             large.try_for_each(|(index, state)| one(index, state))
         })
     }
+}
+
+/// The equations of the jobs' Vars, once for each group and number of steps taken; the jobs get their places.
+fn rules_of(jobs: &mut [UpdateJob<'_>], rules: &[StepRule], counts: &[u64]) -> Vec<StepRule> {
+    let mut own = Vec::new();
+    let mut found = FxHashMap::default();
+    for job in jobs {
+        let (group, taken) = (job.rule, counts[job.index]);
+        job.rule = *found.entry((group, taken)).or_insert_with(|| {
+            own.push(rules[group].of(taken));
+            own.len() - 1
+        });
+    }
+    own
 }
 
 /// The device of all gradients, if it is a GPU that our kernels work on.

@@ -147,10 +147,9 @@ pub(super) struct Policy {
 pub(super) struct FoldState {
     pub(super) outcome: Address,
     pub(super) clock: Address,
-    pub(super) started: Address,
-    pub(super) first: Address,
+    pub(super) counts: Address,
+    pub(super) row_steps: Address,
     pub(super) rules: Address,
-    pub(super) num_rules: u32,
 }
 
 /// `Decided` of `update.cu`; all null where the host decides.
@@ -159,8 +158,18 @@ pub(super) struct FoldState {
 pub(super) struct Decided {
     pub(super) outcome: Address,
     pub(super) clock: Address,
-    pub(super) started: Address,
-    pub(super) first: Address,
+    pub(super) counts: Address,
+    pub(super) row_steps: Address,
+}
+
+/// `RowStep` of `step.cuh`; only the kernels look into it.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+#[allow(dead_code)] // the host asks for its size only
+pub(super) struct RowStep {
+    scale_m: f64,
+    scale_v: f64,
+    is_first: u32,
 }
 
 /// `Clock` of `step.cuh`.
@@ -237,6 +246,6 @@ macro_rules! device_repr {
 }
 
 device_repr!(
-    Row: 96, Stats: 32, DeviceStats: 72, DeviceRequest: 32, Parts: 24, Policy: 48, FoldState: 48, Decided: 32,
-    Clock: 16, DeviceOutcome: 104, RuleNumbers: 80
+    Row: 96, Stats: 32, DeviceStats: 72, DeviceRequest: 32, Parts: 24, Policy: 48, FoldState: 40, Decided: 32,
+    RowStep: 24, Clock: 16, DeviceOutcome: 104, RuleNumbers: 80
 );

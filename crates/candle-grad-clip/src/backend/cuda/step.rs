@@ -6,7 +6,7 @@ use candle_core::Device;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 
 use super::layout::{
-    Address, Clock, Decided, DeviceOutcome, DeviceStats, FoldState, Policy, RuleNumbers,
+    Address, Clock, Decided, DeviceOutcome, DeviceStats, FoldState, Policy, RowStep, RuleNumbers,
 };
 use super::measure::{PartsOfChunks, launch_fold, launch_measure};
 use super::results::{Pool, Slot};
@@ -22,14 +22,14 @@ struct CudaSteps {
     gpu: Gpu,
     device: Device,
     clock: CudaSlice<Clock>,
-    /// Whether each Var has been updated.
-    started: CudaSlice<u32>,
+    /// The steps that each Var has taken.
+    counts: CudaSlice<u64>,
     outcome: CudaSlice<DeviceOutcome>,
     parts: Option<PartsOfChunks>,
     pool: Arc<Pool>,
 }
 
-/// Hands the lead to the GPU; `counted.started` has one for each Var.
+/// Hands the lead to the GPU; `counted.counts` has one for each Var.
 pub(crate) fn start_steps(device: &Device, counted: &Counted) -> Result<Box<dyn DeviceSteps>> {
     let gpu = Gpu::of(device)?;
     let clock = Clock {
@@ -37,15 +37,10 @@ pub(crate) fn start_steps(device: &Device, counted: &Counted) -> Result<Box<dyn 
         skips_in_a_row: counted.skips_in_a_row,
         blocks_done: 0,
     };
-    let started: Vec<u32> = counted
-        .started
-        .iter()
-        .map(|&started| started.into())
-        .collect();
     let upload = |error| failed("upload", error);
     Ok(Box::new(CudaSteps {
         clock: gpu.stream.clone_htod(&[clock]).map_err(upload)?,
-        started: gpu.stream.clone_htod(&started).map_err(upload)?,
+        counts: gpu.stream.clone_htod(&counted.counts).map_err(upload)?,
         // SAFETY: each step writes it before it is copied.
         outcome: unsafe { gpu.alloc(1)? },
         parts: None,
@@ -62,11 +57,10 @@ impl DeviceSteps for CudaSteps {
 
     fn counted(&self) -> Result<Counted> {
         let clock = self.gpu.read(&self.clock)?[0];
-        let started = self.gpu.read(&self.started)?;
         Ok(Counted {
             steps: clock.steps,
             skips_in_a_row: clock.skips_in_a_row,
-            started: started.into_iter().map(|started| started != 0).collect(),
+            counts: self.gpu.read(&self.counts)?,
         })
     }
 
@@ -96,10 +90,10 @@ impl DeviceSteps for CudaSteps {
             unreachable!("just made")
         };
         // SAFETY: the fold writes both before they are read.
-        let (tensors, first) = unsafe {
+        let (tensors, row_steps) = unsafe {
             (
                 gpu.alloc::<DeviceStats>(table.count)?,
-                gpu.alloc::<u32>(table.count)?,
+                gpu.alloc::<RowStep>(table.count)?,
             )
         };
         let memory = self.pool.take(gpu)?;
@@ -112,9 +106,9 @@ impl DeviceSteps for CudaSteps {
             policy,
             parts,
             &tensors,
-            self.fold_state(&first, &numbers),
+            self.fold_state(&row_steps, &numbers),
         )?;
-        let decided = self.decided(&first);
+        let decided = self.decided(&row_steps);
         launch_update(gpu, &table, kernel, &numbers, decided, || jobs.iter())?;
         let tensors = keeps_norms.then_some(tensors);
         let slot = Slot::fill(gpu, &self.pool, memory, &self.outcome, tensors)?;
@@ -130,29 +124,32 @@ impl Drop for CudaSteps {
 }
 
 impl CudaSteps {
-    fn fold_state(&self, first: &CudaSlice<u32>, rules: &CudaSlice<RuleNumbers>) -> FoldState {
+    fn fold_state(
+        &self,
+        row_steps: &CudaSlice<RowStep>,
+        rules: &CudaSlice<RuleNumbers>,
+    ) -> FoldState {
         let Decided {
             outcome,
             clock,
-            started,
-            first,
-        } = self.decided(first);
+            counts,
+            row_steps,
+        } = self.decided(row_steps);
         FoldState {
             outcome,
             clock,
-            started,
-            first,
+            counts,
+            row_steps,
             rules: self.address(rules),
-            num_rules: rules.len() as u32,
         }
     }
 
-    fn decided(&self, first: &CudaSlice<u32>) -> Decided {
+    fn decided(&self, row_steps: &CudaSlice<RowStep>) -> Decided {
         Decided {
             outcome: self.address(&self.outcome),
             clock: self.address(&self.clock),
-            started: self.address(&self.started),
-            first: self.address(first),
+            counts: self.address(&self.counts),
+            row_steps: self.address(row_steps),
         }
     }
 
