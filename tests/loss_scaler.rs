@@ -442,3 +442,147 @@ fn small_gradients_survive_in_f16() -> Result<()> {
         Ok(())
     })
 }
+
+/// An accumulator that leaves out what is not finite would keep the overflow from the scaler.
+#[test]
+fn sums_that_hide_an_overflow_are_refused() -> Result<()> {
+    on_every_backend(|| {
+        for policy in [NonFinite::SkipStep, NonFinite::Zero] {
+            for enabled in [true, false] {
+                let scaler = LossScaler::default().init_scale(8.0).enabled(enabled);
+                let (mut opt, [good, bad], w) = two(Clip::norm(1.0), scaler)?;
+                let mut accumulator = GradAccumulator::mean(vec![w.clone()]).non_finite(policy);
+                accumulator.add(&good)?;
+                accumulator.add(&bad)?;
+                let before = bits_of_vars(std::slice::from_ref(&w))?;
+                let result = opt.step_report(accumulator.finish()?.unwrap());
+                if enabled {
+                    let error = result.unwrap_err();
+                    assert!(matches!(error, Error::HiddenOverflow), "{error}");
+                    assert_eq!(bits_of_vars(std::slice::from_ref(&w))?, before);
+                    assert_eq!(opt.loss_scaler().unwrap().current_scale(), 8.0);
+                    opt.step_report(&good)?; // training can go on
+                } else {
+                    assert!(!result?.skipped()?);
+                }
+                assert_eq!(opt.last_report().unwrap().step(), 1);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The wrapper around an optimizer that gets the gradients in the Var's dtype, at a loss scale of 0.25.
+fn quarter<O: Optimizer + 'static>(
+    make: impl Fn(Vec<Var>) -> candle_core::Result<O>,
+    dtype: DType,
+    clip: Clip,
+    largest: f64,
+) -> Result<(ClippedOptimizer<O>, GradStore, Vec<Var>)> {
+    let vars = vec![
+        Var::from_tensor(&tensor(&[1.0, 2.0], (1, 2), dtype)?)?,
+        Var::from_tensor(&tensor(&[1.0, 2.0], (2, 1), dtype)?)?,
+    ];
+    let scaler = LossScaler::default().init_scale(0.25);
+    let opt = ClippedOptimizer::wrap(make(vars.clone())?, vars.clone(), clip)?;
+    let gradients = [
+        tensor(&[1.0, 2.0], (1, 2), dtype)?,
+        tensor(&[4.0, largest], (2, 1), dtype)?,
+    ];
+    let store = store_for(&vars, &gradients);
+    Ok((opt.with_loss_scaler(scaler)?, store, vars))
+}
+
+/// A gradient of 20000 is 80000 without its scale, more than f16 holds.
+#[test]
+fn a_scale_below_one_makes_nothing_infinite() -> Result<()> {
+    fn skips<O: Optimizer + 'static>(
+        make: impl Fn(Vec<Var>) -> candle_core::Result<O>,
+        dtype: DType,
+        clip: &Clip,
+        largest: f64,
+    ) -> Result<bool> {
+        let (mut opt, store, vars) = quarter(&make, dtype, clip.clone().max_skips(1), largest)?;
+        let before = bits_of_vars(&vars)?;
+        let report = opt.step_report(&store)?;
+        let loss = loss_with_gradients(
+            &vars,
+            &[
+                store.get(&vars[0]).unwrap().affine(4.0, 0.0)?,
+                store.get(&vars[1]).unwrap().affine(1.0, 0.0)?,
+            ],
+        )?;
+        if report.skipped()? {
+            assert_eq!(report.non_finite()?, 0);
+            assert_eq!(bits_of_vars(&vars)?, before);
+            assert_eq!(opt.loss_scaler().unwrap().current_scale(), 0.25);
+            let error = opt.step_report(&store).unwrap_err();
+            assert!(
+                matches!(&error, Error::TooManySkips { skips: 2, var, .. } if var == "var.1"),
+                "{error}"
+            );
+            let strict = clip.clone().non_finite(NonFinite::Error);
+            let (mut opt, store, vars) = quarter(&make, dtype, strict, largest)?;
+            let error = opt.step_report(&store).unwrap_err();
+            assert!(
+                matches!(&error, Error::Overflow { var, coef, .. } if var == "var.1" && *coef > 1.0),
+                "{error}"
+            );
+            assert_eq!(bits_of_vars(&vars)?, before);
+            return Ok(true);
+        }
+        opt.backward_step(&loss)?;
+        for var in &vars {
+            assert!(
+                values(var)?.iter().all(|x| x.is_finite()),
+                "{clip} {dtype:?}"
+            );
+        }
+        Ok(false)
+    }
+    on_every_backend(|| {
+        let plain = |vars| candle_nn::SGD::new(vars, 1e-4);
+        let ours = |vars| Sgd::new(vars, 1e-4.into());
+        let (none, norm, value) = (Clip::none(), Clip::norm(1.0), Clip::value(70000.0));
+        let agc: Clip = "agc:0.01".parse()?;
+        assert!(skips(plain, DType::F16, &none, 20000.0)?);
+        assert!(skips(plain, DType::F16, &Clip::norm(70000.0), 30000.0)?);
+        assert!(skips(plain, DType::F16, &value, 20000.0)?);
+        assert!(!skips(plain, DType::F16, &none, 16000.0)?);
+        assert!(
+            !skips(plain, DType::F16, &norm, 20000.0)?,
+            "small once clipped"
+        );
+        assert!(!skips(plain, DType::F16, &Clip::value(0.5), 20000.0)?);
+        assert!(
+            !skips(plain, DType::F16, &agc, 20000.0)?,
+            "its unit is clipped"
+        );
+        assert!(!skips(ours, DType::F16, &none, 20000.0)?, "computed in f32");
+        assert!(!skips(plain, DType::BF16, &none, 20000.0)?);
+        for dtype in [DType::F32, DType::BF16] {
+            assert!(skips(plain, dtype, &none, 1e38)?);
+            assert!(skips(ours, dtype, &none, 1e38)?);
+        }
+        assert!(!skips(ours, DType::F64, &none, 1e38)?);
+        Ok(())
+    })
+}
+
+/// Steps that a rule refuses say nothing of the scale: it does not fall, and they are steps without an overflow.
+#[test]
+fn a_rule_that_skips_does_not_lower_the_scale() -> Result<()> {
+    on_every_backend(|| {
+        let scaler = LossScaler::default().init_scale(2.0).growth_interval(100);
+        let (mut opt, [good, _], w) = two(Clip::skip_norm(1.0).max_skips(50), scaler)?;
+        let before = bits_of_vars(std::slice::from_ref(&w))?;
+        for step in 1..=20 {
+            assert!(opt.step_report(&good)?.skipped()?, "the norm is 2.5");
+            let scaler = opt.loss_scaler().unwrap();
+            assert_eq!((scaler.current_scale(), scaler.good_steps()), (2.0, step));
+        }
+        assert_eq!(bits_of_vars(std::slice::from_ref(&w))?, before);
+        assert_eq!(opt.steps_taken()?, 0);
+        Ok(())
+    })
+}

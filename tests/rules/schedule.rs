@@ -1,13 +1,17 @@
 //! A limit that is a function of the step.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use anyhow::Result;
-use candle_grad_clip::{Clip, ClippedOptimizer, Error};
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite, StepPath};
 use candle_nn::Optimizer;
 use support::checkpoints::Folder;
 use support::device::kernels;
+use support::gradients::loss_with_gradients;
 use support::oracle::assert_all_close;
 
-use super::{Named, fused, plain, random_history, step};
+use super::{Named, SIZES, fused, plain, random_history, step, vars};
 
 fn warm_up(step: u64) -> f64 {
     0.1 + 0.05 * step.min(20) as f64
@@ -132,4 +136,63 @@ fn it_resumes_by_the_step() -> Result<()> {
         assert_eq!(resumed.step(), report.step());
     }
     Ok(())
+}
+
+/// A function that counts its calls, and a limit that tells which call it was.
+fn counting() -> (Arc<AtomicU64>, impl Fn(u64) -> f64 + Send + Sync) {
+    let calls = Arc::new(AtomicU64::new(0));
+    let seen = calls.clone();
+    let limit = move |_| 1.0 / (seen.fetch_add(1, Ordering::Relaxed) + 1) as f64;
+    (calls, limit)
+}
+
+#[test]
+fn the_function_is_called_once_a_step_on_every_path() -> Result<()> {
+    fn promise<O: Optimizer + 'static>(
+        make: impl Fn(Clip) -> Result<(Named, ClippedOptimizer<O>)>,
+        path: StepPath,
+    ) -> Result<()> {
+        let good: Vec<_> = SIZES.iter().map(|n| Some(vec![3.0; *n])).collect();
+        let mut bad = good.clone();
+        bad[1] = Some(vec![f64::NAN]);
+        for strict in [false, true] {
+            let mut clip = Clip::norm(7.0);
+            if strict {
+                clip = clip.non_finite(NonFinite::Error);
+            }
+            let (named, opt) = make(clip)?;
+            let (calls, limit) = counting();
+            let mut opt = opt.with_max_norm_schedule(limit)?;
+            let mut expected = 0;
+            for (at, gradients) in [&good, &bad, &good].into_iter().enumerate() {
+                let result = step(&mut opt, &named, gradients, kernels());
+                expected += 1;
+                assert_eq!(calls.load(Ordering::Relaxed), expected, "{path:?}");
+                let mut now = Clip::norm(1.0 / expected as f64);
+                if strict {
+                    now = now.non_finite(NonFinite::Error);
+                }
+                assert_eq!(opt.clip(), &now);
+                match result {
+                    Ok((_, report)) if at == 1 => assert!(report.skipped()?),
+                    Ok((_, report)) => assert_eq!(report.path(), path),
+                    Err(_) => assert!(strict && at == 1),
+                }
+            }
+            let before = vars(&named);
+            let tensors: Vec<_> = before
+                .iter()
+                .map(|var| var.ones_like())
+                .collect::<candle_core::Result<_>>()?;
+            opt.backward_step(&loss_with_gradients(&before, &tensors)?)?;
+            assert_eq!(
+                calls.load(Ordering::Relaxed),
+                expected + 1,
+                "{path:?}, backward_step"
+            );
+        }
+        Ok(())
+    }
+    promise(plain, StepPath::Copied)?;
+    promise(fused, StepPath::Fused)
 }
