@@ -86,6 +86,7 @@ impl Findings {
 
 impl Compare {
     pub(crate) fn run(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.out)?; // now, not after all the timing
         let threads = Threads::start(self.threads)?;
         let venvs = self.venvs.clone().unwrap_or_else(std::env::temp_dir);
         let mut found = Findings::default();
@@ -281,12 +282,16 @@ impl Row {
 fn write(out: &Path, found: &Findings, threads: usize) -> Result<()> {
     let text = results::markdown(found, threads)?;
     println!("{text}");
-    std::fs::write(out.join("RESULTS.md"), text)?;
+    let table = std::fs::write(out.join("RESULTS.md"), text);
     let mut lines = String::new();
     for measured in &found.measured {
         lines += &serde_json::to_string(measured)?;
         lines.push('\n');
     }
-    std::fs::write(out.join("results.jsonl"), lines)?;
-    plot::line_chart(&chart::compared(&found.measured), &out.join("results"))
+    // What can't be written costs nothing else.
+    let numbers = std::fs::write(out.join("results.jsonl"), lines);
+    let chart = plot::line_chart(&chart::compared(&found.measured), &out.join("results"));
+    table?;
+    numbers?;
+    chart
 }

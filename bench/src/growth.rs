@@ -44,6 +44,7 @@ pub(crate) struct Point {
 
 impl Growth {
     pub(crate) fn run(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.out)?; // now, not after all the timing
         Threads::start(self.threads)?;
         let mut points = Vec::new();
         for elements in sizes(1000, self.max_elements) {
@@ -68,15 +69,15 @@ impl Growth {
             "op,of,count,rival,median_ms,calls\n{}",
             lines.collect::<String>()
         );
-        std::fs::write(self.out.join("growth.csv"), csv)?;
+        println!("{csv}");
+        let mut written = std::fs::write(self.out.join("growth.csv"), csv).map_err(Into::into);
         for op in OPS {
             let name = op.name();
-            plot::line_chart(
-                &chart::growth(name, &points),
-                &self.out.join(format!("growth-{name}")),
-            )?;
+            let chart = chart::growth(name, &points);
+            let stem = self.out.join(format!("growth-{name}"));
+            written = written.and(plot::line_chart(&chart, &stem));
         }
-        Ok(())
+        written
     }
 }
 

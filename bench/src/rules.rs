@@ -62,6 +62,7 @@ struct Model {
 
 impl Rules {
     pub(crate) fn run(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.out)?; // now, not after all the timing
         let threads = Threads::start(self.threads)?.count();
         let mut all = Vec::new();
         for set in &self.sets {

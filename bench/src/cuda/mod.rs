@@ -68,6 +68,7 @@ struct Row {
 
 impl Cuda {
     pub(crate) fn run(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.out)?; // now, not after all the timing
         let mut gpu = Gpu::open(self.device)?;
         eprintln!("{}", gpu.description);
         let mut found = Findings::default();

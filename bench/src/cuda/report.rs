@@ -17,9 +17,9 @@ use crate::results::{about, digits, machine, median_of, table, versions};
 pub(crate) fn write(out: &Path, gpu: &str, rows: &[Row], found: &Findings) -> Result<()> {
     let text = markdown(gpu, rows, found)?;
     println!("{text}");
-    std::fs::write(out.join("RESULTS-cuda.md"), text)?;
+    let table = std::fs::write(out.join("RESULTS-cuda.md"), text);
     std::fs::write(out.join("results-cuda.jsonl"), lines(gpu, rows)?)?;
-    Ok(())
+    Ok(table?)
 }
 
 /// A JSON object a line.
