@@ -201,7 +201,8 @@ impl Document {
                 return invalid(format!("{name} is {steps}, expected {max_steps} at most"));
             }
         }
-        let steps_taken = self.wrapper.as_ref().and_then(|w| w.steps_taken);
+        let wrapper_step = of_wrapper(|wrapper| wrapper.step);
+        let steps_taken = wrapper.and_then(|wrapper| wrapper.steps_taken);
         if let Some(taken) = steps_taken.filter(|taken| *taken > wrapper_step) {
             return invalid(format!(
                 "steps_taken is {taken}, expected {wrapper_step} at most, which is the wrapper's step"
