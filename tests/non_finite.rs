@@ -313,7 +313,7 @@ fn gradients_at_the_ends_of_f32_are_measured_and_clipped_by_candles_operations()
             let exact = values(&gradient)?;
             for p in [0.5, 1.0, 2.0, 3.0, f64::INFINITY] {
                 let what = format!("{n} of {size:e}, {p}-norm");
-                let (vars, mut store) = store_of(&[gradient.clone()])?;
+                let (vars, mut store) = store_of(std::slice::from_ref(&gradient))?;
                 let right = oracle::norm(&exact, p);
                 let norm = backend::with(Backend::Composed, || {
                     total_norm(&store, &vars, NormType::from(p))
@@ -346,7 +346,7 @@ fn candles_operations_count_zero_and_keep_every_bad_value() -> Result<()> {
                 elements[place] = bad;
                 let gradient = tensor(&elements, n, DType::F32)?;
                 let what = format!("{bad} at {place} of {n}, others {other}");
-                let (vars, mut store) = store_of(&[gradient.clone()])?;
+                let (vars, mut store) = store_of(std::slice::from_ref(&gradient))?;
                 for p in [1.0, 2.0, 3.0, f64::INFINITY] {
                     let options = ClipGradNorm {
                         norm_type: NormType::from(p),
@@ -421,7 +421,7 @@ fn is_minus_zero(x: f64) -> bool {
 fn minus_zero_keeps_its_sign_on_every_backend() -> Result<()> {
     for backend in backends() {
         let gradient = tensor(&[-0.0, 3.0, 4.0], 3, DType::F32)?;
-        let (vars, mut store) = store_of(&[gradient.clone()])?;
+        let (vars, mut store) = store_of(std::slice::from_ref(&gradient))?;
         let mut sum = GradAccumulator::mean(vars.clone());
         let first_of_mean = backend::with(backend, || -> Result<f64> {
             clip_grad_norm_with(&mut store, &vars, &ClipGradNorm::default())?;
@@ -443,7 +443,9 @@ fn minus_zero_keeps_its_sign_on_every_backend() -> Result<()> {
         let adamw = AdamW::new(vec![w.clone()], params)?;
         let mut opt = ClippedOptimizer::wrap(adamw, vec![w.clone()], Clip::norm(1.0))?;
         let zero = tensor(&[0.0, 1.0, 1.0], 3, DType::F32)?;
-        backend::with(backend, || opt.step(&store_for(&[w.clone()], &[zero])))?;
+        backend::with(backend, || {
+            opt.step(&store_for(std::slice::from_ref(&w), &[zero]))
+        })?;
         assert!(
             is_minus_zero(values(w.as_tensor())?[0]),
             "{backend:?}: a weight"
@@ -457,7 +459,7 @@ fn minus_zero_keeps_its_sign_on_every_backend() -> Result<()> {
 fn zero_reaches_what_was_not_measured_before() -> Result<()> {
     for backend in backends() {
         let bad = tensor(&[1.0, f64::NAN, f64::INFINITY], 3, DType::F32)?;
-        let (vars, store) = store_of(&[bad.clone()])?;
+        let (vars, store) = store_of(std::slice::from_ref(&bad))?;
         let mut sum = GradAccumulator::mean(vars.clone()).non_finite(NonFinite::Zero);
         let mean = backend::with(backend, || -> Result<Vec<f64>> {
             sum.add(&store)?;

@@ -441,7 +441,7 @@ fn each_var_has_its_own_step_counter_as_in_pytorch() -> Result<()> {
     // One with all gradients, one that is unfrozen at step 1000, one with gaps.
     let grad = |var: usize, step: u64| {
         let is_there = [true, step >= 999, step % 7 < 3][var];
-        is_there.then(|| 0.5 + (step % 5) as f64 + var as f64)
+        is_there.then_some(0.5 + (step % 5) as f64 + var as f64)
     };
     for backend in backends() {
         for clipped in [false, true] {
@@ -509,8 +509,11 @@ fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
         set[700] = f64::NAN;
         backend::with(backend, || -> Result<()> {
             let mut step = || -> Result<()> {
-                adamw.step(&store_for(&vars, &[ones.clone()]))?;
-                sgd.step(&store_for(&[sgd_w.clone()], &[ones.clone()]))?;
+                adamw.step(&store_for(&vars, std::slice::from_ref(&ones)))?;
+                sgd.step(&store_for(
+                    std::slice::from_ref(&sgd_w),
+                    std::slice::from_ref(&ones),
+                ))?;
                 Ok(())
             };
             step()?;
@@ -542,10 +545,15 @@ fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
             var.set(&tensor(&now, len, dtype)?)?;
         }
         backend::with(backend, || {
-            sgd.step(&store_for(&[sgd_w.clone()], &[ones.clone()]))
+            sgd.step(&store_for(
+                std::slice::from_ref(&sgd_w),
+                std::slice::from_ref(&ones),
+            ))
         })?;
         assert_eq!(values(&sgd_w)?[700], rounded(2.0 - 1e-3));
-        backend::with(backend, || adamw.step(&store_for(&vars, &[ones.clone()])))?;
+        backend::with(backend, || {
+            adamw.step(&store_for(&vars, std::slice::from_ref(&ones)))
+        })?;
         assert_eq!(values(&w)?[700], rounded(2.0 - 1e-3));
     }
     Ok(())

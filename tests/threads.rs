@@ -163,7 +163,7 @@ fn optimizers_in_rayon_tasks() {
                 .into_inner()
                 .expect("no panic")
                 .last_report()
-                .map(|r| r.step()),
+                .map(candle_grad_clip::StepReport::step),
             Some(100)
         );
         Ok(())

@@ -451,7 +451,10 @@ fn a_picture_that_cannot_be_written_costs_nothing_else() {
         for name in ["metrics.csv", "summary.json", "none/param_norms.csv"] {
             assert!(left.iter().any(|file| file == name), "{name}: {left:?}");
         }
-        let temporary = |file: &String| file.ends_with(".tmp") || file.ends_with(".partial");
+        let temporary = |file: &String| {
+            let extension = Path::new(file).extension();
+            extension.is_some_and(|extension| extension == "tmp" || extension == "partial")
+        };
         assert!(!left.iter().any(temporary), "{left:?}");
         assert!(left.iter().any(|file| file == "grad_norm.svg"), "{left:?}");
     }
