@@ -1,8 +1,7 @@
 //! Attacks for as long as you like: poisoned gradients, kills in the middle of a save, full disks, threads.
 //!
 //! `SOAK_MINUTES=30 cargo test -p candle-grad-clip-tests --test soak -- --ignored --nocapture --exact soak` runs them for half an hour; a
-//! few seconds of them run with the other tests. `SOAK_SEED` starts at another place. `SOAK_THREADS=1` adds
-//! the attack with two threads.
+//! few seconds of them run with the other tests. `SOAK_SEED` starts at another place.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -42,14 +41,12 @@ fn number(variable: &str) -> Option<f64> {
 type Attack = fn(&mut Rng) -> Result<usize>;
 
 fn run(time: Duration) {
-    let mut attacks: Vec<(&str, Attack, usize)> = vec![
+    let attacks: [(&str, Attack, usize); 4] = [
         ("poison", poison, 200),
         ("kill", kill, 1),
         ("disk", disk, 5),
+        ("threads", threads, 1),
     ];
-    if std::env::var_os("SOAK_THREADS").is_some_and(|value| value == "1") {
-        attacks.push(("threads", threads, 1));
-    }
     let start = Instant::now();
     let mut seed = number("SOAK_SEED").unwrap_or(0.0) as u64;
     let mut done = BTreeMap::new();

@@ -10,7 +10,7 @@ use rustc_hash::FxHashSet;
 
 use crate::apply::run_all;
 use crate::backend::{self, Backends, Place};
-use crate::functions::non_finite_error;
+use crate::functions::{check_any_match, non_finite_error};
 use crate::measure::{Entry, Request, measure, walk, without_cuda};
 use crate::optim::state::wide_dtype;
 use crate::vars::NamedVars;
@@ -354,17 +354,10 @@ impl GradAccumulator {
     /// A store of gradients must have one for our Vars.
     fn check_ours(&self, grads: &GradStore, entries: &[Entry<'_>]) -> Result<()> {
         let has_ours = entries.iter().any(|entry| entry.grad.is_some());
-        let Some(example) = self.vars.names().first() else {
-            return Ok(());
-        };
-        if has_ours || grads.get_ids().next().is_none() {
+        if has_ours {
             return Ok(());
         }
-        Err(Error::OtherGradients {
-            gradients: grads.get_ids().count(),
-            vars: entries.len(),
-            example: example.clone(),
-        })
+        check_any_match(self.vars.vars(), grads)
     }
 
     /// The gradients of a micro-batch, `None` if it is to be dropped.

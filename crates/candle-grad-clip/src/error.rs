@@ -364,19 +364,6 @@ pub enum Error {
         /// What the system said of the folder; of one that can't be read it has the kind `PermissionDenied`.
         source: io::Error,
     },
-    /// A store that has gradients, but none for any Var of a [`GradAccumulator`](crate::GradAccumulator).
-    #[error(
-        "the store has {gradients} gradient(s), but none for any of the {vars} Var(s), such as {example}; nothing was \
-         changed; are they the gradients of another model, or of a loss that depends on none of the Vars?"
-    )]
-    OtherGradients {
-        /// Entries of the store.
-        gradients: usize,
-        /// How many Vars there are.
-        vars: usize,
-        /// The name of one of them.
-        example: String,
-    },
     /// More windows of a [`GradAccumulator`](crate::GradAccumulator) in a row were empty than its
     /// [`max_skips`](crate::GradAccumulator::max_skips) allows.
     #[error(
