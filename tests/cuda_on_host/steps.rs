@@ -561,3 +561,36 @@ fn units_are_clipped_for_some_of_the_vars() -> Result<()> {
     }
     Ok(())
 }
+
+/// Taken, skipped and failing steps: each calls the function of the limit once, and counts as taken or not.
+#[test]
+fn the_function_of_the_limit_is_called_once_a_step() -> Result<()> {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    let _driver = Driver::lock();
+    let vars = vars(&Device::new_cuda(0)?)?;
+    for strict in [false, true] {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counter = calls.clone();
+        let clip = |max_norm: f64| {
+            let policy = if strict {
+                NonFinite::Error
+            } else {
+                NonFinite::SkipStep
+            };
+            Clip::norm(max_norm).non_finite(policy)
+        };
+        let mut opt = adamw(&vars, clip(1.0))?.with_max_norm_schedule(move |_| {
+            1.0 / (counter.fetch_add(1, Ordering::Relaxed) + 1) as f64
+        })?;
+        for (step, bad) in [false, true, false].into_iter().enumerate() {
+            let result = opt.step_report(&grads(&vars, step as u64, bad)?);
+            assert_eq!(result.is_err(), strict && bad);
+            assert_eq!(calls.load(Ordering::Relaxed), step + 1);
+            assert_eq!(opt.clip(), &clip(1.0 / (step + 1) as f64));
+        }
+        assert_eq!(opt.steps_taken()?, 2);
+    }
+    Ok(())
+}
