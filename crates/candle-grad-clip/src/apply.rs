@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId};
 use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
-use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use crate::Result;
@@ -241,17 +240,12 @@ pub(crate) fn run_all<J: Sync>(
     grad: impl Fn(&J) -> &Tensor + Sync,
     run: impl Fn(&J) -> Result<()> + Sync,
 ) -> Result<()> {
-    backend::run(work, |parallel| {
-        if !parallel {
-            return jobs.iter().rev().try_for_each(&run);
-        }
-        jobs.par_rchunks(JOBS_PER_TASK).try_for_each(|task| {
-            let small = || task.iter().rev().filter(|job| elements(job) <= BLOCK);
-            // The headers first, all of them: their cache misses overlap here.
-            backend::touch_headers(small().map(&grad));
-            small().try_for_each(&run)
-        })?;
-        let large = jobs.iter().rev().filter(|job| elements(job) > BLOCK);
-        large.into_iter().try_for_each(&run)
-    })
+    backend::for_each(work, jobs.chunks(JOBS_PER_TASK).rev(), |task| {
+        let small = || task.iter().rev().filter(|job| elements(job) <= BLOCK);
+        // The headers first, all of them: their cache misses overlap here.
+        backend::touch_headers(small().map(&grad));
+        small().try_for_each(&run)
+    })?;
+    let large = jobs.iter().rev().filter(|job| elements(job) > BLOCK);
+    backend::for_each_large(work, large, run)
 }

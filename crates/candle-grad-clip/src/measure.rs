@@ -3,7 +3,6 @@
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels::{BLOCK, Norm, NormType, Stats};
-use rayon::prelude::*;
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use crate::Result;
@@ -208,31 +207,18 @@ pub(crate) fn walk<'g>(
     let block = |(task, block): (usize, &mut [Entry<'g>])| {
         walk_block(vars, task * VARS_PER_TASK, grads, block, request, backends)
     };
-    backend::run(vars.work, |parallel| -> Result<()> {
-        if parallel {
-            let blocks = entries.par_chunks_mut(VARS_PER_TASK).enumerate();
-            // All results, so that the error is that of the first bad Var on every run.
-            let results: Vec<Result<()>> = blocks.map(block).collect();
-            results.into_iter().collect::<Result<()>>()?;
-        } else {
-            entries
-                .chunks_mut(VARS_PER_TASK)
-                .enumerate()
-                .try_for_each(block)?;
-        }
-        if vars.may_repeat() {
-            forget_repeated(&mut entries);
-        }
-        // Work that is not worth a second thread has no large gradient.
-        let Some(request) = request.filter(|_| parallel) else {
-            return Ok(());
-        };
-        for entry in entries.iter_mut().filter(|entry| entry.elements > BLOCK) {
-            if entry.place.is_cpu() {
-                backend::measure_cpu(entry, request)?;
-            }
-        }
-        Ok(())
+    let blocks = entries.chunks_mut(VARS_PER_TASK).enumerate();
+    backend::for_each(vars.work, blocks, block)?;
+    if vars.may_repeat() {
+        forget_repeated(&mut entries);
+    }
+    let Some(request) = request else {
+        return Ok(entries);
+    };
+    let is_large = |entry: &&mut Entry<'_>| entry.elements > BLOCK && entry.place.is_cpu();
+    let large = entries.iter_mut().filter(is_large);
+    backend::for_each_large(vars.work, large, |entry| {
+        backend::measure_cpu(entry, request)
     })?;
     Ok(entries)
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use candle_grad_clip_kernels::{BLOCK, NormType, Stats, Units};
-use rayon::prelude::*;
 
 use crate::Result;
 use crate::backend::{self, Place, Work};
@@ -166,18 +165,11 @@ fn measure_all(
             push(vars[index].as_tensor(), of_weights);
         }
     }
-    backend::run(work, |parallel| {
-        if !parallel {
-            return here.iter_mut().try_for_each(|job| job.run(norm_type));
-        }
-        let tasks = here.par_chunks_mut(JOBS_PER_TASK);
-        tasks.try_for_each(|jobs| {
-            let mut small = jobs.iter_mut().filter(|job| !job.is_large());
-            small.try_for_each(|job| job.run(norm_type))
-        })?;
-        // One at a time, as each is parallel inside.
-        let mut large = here.iter_mut().filter(|job| job.is_large());
-        large.try_for_each(|job| job.run(norm_type))
+    backend::for_each(work, here.chunks_mut(JOBS_PER_TASK), |jobs| {
+        let mut small = jobs.iter_mut().filter(|job| !job.is_large());
+        small.try_for_each(|job| job.run(norm_type))
     })?;
+    let large = here.iter_mut().filter(|job| job.is_large());
+    backend::for_each_large(work, large, |job| job.run(norm_type))?;
     backend::measure_units_composed(elsewhere, norm_type)
 }

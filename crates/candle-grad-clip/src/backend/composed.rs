@@ -82,7 +82,7 @@ fn measure_on_cpu(grad: &Tensor, request: Request) -> Result<GradStats> {
         storage: 0,
         measured: GradStats::ZERO,
     };
-    run(Work::of_elements(grad.elem_count()), |_| {
+    run(Work::of_elements(grad.elem_count()), || {
         cpu::measure(&mut entry, request)
     })?;
     let counted = entry.measured;
@@ -111,7 +111,7 @@ fn zeroed(here: &Tensor, device: &Device) -> Result<Tensor> {
         clip_coef: 1.0,
         zero_non_finite: true,
     };
-    run(Work::of_elements(here.elem_count()), |_| {
+    run(Work::of_elements(here.elem_count()), || {
         cpu::edit_in_place(here, zero.into())
     })?;
     Ok(here.to_device(device)?)
@@ -181,7 +181,7 @@ pub(super) fn edit_wide(grad: &Tensor, edit: GradEdit<'_>, is_finite: bool) -> R
     if !is_finite && tells_apart(edit) {
         let x = on_cpu(&x)?;
         let edited = x.zeros_like()?;
-        run(Work::of_elements(x.elem_count()), |_| {
+        run(Work::of_elements(x.elem_count()), || {
             cpu::edit_into(&x, &edited, edit)
         })?;
         return Ok(edited.to_device(grad.device())?);

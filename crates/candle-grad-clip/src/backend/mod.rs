@@ -21,7 +21,6 @@ use std::cell::Cell;
 
 use candle_core::{Device, Tensor, Var};
 use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType, Stats, Units};
-use rayon::prelude::*;
 
 use crate::Result;
 use crate::measure::{Entry, Request};
@@ -39,7 +38,7 @@ pub(crate) use cuda::{
     edit as edit_cuda, measure as measure_cuda, start_steps, update as update_cuda,
 };
 pub(crate) use device::{Counted, DeviceSteps, Outcome, Plan, StepResult, UpdateJob};
-pub(crate) use pool::run;
+pub(crate) use pool::{for_each, for_each_large, run};
 
 /// Which code handles a gradient.
 ///
@@ -184,17 +183,18 @@ impl Work {
 
 /// The addresses of the storages of some Vars.
 pub(crate) fn storage_addresses(vars: &[Var], work: Work) -> Vec<usize> {
-    let address = |var: &Var| storage_address(var);
-    let here = || vars.iter().map(address).collect();
-    let addresses = run(work, |parallel| {
-        if parallel {
-            let vars = vars.par_iter().with_min_len(MANY_VARS);
-            Ok(vars.map(address).collect())
-        } else {
-            Ok(here())
+    let mut addresses = vec![0; vars.len()];
+    let fill = |(vars, addresses): (&[Var], &mut [usize])| {
+        for (var, address) in vars.iter().zip(addresses) {
+            *address = storage_address(var);
         }
-    });
-    addresses.unwrap_or_else(|_| here()) // where there are no threads
+        Ok(())
+    };
+    let tasks = vars.chunks(MANY_VARS).zip(addresses.chunks_mut(MANY_VARS));
+    if for_each(work, tasks, fill).is_err() {
+        return vars.iter().map(|var| storage_address(var)).collect(); // there are no threads
+    }
+    addresses
 }
 
 /// Measures the gradients that only candle's operations handle: one read per device. On the caller's thread, since
@@ -265,7 +265,7 @@ pub(crate) fn edited(grad: &Tensor, entry: &Entry<'_>, edit: GradEdit<'_>) -> Re
         cuda::edit(&[(&grad.contiguous()?, &target, whole(edit)?)])?;
     } else {
         let work = Work::of_elements(grad.elem_count());
-        run(work, |_| cpu::edit_into(grad, &target, edit))?;
+        run(work, || cpu::edit_into(grad, &target, edit))?;
     }
     Ok(target)
 }

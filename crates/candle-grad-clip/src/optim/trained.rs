@@ -6,7 +6,6 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType};
-use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::state::{Kept, State};
@@ -463,27 +462,21 @@ impl Trained {
             backend::step_cpu(&vars[index], grad, state, kept, edit(index), rule(index))
         };
         let is_large = |index: usize| entries[index].elements > BLOCK;
-        let states = &mut self.states;
-        backend::run(self.vars.list().work, |parallel| {
-            if !parallel {
-                let mut states = states.iter_mut().enumerate().rev();
-                return states.try_for_each(|(index, state)| one(index, state));
-            }
-            let tasks = states.par_chunks_mut(VARS_PER_TASK).enumerate().rev();
-            tasks.try_for_each(|(task, states)| {
-                let start = task * VARS_PER_TASK;
-                let range = start..start + states.len();
-                // The headers first, all of them: their cache misses overlap here.
-                backend::touch_headers(vars[range.clone()].iter().map(Var::as_tensor));
-                backend::touch_headers(entries[range].iter().filter_map(|entry| entry.grad));
-                let small = states.iter_mut().enumerate().rev();
-                let mut small = small.filter(|(i, _)| !is_large(start + i));
-                small.try_for_each(|(i, state)| one(start + i, state))
-            })?;
-            let large = states.iter_mut().enumerate().rev();
-            let mut large = large.filter(|(index, _)| is_large(*index));
-            large.try_for_each(|(index, state)| one(index, state))
-        })
+        let work = self.vars.list().work;
+        let tasks = self.states.chunks_mut(VARS_PER_TASK).enumerate().rev();
+        backend::for_each(work, tasks, |(task, states)| {
+            let start = task * VARS_PER_TASK;
+            let range = start..start + states.len();
+            // The headers first, all of them: their cache misses overlap here.
+            backend::touch_headers(vars[range.clone()].iter().map(Var::as_tensor));
+            backend::touch_headers(entries[range].iter().filter_map(|entry| entry.grad));
+            let small = states.iter_mut().enumerate().rev();
+            let mut small = small.filter(|(i, _)| !is_large(start + i));
+            small.try_for_each(|(i, state)| one(start + i, state))
+        })?;
+        let large = self.states.iter_mut().enumerate().rev();
+        let large = large.filter(|(index, _)| is_large(*index));
+        backend::for_each_large(work, large, |(index, state)| one(index, state))
     }
 }
 

@@ -50,7 +50,7 @@ fn measure_on_cpu(
 ) -> Result<()> {
     let here = on_cpu(tensor)?;
     let work = Work::of_elements(here.elem_count());
-    run(work, |_| cpu::measure_units(&here, units, norm_type, stats))?;
+    run(work, || cpu::measure_units(&here, units, norm_type, stats))?;
     if stats.iter().all(|unit| unit.non_finite() == 0) {
         return Ok(());
     }
