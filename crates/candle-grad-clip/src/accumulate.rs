@@ -8,13 +8,15 @@ use candle_core::{DType, Device, Tensor};
 use candle_grad_clip_kernels::{Edit, NormType};
 use rustc_hash::FxHashSet;
 
-use crate::apply::run_all;
-use crate::backend::{self, Backends, Place};
-use crate::functions::{check_any_match, non_finite_error};
-use crate::measure::{Entry, Request, measure, walk, without_cuda};
-use crate::optim::state::wide_dtype;
+use crate::NonFinite;
+use crate::backend::{self, Backends};
+use crate::error::{Error, Result};
+use crate::gradients::{Entry, Place, Request, without_cuda};
+use crate::pipeline::collect::check_any_match;
+use crate::pipeline::edit::run_all;
+use crate::pipeline::measure::{measure, non_finite_error, walk};
+use crate::tensors::{storage_address, wide_dtype};
 use crate::vars::NamedVars;
-use crate::{Error, NonFinite, Result};
 
 /// Adds up the gradients of micro-batches, for one clip and one step with all of them.
 ///
@@ -423,7 +425,7 @@ impl GradAccumulator {
             let mut make = |place: &mut Option<Tensor>, dtype: DType| -> Result<()> {
                 if place.is_none() {
                     let buffer = Tensor::zeros(var.shape(), dtype, var.device())?;
-                    self.storages.insert(backend::storage_address(&buffer));
+                    self.storages.insert(storage_address(&buffer));
                     *place = Some(buffer);
                 }
                 Ok(())

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use candle_core::DType;
 
-use crate::NormType;
+use candle_grad_clip_kernels::NormType;
 
 /// `Result` with this crate's [`Error`].
 ///

@@ -1,14 +1,55 @@
+use candle_core::Var;
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{Edit, Norm, NormType};
 
-use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::backend;
-use crate::clip::{CLIP_EPS, Edits, NonFinite, check_eps, clip_coef};
-use crate::measure::{Measurements, Request, measure, walk};
-use crate::norm::checked;
+use crate::check::{check_bound, check_norm_type, check_not_negative};
+use crate::clip::{CLIP_EPS, Edits, NonFinite, clip_coef};
+use crate::error::{Error, Result};
+use crate::gradients::Request;
+use crate::pipeline::collect::check_any_match;
+use crate::pipeline::edit::{Scratch, edit_copies, edit_in_place, insert};
+use crate::pipeline::measure::{measure, non_finite_error, walk};
 use crate::vars::VarList;
-use crate::{Error, Result};
+
+/// The norm of the gradients of `vars`, all seen as one vector: `(sum |g|^p)^(1/p)`.
+///
+/// Gradients of any shape, in f32, f64, f16 or bf16, mixed, on any devices; they are read once and
+/// not changed. Vars without a gradient count nothing, a Var listed twice counts once, and
+/// gradients of anything but `vars` are left out (a [`GradStore`] also holds those of constants).
+///
+/// On CPU the relative error is at most 1e-12 for L1, L2, infinity and `p >= 0.5`, in every dtype:
+/// f32 gradients of `1e25` or `1e-25` and f64 ones of `1e200` have their right norm, where PyTorch,
+/// TensorFlow and optax give infinity and 0. The bits do not depend on the number of threads.
+///
+/// Returns NaN if any element is NaN, else infinity if any is infinite, or if the norm of finite
+/// elements passes f64's maximum (they are still clipped by their right coefficient, which is 0 where
+/// f64 does not hold it).
+///
+/// # Errors
+/// An invalid `norm_type`; a gradient whose shape, dtype or device is not its Var's, or whose dtype
+/// is not one of the four; a store that has gradients, but none for any of `vars`.
+///
+/// # References
+/// `torch.nn.utils.get_total_norm` (PyTorch 2.15), `tf.linalg.global_norm` (TensorFlow 2.21).
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_grad_clip::{NormType, total_norm};
+///
+/// # fn main() -> candle_grad_clip::Result<()> {
+/// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+/// let grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?; // the gradient is w itself
+/// assert_eq!(total_norm(&grads, &[w.clone()], NormType::L2)?, 5.0);
+/// assert_eq!(total_norm(&grads, &[w], NormType::Inf)?, 4.0);
+/// # Ok(())
+/// # }
+/// ```
+pub fn total_norm(grads: &GradStore, vars: &[Var], norm_type: NormType) -> Result<f64> {
+    let request = Request::norm(check_norm_type(norm_type)?);
+    check_any_match(vars, grads)?;
+    Ok(measure(VarList::unnamed(vars), grads, request)?.total_norm())
+}
 
 /// Options of [`clip_grad_norm_with`].
 ///
@@ -119,8 +160,8 @@ pub fn clip_grad_norm_with(
     options: &ClipGradNorm,
 ) -> Result<f64> {
     check_bound("max_norm", options.max_norm)?;
-    check_eps(options.eps)?;
-    let request = Request::norm(checked(options.norm_type)?);
+    check_not_negative("eps", options.eps)?;
+    let request = Request::norm(check_norm_type(options.norm_type)?);
     check_any_match(vars, grads)?;
     let vars = VarList::unnamed(vars);
     let measured = measure(vars, grads, request)?;
@@ -326,53 +367,4 @@ pub fn clip_by_global_norm(
         edit_copies(vars, grads, &entries, &edits, &mut Scratch::default())?,
         total_norm,
     ))
-}
-
-/// The error of a store that has gradients, but none for any of `vars`: those of another model would pass unclipped.
-pub(crate) fn check_any_match(vars: &[Var], grads: &GradStore) -> Result<()> {
-    // The first Var has one, most often.
-    if vars.is_empty() || vars.iter().any(|var| grads.get(var).is_some()) {
-        return Ok(());
-    }
-    match grads.get_ids().count() {
-        0 => Ok(()),
-        count => Err(Error::NoGradients {
-            grads: count,
-            vars: vars.len(),
-        }),
-    }
-}
-
-/// Puts the gradients that could not be edited in place where their old ones were.
-pub(crate) fn insert(grads: &mut GradStore, replacements: Vec<(TensorId, Tensor)>) {
-    for (id, grad) in replacements {
-        grads.insert_id(id, grad);
-    }
-}
-
-/// The error under [`NonFinite::Error`].
-pub(crate) fn non_finite_error(vars: VarList<'_>, measured: &Measurements<'_>) -> Error {
-    let index = measured.first_non_finite().unwrap_or(0);
-    let entry = &measured.entries[index];
-    Error::NonFinite {
-        var: vars.name(index),
-        nan: entry.measured.stats.nan,
-        infinite: entry.measured.stats.infinite,
-        elements: entry.grad.map_or(0, Tensor::elem_count),
-        total: measured.total.stats.non_finite(),
-        norm_type: measured.norm_type,
-    }
-}
-
-/// A limit of a free function: 0 is a limit like others.
-fn check_bound(name: &'static str, value: f64) -> Result<()> {
-    if value >= 0.0 {
-        Ok(())
-    } else {
-        Err(Error::InvalidOption {
-            name,
-            value,
-            expected: "0 or above",
-        })
-    }
 }

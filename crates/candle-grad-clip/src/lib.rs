@@ -60,27 +60,28 @@
 #![deny(unsafe_code)]
 
 mod accumulate;
-mod apply;
 pub mod backend;
+mod check;
 mod checkpoint;
 mod clip;
 mod error;
 mod functions;
-mod grads;
-mod late;
+mod gradients;
+mod groups;
 pub mod loss;
 mod loss_scaler;
-mod measure;
-mod norm;
 pub mod optim;
 mod optimizer;
-mod report;
+mod param_state;
+mod pipeline;
 mod serde_float;
 mod summary;
-mod units;
+mod tensors;
+mod threads;
 mod vars;
 
 pub use accumulate::GradAccumulator;
+pub use candle_grad_clip_kernels::NormType;
 pub use clip::{
     AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GroupRecord, Measured, NonFinite,
     QuantileClip, SkipReason, SkipSteps, ZClip, ZClipMode,
@@ -88,12 +89,11 @@ pub use clip::{
 pub use error::{Error, Result};
 pub use functions::{
     ClipGradNorm, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with, clip_grad_value,
-    clip_grads_with_norm,
+    clip_grads_with_norm, total_norm,
 };
 pub use loss_scaler::LossScaler;
-pub use norm::{NormType, total_norm};
+pub use optimizer::report::{StepPath, StepRecord, StepReport};
 pub use optimizer::{ClippedConfig, ClippedOptimizer};
-pub use report::{StepPath, StepRecord, StepReport};
 pub use summary::{MaxNormSuggestion, Summary};
 pub use vars::NamedVars;
 

@@ -4,7 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::op::Abs;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Shape, Tensor};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Weighted power loss: `mean(w |pred - target|^p)`.
 ///

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The scale stays in f32's normal range: from 2^-126 to 2^127.
 const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as f64;

@@ -1,4 +1,5 @@
-use crate::{Result, StepReport};
+use crate::StepReport;
+use crate::error::Result;
 
 /// What many steps together tell: how often clipping acted, and which `max_norm` to take.
 ///

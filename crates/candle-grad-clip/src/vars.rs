@@ -6,9 +6,9 @@ use candle_core::{TensorId, Var};
 use candle_nn::VarMap;
 use rustc_hash::FxHashSet;
 
-use crate::backend::{self, Work};
-use crate::grads::device_has;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::tensors::{device_has, storage_addresses};
+use crate::threads::Work;
 
 /// Vars with their names, in a fixed order: what reports and errors speak of.
 ///
@@ -171,9 +171,7 @@ impl From<Vec<(String, Var)>> for NamedVars {
             .filter(|(_, var)| seen.insert(var.id()))
             .unzip();
         let work = Work::of(&vars);
-        let storages = backend::storage_addresses(&vars, work)
-            .into_iter()
-            .collect();
+        let storages = storage_addresses(&vars, work).into_iter().collect();
         Self {
             names: names.into(),
             vars,
@@ -277,7 +275,7 @@ impl<'a> VarList<'a> {
         if let Some(named) = self.named {
             return Cow::Borrowed(&named.storages);
         }
-        let addresses = backend::storage_addresses(self.vars, self.work);
+        let addresses = storage_addresses(self.vars, self.work);
         Cow::Owned(addresses.into_iter().collect())
     }
 }

@@ -15,10 +15,12 @@ use half::{bf16, f16};
 pub(super) use units::measure as measure_units;
 
 use self::powers::{Found, Job};
-use super::{Place, Work, cpu, run};
-use crate::Result;
-use crate::measure::{Entry, GradStats, Request};
-use crate::optim::state::wide_dtype;
+
+use super::cpu;
+use crate::error::Result;
+use crate::gradients::{Entry, GradStats, Place, Request};
+use crate::tensors::wide_dtype;
+use crate::threads::{Work, run};
 
 /// Measures gradients of one device, with one read of it if all is finite and of ordinary size.
 pub(super) fn measure(grads: &[&Tensor], request: Request) -> Result<Vec<GradStats>> {

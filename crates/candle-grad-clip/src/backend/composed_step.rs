@@ -4,9 +4,9 @@ use candle_core::{DType, Tensor, Var};
 use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd, Wide};
 
 use super::composed::{edit_wide, times};
-use crate::Result;
-use crate::optim::StepRule;
-use crate::optim::state::{Kept, State, wide_dtype};
+use crate::error::Result;
+use crate::param_state::{Kept, State, StepRule};
+use crate::tensors::wide_dtype;
 
 /// What a Var and its state will be.
 #[derive(Debug)]

@@ -11,17 +11,16 @@ use candle_grad_clip_kernels::{
     measure_clamped, measure_units as measure_units_slice, round_into, update,
 };
 
-use crate::Result;
-use crate::backend::{Place, pool};
-use crate::measure::{Entry, GradStats, Request};
-use crate::optim::StepRule;
-use crate::optim::state::{Kept, State, arrays_mut};
+use crate::error::Result;
+use crate::gradients::{Entry, GradStats, Place, Request};
+use crate::param_state::{Kept, State, StepRule, arrays_mut};
+use crate::threads;
 
 /// Calls a generic function on the elements of a contiguous CPU tensor of one of the four dtypes,
 /// and returns from the caller for any other.
 macro_rules! with_slice {
     ($storage:expr, $layout:expr, $values:ident => $body:expr) => {{
-        debug_assert!($layout.shape().elem_count() <= BLOCK || pool::may_be_parallel());
+        debug_assert!($layout.shape().elem_count() <= BLOCK || threads::may_be_parallel());
         match $storage {
             CpuStorage::F32($values) => $body,
             CpuStorage::F64($values) => $body,
@@ -40,12 +39,6 @@ fn refused(storage: &CpuStorage, layout: &Layout) -> candle_core::Error {
         "candle-grad-clip expects contiguous F32, F64, F16 or BF16, got {:?} with {layout:?}",
         storage.dtype()
     ))
-}
-
-/// Where the storage of a tensor is: equal for tensors that share it.
-pub(crate) fn storage_address(tensor: &Tensor) -> usize {
-    let (storage, _) = tensor.storage_and_layout();
-    std::ptr::from_ref::<Storage>(&storage).addr()
 }
 
 /// Measures an entry's gradient, and finds its storage.

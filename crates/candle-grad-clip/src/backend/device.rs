@@ -8,10 +8,9 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 use candle_grad_clip_kernels::Edit;
 
-use crate::Result;
-use crate::measure::{GradStats, Request};
-use crate::optim::StepRule;
-use crate::optim::state::{Kept, State};
+use crate::error::Result;
+use crate::gradients::{GradStats, Plan};
+use crate::param_state::{Kept, State, StepRule};
 
 /// The update of one Var. `grad` is contiguous and shares no storage with a Var; `state` has begun.
 #[derive(Debug)]
@@ -26,17 +25,6 @@ pub(crate) struct UpdateJob<'a> {
     pub(crate) is_first: bool,
     /// Its place among the Vars.
     pub(crate) index: usize,
-}
-
-/// A clip that a GPU can decide by itself: of the global norm, to a value, or none.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Plan {
-    pub(crate) request: Request,
-    /// Infinite for none.
-    pub(crate) max_norm: f64,
-    pub(crate) eps: f64,
-    /// Otherwise they are zeroed, as `request` says, or propagate.
-    pub(crate) skip_non_finite: bool,
 }
 
 /// What is counted from step to step.

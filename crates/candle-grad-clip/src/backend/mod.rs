@@ -15,30 +15,30 @@ mod cuda;
 #[path = "no_cuda.rs"]
 mod cuda;
 mod device;
-mod pool;
 
 use std::cell::Cell;
 
-use candle_core::{Device, Tensor, Var};
-use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType, Stats, Units};
+use candle_core::{Device, Tensor};
+use candle_grad_clip_kernels::{Edit, GradEdit, NormType, Stats, Units};
 
-use crate::Result;
-use crate::measure::{Entry, Request};
+use crate::error::Result;
+use crate::gradients::{Entry, Place, Request};
+use crate::tensors::by_device;
+use crate::threads::{Work, run};
 
 pub(crate) use composed::{accumulate as accumulate_composed, round as round_composed};
 pub(crate) use composed_step::{Stepped, step as step_composed};
 pub(crate) use cpu::{
     accumulate as accumulate_cpu, edit_in_place as edit_cpu, edit_into as edit_cpu_into,
     measure as measure_cpu, measure_units as measure_units_cpu, round as round_cpu,
-    step as step_cpu, storage_address,
+    step as step_cpu,
 };
 #[cfg(feature = "cuda")]
 pub use cuda::gpu_waits;
 pub(crate) use cuda::{
     edit as edit_cuda, measure as measure_cuda, start_steps, update as update_cuda,
 };
-pub(crate) use device::{Counted, DeviceSteps, Outcome, Plan, StepResult, UpdateJob};
-pub(crate) use pool::{for_each, for_each_large, run};
+pub(crate) use device::{Counted, DeviceSteps, Outcome, StepResult, UpdateJob};
 
 /// Which code handles a gradient.
 ///
@@ -123,80 +123,6 @@ impl Backends {
     }
 }
 
-/// What can be done to a gradient where it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Read and written by our kernels.
-    Cpu,
-    /// On CPU, but not one after the other, or a Var itself: what changes is a copy.
-    CpuCopied,
-    /// Read and written by our CUDA kernels.
-    Cuda,
-    /// As `CpuCopied`, on an NVIDIA GPU.
-    CudaCopied,
-    /// candle's operations only.
-    Elsewhere,
-}
-
-impl Place {
-    pub(crate) fn is_cpu(self) -> bool {
-        matches!(self, Self::Cpu | Self::CpuCopied)
-    }
-
-    pub(crate) fn is_cuda(self) -> bool {
-        matches!(self, Self::Cuda | Self::CudaCopied)
-    }
-
-    /// Whether a gradient that shares its storage with no other can be edited where it is.
-    pub(crate) fn is_in_place(self) -> bool {
-        matches!(self, Self::Cpu | Self::Cuda)
-    }
-}
-
-/// More Vars than this are worth more than one thread, however small they are.
-const MANY_VARS: usize = 512;
-
-/// Whether work is worth more than one thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Work {
-    Small,
-    Large,
-}
-
-impl Work {
-    /// The work of walking over some Vars' gradients.
-    pub(crate) fn of(vars: &[Var]) -> Self {
-        if vars.len() > MANY_VARS {
-            return Self::Large;
-        }
-        Self::of_elements(vars.iter().map(|var| var.elem_count()).sum())
-    }
-
-    fn of_elements(elements: usize) -> Self {
-        if elements > BLOCK {
-            Self::Large
-        } else {
-            Self::Small
-        }
-    }
-}
-
-/// The addresses of the storages of some Vars.
-pub(crate) fn storage_addresses(vars: &[Var], work: Work) -> Vec<usize> {
-    let mut addresses = vec![0; vars.len()];
-    let fill = |(vars, addresses): (&[Var], &mut [usize])| {
-        for (var, address) in vars.iter().zip(addresses) {
-            *address = storage_address(var);
-        }
-        Ok(())
-    };
-    let tasks = vars.chunks(MANY_VARS).zip(addresses.chunks_mut(MANY_VARS));
-    if for_each(work, tasks, fill).is_err() {
-        return vars.iter().map(|var| storage_address(var)).collect(); // there are no threads
-    }
-    addresses
-}
-
 /// Measures the gradients that only candle's operations handle: one read per device. On the caller's thread, since
 /// candle's CUDA devices use a stream per thread.
 pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
@@ -209,23 +135,6 @@ pub(crate) fn measure_composed(entries: &mut [Entry<'_>], request: Request) -> R
         }
     }
     Ok(())
-}
-
-/// The places of the tensors on each device; `None` is on none.
-fn by_device<'t>(tensors: impl Iterator<Item = Option<&'t Tensor>>) -> Vec<(Device, Vec<usize>)> {
-    let mut devices: Vec<(Device, Vec<usize>)> = Vec::new();
-    for (index, tensor) in tensors.enumerate() {
-        let Some(tensor) = tensor else { continue };
-        let device = tensor.device();
-        let known = devices
-            .iter_mut()
-            .find(|(other, _)| other.same_device(device));
-        match known {
-            Some((_, indices)) => indices.push(index),
-            None => devices.push((device.clone(), vec![index])),
-        }
-    }
-    devices
 }
 
 /// Measures the units of tensors that are not on CPU, into the stats beside them: one read per device.
@@ -268,12 +177,4 @@ pub(crate) fn edited(grad: &Tensor, entry: &Entry<'_>, edit: GradEdit<'_>) -> Re
         run(work, || cpu::edit_into(grad, &target, edit))?;
     }
     Ok(target)
-}
-
-/// Reads the headers of some tensors, for their cache misses to overlap: they would not if each were
-/// followed by its tensor's work.
-pub(crate) fn touch_headers<'a>(tensors: impl Iterator<Item = &'a Tensor>) {
-    let sum = |values: &[usize]| values.iter().fold(0usize, |sum, x| sum.wrapping_add(*x));
-    let layout = |tensor: &Tensor| sum(tensor.dims()).wrapping_add(sum(tensor.stride()));
-    std::hint::black_box(tensors.map(layout).fold(0, usize::wrapping_add));
 }

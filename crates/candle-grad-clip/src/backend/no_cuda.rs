@@ -4,9 +4,9 @@ use candle_core::{Device, Tensor};
 use candle_grad_clip_kernels::Edit;
 
 use super::device::{Counted, DeviceSteps, UpdateJob};
-use crate::Result;
-use crate::measure::{Entry, GradStats, Request};
-use crate::optim::StepRule;
+use crate::error::Result;
+use crate::gradients::{Entry, GradStats, Request};
+use crate::param_state::StepRule;
 
 fn not_built() -> crate::Error {
     candle_core::Error::NotCompiledWithCudaSupport.into()

@@ -10,8 +10,8 @@ use super::settings::Settings;
 use super::{Checked, Fault, listed};
 use crate::Clip;
 use crate::clip::record::RuleRecord;
+use crate::groups::ParamGroups;
 use crate::loss_scaler::{LossScaler, Scaling};
-use crate::optim::ParamGroups;
 use crate::optim::trained::{Snapshot, Trained};
 
 /// What the files are.

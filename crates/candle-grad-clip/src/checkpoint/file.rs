@@ -16,7 +16,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::document::{FORMAT, VERSION};
 use super::{Checked, Fault, listed};
-use crate::optim::state::{arrays_mut, stride, wide_dtype};
+use crate::param_state::{arrays_mut, stride};
+use crate::tensors::wide_dtype;
 
 /// As the crate `safetensors` has it, so that others can read what we write.
 const MAX_HEADER_BYTES: u64 = 100_000_000;

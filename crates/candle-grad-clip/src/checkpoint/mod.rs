@@ -16,11 +16,14 @@ use std::path::Path;
 use candle_core::{DType, Device, Var};
 use candle_grad_clip_kernels::WideVec;
 
-use crate::optim::state::{self, State, wide_dtype};
-use crate::optim::trained::Trained;
-use crate::{Error, Result};
 use document::{Document, MAX_STEPS, MAX_STEPS_LOADED, VarRecord};
 use file::{Arrays, Header, Place, TensorInfo};
+
+use crate::error::{Error, Result};
+use crate::optim::trained::Trained;
+use crate::param_state;
+use crate::param_state::State;
+use crate::tensors::wide_dtype;
 
 pub(crate) use document::WrapperRecord;
 pub(crate) use settings::{AdamWSettings, Settings, SgdSettings};
@@ -182,7 +185,7 @@ fn write_state<W: io::Write>(
         State::Device(arrays) => {
             for array in arrays {
                 let array = array.to_device(&Device::Cpu).map_err(Error::from)?;
-                write_values(out, &state::host_values(&[array])?, len)?;
+                write_values(out, &param_state::host_values(&[array])?, len)?;
             }
             Ok(())
         }
@@ -195,8 +198,12 @@ fn write_values<W: io::Write>(
     len: usize,
 ) -> Checked<()> {
     match values {
-        WideVec::F32(values) => state::arrays(values, len).try_for_each(|array| out.write(array)),
-        WideVec::F64(values) => state::arrays(values, len).try_for_each(|array| out.write(array)),
+        WideVec::F32(values) => {
+            param_state::arrays(values, len).try_for_each(|array| out.write(array))
+        }
+        WideVec::F64(values) => {
+            param_state::arrays(values, len).try_for_each(|array| out.write(array))
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use candle_nn::ParamsAdamW;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
-use crate::optim::state::Kept;
+use crate::error::Result;
 use crate::optim::{self, ParamsSgd};
+use crate::param_state::Kept;
 
 /// The kind of optimizer, and its hyper-parameters.
 #[derive(Debug, Clone, Serialize, Deserialize)]

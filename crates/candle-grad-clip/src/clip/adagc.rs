@@ -4,10 +4,10 @@
 //! 2502.11034, algorithm 1.
 
 use super::per_var::{self, smaller};
-use super::zclip::check_alpha;
-use super::{Clip, Decision, Observed, check_limit, clip_coef, history};
-use crate::Result;
-use crate::measure::{Entry, Measurements};
+use super::{Clip, Decision, Observed, clip_coef, history};
+use crate::check::{check_decay, check_limit};
+use crate::error::Result;
+use crate::gradients::{Entry, Measurements};
 
 /// AdaGC, of [`Clip::adagc`]: each Var's norm is limited to a little above its own running mean `c_i`.
 ///
@@ -65,7 +65,7 @@ impl AdaGc {
     pub(super) fn check(&self) -> Result<()> {
         check_limit("lambda_abs", self.lambda_abs)?;
         check_limit("lambda_rel", self.lambda_rel)?;
-        check_alpha("beta", self.beta)
+        check_decay("beta", self.beta)
     }
 
     pub(super) fn decide(

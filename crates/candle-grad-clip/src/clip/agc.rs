@@ -11,10 +11,11 @@ use wildmatch::WildMatch;
 
 use super::edits::UnitEdits;
 use super::per_var::{scaled_norm, smaller};
-use super::{Action, Clip, Decision, Edits, Method, Observed, check_limit, clip_coef};
-use crate::measure::Measurements;
-use crate::units::UnitPlan;
-use crate::{Error, NamedVars, Result};
+use super::{Action, Clip, Decision, Edits, Method, Observed, clip_coef};
+use crate::check::check_limit;
+use crate::error::{Error, Result};
+use crate::gradients::{Measurements, UnitPlan};
+use crate::vars::NamedVars;
 
 /// Adaptive gradient clipping, of [`Clip::agc`]: the gradient of each unit `i` of each Var is limited to a share of the
 /// norm of its weights.

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::{Clip, history};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// AutoClip, of [`Clip::auto`]: clips to a percentile of the norms so far, this step's included.
 ///

@@ -6,7 +6,7 @@
 use candle_grad_clip_kernels::NormType;
 
 use super::{Decision, per_var};
-use crate::measure::{Entry, Measurements};
+use crate::gradients::{Entry, Measurements};
 
 pub(super) fn decide(
     measured: &Measurements<'_>,

@@ -8,9 +8,9 @@ use candle_grad_clip_kernels::{Edit, Stats};
 
 use super::per_var::{self, scaled_norm, smaller};
 use super::{Action, Decision, Edits, clip_coef};
-use crate::Result;
-use crate::measure::{Measurements, norm_of};
-use crate::optim::{ParamGroup, ParamGroups};
+use crate::error::Result;
+use crate::gradients::{Measurements, norm_of};
+use crate::groups::{ParamGroup, ParamGroups};
 
 /// What one group of Vars measured, and what its gradients were multiplied by: of
 /// [`StepReport::groups`](crate::StepReport::groups).

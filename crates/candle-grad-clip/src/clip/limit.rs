@@ -1,7 +1,8 @@
 //! The limit of a clip that a schedule moves.
 
-use super::{Clip, Method, check_limit};
-use crate::{Error, Result};
+use super::{Clip, Method};
+use crate::check::check_limit;
+use crate::error::{Error, Result};
 
 impl Clip {
     /// Sets the `max_norm`, or where there is none the one other limit.

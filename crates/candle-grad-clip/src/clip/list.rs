@@ -9,8 +9,8 @@ use candle_grad_clip_kernels::{Edit, GradEdit, Stats};
 
 use super::agc::scaled;
 use super::{Action, Clip, Decision, Edits, Method, Observed, Rule, RuleState};
-use crate::measure::{GradStats, Measurements};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::gradients::{GradStats, Measurements};
 
 impl Clip {
     /// Several clips, one after the other: each sees the gradients as those before it leave them.

@@ -44,12 +44,12 @@ pub use skip::SkipSteps;
 pub(crate) use state::{Observed, RuleState};
 pub use zclip::{ZClip, ZClipMode};
 
-use crate::backend::Plan;
-use crate::measure::{Measurements, Request};
-use crate::norm::checked;
-use crate::units::UnitPlan;
-use crate::{Error, NamedVars, Result};
 use rule::{Method, Rule};
+
+use crate::check::check_norm_type;
+use crate::error::{Error, Result};
+use crate::gradients::{Measurements, Plan, Request, UnitPlan};
+use crate::vars::NamedVars;
 
 /// What to do to the gradients of a step: plain data, checked by whatever takes it.
 ///
@@ -417,7 +417,7 @@ impl Clip {
 
     /// Checks every field.
     pub(crate) fn check(&self) -> Result<()> {
-        checked(self.norm_type)?;
+        check_norm_type(self.norm_type)?;
         self.rules.iter().try_for_each(Rule::check)?;
         list::check(self)
     }
@@ -521,36 +521,6 @@ impl Clip {
         // Of several, the groups' limits come with that of the last.
         let eps = self.rules.last().map_or(CLIP_EPS, |rule| rule.eps);
         groups::decide(measured, decision, limits, eps, zero_non_finite)
-    }
-}
-
-/// A limit in a [`Clip`]: 0 is refused, as those who write it mean "off" and would freeze the model.
-pub(crate) fn check_limit(name: &'static str, value: f64) -> Result<()> {
-    if value > 0.0 {
-        return Ok(());
-    }
-    let expected = if value == 0.0 {
-        "a value above 0: 0 would set every gradient to 0; Clip::none() turns clipping off"
-    } else {
-        "a value above 0"
-    };
-    Err(Error::InvalidOption {
-        name,
-        value,
-        expected,
-    })
-}
-
-/// `eps` anywhere.
-pub(crate) fn check_eps(eps: f64) -> Result<()> {
-    if eps >= 0.0 && eps.is_finite() {
-        Ok(())
-    } else {
-        Err(Error::InvalidOption {
-            name: "eps",
-            value: eps,
-            expected: "0 or a finite value above",
-        })
     }
 }
 

@@ -6,7 +6,7 @@
 use candle_grad_clip_kernels::{NormType, Stats};
 
 use super::Decision;
-use crate::measure::Measurements;
+use crate::gradients::Measurements;
 
 pub(super) fn decide(
     measured: &Measurements<'_>,

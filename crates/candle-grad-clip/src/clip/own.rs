@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Decision, NonFinite, NormType, Observed, SkipReason, check_limit, per_var, value};
-use crate::measure::Measurements;
-use crate::{Error, Result};
+use candle_grad_clip_kernels::NormType;
+
+use super::{Decision, NonFinite, Observed, SkipReason, per_var, value};
+use crate::check::check_limit;
+use crate::error::{Error, Result};
+use crate::gradients::Measurements;
 
 /// A clipping rule of your own, for [`ClippedOptimizer::with_rule`](crate::ClippedOptimizer::with_rule): from norms to
 /// what is to be done. Measuring, applying, skipping and reporting stay the wrapper's.

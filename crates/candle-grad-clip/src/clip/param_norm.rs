@@ -3,7 +3,7 @@
 //! Keras' `clipnorm` (3.10), burn's `GradientClipping::Norm`; `optax.clip_by_block_rms` without the mean.
 
 use super::{Decision, per_var};
-use crate::measure::Measurements;
+use crate::gradients::Measurements;
 
 pub(super) fn decide(
     measured: &Measurements<'_>,

@@ -3,7 +3,7 @@
 use candle_grad_clip_kernels::{Edit, PartialPower};
 
 use super::{Action, Decision, Edits, Observed, clip_coef};
-use crate::measure::{Entry, Measurements};
+use crate::gradients::{Entry, Measurements};
 
 /// Limits each Var's gradient by the `max_norm` and `eps` that `limit` gives for it.
 pub(super) fn decide(

@@ -4,8 +4,9 @@
 //! Andrew, Thakkar, McMahan, Ramaswamy (2021), "Differentially private learning with adaptive clipping", arXiv
 //! 1905.03871 (eq. 2): there of the share of examples, without noise here.
 
-use super::{Clip, check_limit, history};
-use crate::{Error, Result};
+use super::{Clip, history};
+use crate::check::check_limit;
+use crate::error::{Error, Result};
 
 /// A limit that a given share of the norms stays below, of [`Clip::quantile`].
 ///

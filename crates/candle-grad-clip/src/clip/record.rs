@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Clip, Method, NonFinite, NormType, RuleState, adagc, auto, quantile, skip, zclip};
+use candle_grad_clip_kernels::NormType;
+
+use super::{Clip, Method, NonFinite, RuleState, adagc, auto, quantile, skip, zclip};
 
 /// For `#[serde(with)]`.
 pub(crate) mod clip {

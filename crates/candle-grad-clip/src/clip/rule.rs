@@ -3,10 +3,11 @@
 use super::zclip::Verdict;
 use super::{
     AdaGc, Agc, AutoClip, CLIP_EPS, Decision, Observed, QuantileClip, RuleState, SkipReason,
-    SkipSteps, ZClip, agc, block_rms, check_eps, check_limit, history, norm, param_norm, value,
+    SkipSteps, ZClip, agc, block_rms, history, norm, param_norm, value,
 };
-use crate::Result;
-use crate::measure::Measurements;
+use crate::check::{check_limit, check_not_negative};
+use crate::error::Result;
+use crate::gradients::Measurements;
 
 /// One method, with what it adds to norms.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,7 +58,7 @@ impl Rule {
             Method::Agc(rule) => rule.check(self.eps)?,
             Method::Skip(rule) => rule.check()?,
         }
-        check_eps(self.eps)
+        check_not_negative("eps", self.eps)
     }
 
     /// The decision of this rule alone, without limits of groups.

@@ -3,9 +3,9 @@
 use candle_grad_clip_kernels::{Edit, Stats};
 
 use super::{Action, Clip, Decision, Edits, Limits, Method, NonFinite};
-use crate::measure::{Entry, GradStats, Measurements, norm_of};
-use crate::optim::{ParamGroup, ParamGroups};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::gradients::{Entry, GradStats, Measurements, norm_of};
+use crate::groups::{ParamGroup, ParamGroups};
 
 /// What the Vars of groups without clipping measured, by their place.
 pub(crate) struct SetAside(Vec<(usize, GradStats)>);

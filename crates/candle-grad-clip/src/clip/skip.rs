@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 
-use super::{Clip, Observed, SkipReason, check_limit, history};
-use crate::{Error, Result};
+use super::{Clip, Observed, SkipReason, history};
+use crate::check::check_limit;
+use crate::error::{Error, Result};
 
 /// Steps that are skipped since their norm or loss is too large, of [`Clip::skip_norm`] and [`Clip::skip_zscore`].
 ///

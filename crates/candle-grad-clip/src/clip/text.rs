@@ -3,11 +3,13 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
+use candle_grad_clip_kernels::NormType;
+
 use super::{
     AdaGc, Agc, AgcUnits, AutoClip, Clip, Method, NonFinite, QuantileClip, Rule, SkipSteps, ZClip,
     ZClipMode, agc,
 };
-use crate::{Error, NormType, Result};
+use crate::error::{Error, Result};
 
 const NAMES: &str =
     "none, norm, value, param-norm, block-rms, auto, quantile, zclip, adagc, agc, skip";

@@ -6,7 +6,7 @@
 use candle_grad_clip_kernels::Edit;
 
 use super::{Action, Decision, Edits, Observed};
-use crate::measure::{Measurements, norm_of};
+use crate::gradients::{Measurements, norm_of};
 
 pub(super) fn decide(
     measured: &Measurements<'_>,

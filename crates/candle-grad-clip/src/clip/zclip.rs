@@ -3,8 +3,9 @@
 //! Kumar, Owen, Chowdhury, Güra (2025), "ZClip: Adaptive spike mitigation for LLM pre-training", arXiv 2504.02507,
 //! and the authors' PyTorch code, which this follows where the paper leaves a choice.
 
-use super::{Clip, Observed, TINY_COEF, check_eps, check_limit, history};
-use crate::{Error, Result};
+use super::{Clip, Observed, TINY_COEF, history};
+use crate::check::{check_decay, check_limit, check_not_negative};
+use crate::error::{Error, Result};
 
 /// ZClip, of [`Clip::zclip`]: clips norms that are far above the mean of those before.
 ///
@@ -104,7 +105,7 @@ pub(super) enum Verdict {
 
 impl ZClip {
     pub(super) fn check(&self) -> Result<()> {
-        check_alpha("alpha", self.alpha)?;
+        check_decay("alpha", self.alpha)?;
         check_limit("z", self.z)?;
         check_limit("max_norm", self.max_norm)?;
         check_limit("clip_scale", self.clip_scale)?;
@@ -115,7 +116,7 @@ impl ZClip {
                 expected: "1 step or more",
             });
         }
-        check_eps(self.eps)
+        check_not_negative("eps", self.eps)
     }
 
     pub(super) fn decide(&self, state: &State, norm: Option<f64>) -> Verdict {
@@ -192,18 +193,6 @@ impl ZClip {
         let square = (norm - *mean).powi(2).min(f64::MAX);
         *variance = self.alpha * *variance + (1.0 - self.alpha) * square;
     }
-}
-
-/// A weight of the past: 0 to below 1.
-pub(super) fn check_alpha(name: &'static str, value: f64) -> Result<()> {
-    if (0.0..1.0).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::InvalidOption {
-        name,
-        value,
-        expected: "0 to below 1",
-    })
 }
 
 /// How many norms in a row, at least, are a new level.

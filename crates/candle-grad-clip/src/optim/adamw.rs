@@ -6,14 +6,14 @@ use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels as kernels;
 use candle_nn::{Optimizer, ParamsAdamW};
 
-use super::state::Kept;
 use super::trained::Trained;
-use super::{
-    Fused, ParamGroup, ParamGroups, StepRule, check_decay, check_no_limits, check_not_negative,
-    check_numbers,
-};
+use super::{Fused, check_numbers};
+use crate::check::{check_decay, check_not_negative};
 use crate::checkpoint::{AdamWSettings, Loaded, Settings};
-use crate::{NamedVars, Result};
+use crate::error::Result;
+use crate::groups::{ParamGroup, ParamGroups, check_no_limits};
+use crate::param_state::{Kept, StepRule};
+use crate::vars::NamedVars;
 
 /// AdamW that takes the clip into its update: a drop-in for [`candle_nn::AdamW`].
 ///

@@ -80,10 +80,8 @@
 //! error has changed nothing. (What no library can promise: a GPU fault that shows later.)
 
 mod adamw;
-mod groups;
 mod per_group;
 mod sgd;
-pub(crate) mod state;
 pub(crate) mod trained;
 
 use std::any::Any;
@@ -92,38 +90,23 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use candle_core::backprop::GradStore;
-use candle_grad_clip_kernels as kernels;
 
+pub use crate::groups::{ParamGroup, ParamGroups};
 pub use adamw::AdamW;
 pub(crate) use adamw::check as check_adamw;
-pub use groups::{ParamGroup, ParamGroups};
 pub use per_group::PerGroup;
 pub(crate) use sgd::check as check_sgd;
 pub use sgd::{ParamsSgd, Sgd};
 pub(crate) use trained::Clipped;
 
-use crate::backend::{Plan, StepResult};
-use crate::checkpoint::{self, Loaded, Settings, WrapperRecord};
-use crate::{Error, NamedVars, Result};
 use trained::Trained;
 
-/// The equation of a step, with its numbers.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum StepRule {
-    AdamW(kernels::AdamW),
-    Sgd(kernels::Sgd),
-}
-
-impl StepRule {
-    /// The equation for a Var that has taken so many steps.
-    fn of(mut self, taken: u64) -> Self {
-        match &mut self {
-            Self::AdamW(adamw) => adamw.step = taken + 1,
-            Self::Sgd(sgd) => sgd.is_first = taken == 0,
-        }
-        self
-    }
-}
+use crate::backend::StepResult;
+use crate::checkpoint::{self, Loaded, Settings, WrapperRecord};
+use crate::error::{Error, Result};
+use crate::gradients::Plan;
+use crate::param_state::StepRule;
+use crate::vars::NamedVars;
 
 /// What the wrapper and candle's trait need of a fused optimizer.
 pub(crate) trait Fused: 'static {
@@ -238,27 +221,6 @@ pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<&mut dyn Fused> {
     optimizer.downcast_mut::<Sgd>().map(|o| o as _)
 }
 
-/// Groups for an optimizer by itself, which clips nothing.
-fn check_no_limits(groups: &ParamGroups) -> Result<()> {
-    for group in groups {
-        if group.is_no_clip() {
-            return Err(Error::InvalidClip {
-                text: group.to_string(),
-                reason: "an optimizer by itself clips nothing: give groups with no_clip to a ClippedOptimizer around it"
-                    .to_string(),
-            });
-        }
-        if let Some(max_norm) = group.limit() {
-            return Err(Error::InvalidOption {
-                name: "max_norm",
-                value: max_norm,
-                expected: "none in the groups of an optimizer by itself: give them to a ClippedOptimizer around it",
-            });
-        }
-    }
-    Ok(())
-}
-
 /// State is found by the Vars' names: a place is none, since in another order moments of one shape would change places.
 fn check_names(path: &Path, has_places: bool) -> Result<()> {
     if !has_places {
@@ -270,18 +232,6 @@ fn check_names(path: &Path, has_places: bool) -> Result<()> {
                  the wrong Var; expected names of their own: make the optimizer by `named`, or wrap it, with &varmap or \
                  (name, Var) pairs; NamedVars::by_place(vars) if the order is always the same"
             .to_string(),
-    })
-}
-
-/// A hyper-parameter that must be finite, and 0 or above.
-fn check_not_negative(name: &'static str, value: f64) -> Result<()> {
-    if value >= 0.0 && value.is_finite() {
-        return Ok(());
-    }
-    Err(Error::InvalidOption {
-        name,
-        value,
-        expected: "0 or a finite value above",
     })
 }
 
@@ -301,16 +251,4 @@ fn check_numbers(trained: &Trained, numbers: &[(&'static str, f64)]) -> Result<(
         }
     }
     Ok(())
-}
-
-/// A hyper-parameter that is a share of what is kept.
-fn check_decay(name: &'static str, value: f64) -> Result<()> {
-    if (0.0..1.0).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::InvalidOption {
-        name,
-        value,
-        expected: "0 or above, and below 1",
-    })
 }

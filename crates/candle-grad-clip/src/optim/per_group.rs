@@ -2,8 +2,9 @@ use candle_core::Var;
 use candle_core::backprop::GradStore;
 use candle_nn::Optimizer;
 
-use super::{ParamGroup, ParamGroups};
-use crate::{NamedVars, Result};
+use crate::error::Result;
+use crate::groups::{ParamGroup, ParamGroups};
+use crate::vars::NamedVars;
 
 /// [`ParamGroups`] for any optimizer: one of its kind a group, each with the group's Vars and settings.
 ///

@@ -6,13 +6,14 @@ use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels as kernels;
 use candle_nn::Optimizer;
 
-use super::state::Kept;
 use super::trained::Trained;
-use super::{
-    Fused, ParamGroup, ParamGroups, StepRule, check_no_limits, check_not_negative, check_numbers,
-};
+use super::{Fused, check_numbers};
+use crate::check::check_not_negative;
 use crate::checkpoint::{Loaded, Settings, SgdSettings};
-use crate::{Error, NamedVars, Result};
+use crate::error::{Error, Result};
+use crate::groups::{ParamGroup, ParamGroups, check_no_limits};
+use crate::param_state::{Kept, StepRule};
+use crate::vars::NamedVars;
 
 /// Hyper-parameters of [`Sgd`], named and meant as those of `torch.optim.SGD`.
 ///

@@ -8,12 +8,16 @@ use candle_core::{Device, Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::state::{Kept, State};
-use super::{ParamGroups, StepRule};
-use crate::backend::{self, Counted, DeviceSteps, Place, Plan, StepResult, Stepped, UpdateJob};
+use crate::backend::{self, Counted, DeviceSteps, StepResult, Stepped, UpdateJob};
 use crate::clip::Edits;
-use crate::measure::{Entry, Request, walk, without_cuda};
-use crate::{NamedVars, Result};
+use crate::error::Result;
+use crate::gradients::{Entry, Place, Plan, Request, without_cuda};
+use crate::groups::ParamGroups;
+use crate::param_state::{Kept, State, StepRule};
+use crate::pipeline::measure::walk;
+use crate::tensors::touch_headers;
+use crate::threads::{for_each, for_each_large};
+use crate::vars::NamedVars;
 
 /// Vars that one task updates.
 const VARS_PER_TASK: usize = 64;
@@ -464,19 +468,19 @@ impl Trained {
         let is_large = |index: usize| entries[index].elements > BLOCK;
         let work = self.vars.list().work;
         let tasks = self.states.chunks_mut(VARS_PER_TASK).enumerate().rev();
-        backend::for_each(work, tasks, |(task, states)| {
+        for_each(work, tasks, |(task, states)| {
             let start = task * VARS_PER_TASK;
             let range = start..start + states.len();
             // The headers first, all of them: their cache misses overlap here.
-            backend::touch_headers(vars[range.clone()].iter().map(Var::as_tensor));
-            backend::touch_headers(entries[range].iter().filter_map(|entry| entry.grad));
+            touch_headers(vars[range.clone()].iter().map(Var::as_tensor));
+            touch_headers(entries[range].iter().filter_map(|entry| entry.grad));
             let small = states.iter_mut().enumerate().rev();
             let mut small = small.filter(|(i, _)| !is_large(start + i));
             small.try_for_each(|(i, state)| one(start + i, state))
         })?;
         let large = self.states.iter_mut().enumerate().rev();
         let large = large.filter(|(index, _)| is_large(*index));
-        backend::for_each_large(work, large, |(index, state)| one(index, state))
+        for_each_large(work, large, |(index, state)| one(index, state))
     }
 }
 

@@ -7,12 +7,12 @@ use candle_grad_clip_kernels::Edit;
 use candle_nn::Optimizer;
 
 use super::{ClippedOptimizer, nested};
-use crate::Result;
 use crate::clip::Edits;
-use crate::late::LateStep;
-use crate::measure::walk;
+use crate::error::Result;
 use crate::optim::{self, Clipped};
-use crate::report::{StepRecord, StepReport};
+use crate::optimizer::late::LateStep;
+use crate::optimizer::report::{StepRecord, StepReport};
+use crate::pipeline::measure::walk;
 
 impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// A step that a GPU decides, without waiting for it, where that can be: the inner optimizer is one of ours, the clip one

@@ -8,10 +8,12 @@ use half::f16;
 
 use super::ClippedOptimizer;
 use crate::clip::{Action, Decision, NonFinite};
-use crate::measure::{Request, measure};
-use crate::optim::{self, state::wide_dtype};
-use crate::units::measure_units;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::gradients::Request;
+use crate::optim;
+use crate::pipeline::measure::measure;
+use crate::pipeline::units::measure_units;
+use crate::tensors::wide_dtype;
 
 /// The first gradient that would not be finite.
 #[derive(Debug, Clone, Copy)]

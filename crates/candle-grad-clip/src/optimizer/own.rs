@@ -5,9 +5,10 @@ use std::path::Path;
 use candle_nn::Optimizer;
 
 use super::ClippedOptimizer;
+use crate::Measured;
 use crate::clip::{Clip, ClipRule, NonFinite, Observed, Own};
-use crate::measure::Measurements;
-use crate::{Error, Measured, Result};
+use crate::error::{Error, Result};
+use crate::gradients::Measurements;
 
 impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// Lets a rule of your own decide, in front of the inner optimizer as any [`Clip`] is. The wrapper's `Clip` must be

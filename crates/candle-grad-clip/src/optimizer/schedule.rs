@@ -2,10 +2,11 @@
 
 use candle_nn::Optimizer;
 
-use super::ClippedOptimizer;
 #[cfg(doc)]
 use crate::Clip;
-use crate::Result;
+
+use super::ClippedOptimizer;
+use crate::error::Result;
 
 /// `limit(step)`.
 pub(super) struct Schedule(Box<dyn Fn(u64) -> f64 + Send + Sync>);

@@ -9,9 +9,9 @@ use rustc_hash::FxHashSet;
 use wildmatch::WildMatch;
 
 use super::ClippedOptimizer;
+use crate::error::{Error, Result};
 use crate::optim::{self, Fused};
-use crate::vars::Source;
-use crate::{Error, NamedVars, Result};
+use crate::vars::{NamedVars, Source};
 
 /// What the wrapper knows of the Vars that are trained.
 #[derive(Debug)]

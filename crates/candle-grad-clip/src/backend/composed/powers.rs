@@ -5,8 +5,8 @@ use candle_core::{D, DType, Tensor};
 use candle_grad_clip_kernels::{NormType, PartialPower, Units};
 
 use super::{times, wide};
-use crate::Result;
-use crate::optim::state::wide_dtype;
+use crate::error::Result;
+use crate::tensors::wide_dtype;
 
 /// Elements that are added on the device, in its own precision.
 const ROW: usize = 1024;

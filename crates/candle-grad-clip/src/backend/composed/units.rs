@@ -5,8 +5,9 @@ use candle_grad_clip_kernels::{NormType, Stats, UnitEdit, Units};
 
 use super::powers::{Found, Job, powers, wide_tensor};
 use super::{factors, on_cpu, zeroed};
-use crate::Result;
-use crate::backend::{Work, cpu, run};
+use crate::backend::cpu;
+use crate::error::Result;
+use crate::threads::{Work, run};
 
 /// Measures each unit of some tensors of one device into the stats beside them, with one read of it if all is finite and of
 /// ordinary size.

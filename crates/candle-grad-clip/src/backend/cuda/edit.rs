@@ -6,8 +6,9 @@ use candle_grad_clip_kernels::Edit;
 
 use super::layout::Row;
 use super::table::{Table, address, have_read, will_write};
-use super::{Gpu, Kernel, by_device, launch_blocks};
-use crate::Result;
+use super::{Gpu, Kernel, launch_blocks};
+use crate::error::Result;
+use crate::tensors::by_device;
 
 /// Edits each gradient into its target, which may be the gradient itself; all are contiguous.
 pub(crate) fn edit(jobs: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {

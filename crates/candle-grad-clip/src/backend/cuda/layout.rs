@@ -3,8 +3,8 @@
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_grad_clip_kernels::{self as kernels, NormType, PartialPower};
 
-use crate::measure::{GradStats, Request};
-use crate::optim::StepRule;
+use crate::gradients::{GradStats, Request};
+use crate::param_state::StepRule;
 
 /// A pointer to the GPU's memory.
 pub(super) type Address = u64;

@@ -7,9 +7,10 @@ use candle_grad_clip_kernels::NormType;
 
 use super::layout::{DeviceRequest, DeviceStats, FoldState, Parts, Policy, Row, Stats};
 use super::table::{Table, have_read};
-use super::{Gpu, Kernel, THREADS, by_device, launch_blocks};
-use crate::Result;
-use crate::measure::{Entry, GradStats, Request};
+use super::{Gpu, Kernel, THREADS, launch_blocks};
+use crate::error::Result;
+use crate::gradients::{Entry, GradStats, Request};
+use crate::tensors::by_device;
 
 /// Measures the gradients that our kernels read, with one read back a device; returns what they are together.
 pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<GradStats> {

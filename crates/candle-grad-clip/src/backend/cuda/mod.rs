@@ -22,13 +22,13 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_grad_clip_kernels::cuda as ptx;
 
+use crate::error::Result;
+use crate::tensors::by_device;
+
 pub(crate) use edit::edit;
 pub(crate) use measure::measure;
 pub(crate) use step::start_steps;
 pub(crate) use update::update;
-
-use super::by_device;
-use crate::Result;
 
 /// Threads of a block: `THREADS` of the kernels.
 const THREADS: u32 = 256;

@@ -10,9 +10,9 @@ use candle_core::cuda_backend::cudarc::driver::{
 
 use super::layout::{DeviceOutcome, DeviceStats};
 use super::{Gpu, WAITS, failed};
-use crate::Result;
 use crate::backend::device::{Outcome, StepResult};
-use crate::measure::GradStats;
+use crate::error::Result;
+use crate::gradients::GradStats;
 
 // SAFETY: numbers only, all of which may be 0.
 unsafe impl ValidAsZeroBits for DeviceOutcome {}

@@ -13,9 +13,10 @@ use super::results::{Pool, Slot};
 use super::table::Table;
 use super::update::{kernel_of, launch_update, upload_rules};
 use super::{Gpu, failed};
-use crate::Result;
-use crate::backend::device::{Counted, DeviceSteps, Plan, StepResult, UpdateJob};
-use crate::optim::StepRule;
+use crate::backend::device::{Counted, DeviceSteps, StepResult, UpdateJob};
+use crate::error::Result;
+use crate::gradients::Plan;
+use crate::param_state::StepRule;
 
 /// What lasts from step to step.
 struct CudaSteps {

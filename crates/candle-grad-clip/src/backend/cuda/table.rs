@@ -7,7 +7,7 @@ use candle_grad_clip_kernels::Edit;
 
 use super::layout::{Address, Row, ZERO_NON_FINITE};
 use super::{Gpu, failed};
-use crate::Result;
+use crate::error::Result;
 
 /// Elements of a chunk, the work of one block: small ones spread small models over the GPU, large ones keep the table of their
 /// results short.

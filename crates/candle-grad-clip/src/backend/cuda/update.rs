@@ -6,11 +6,11 @@ use candle_grad_clip_kernels::MOMENTS;
 
 use super::layout::{Decided, IS_FIRST, Row, RuleNumbers};
 use super::table::{Table, address, have_read, will_write};
-use super::{Gpu, Kernel, by_device, failed, launch_blocks};
-use crate::Result;
+use super::{Gpu, Kernel, failed, launch_blocks};
 use crate::backend::device::UpdateJob;
-use crate::optim::StepRule;
-use crate::optim::state::State;
+use crate::error::Result;
+use crate::param_state::{State, StepRule};
+use crate::tensors::by_device;
 
 impl UpdateJob<'_> {
     pub(super) fn row(&self, gpu: &Gpu) -> Result<Row> {

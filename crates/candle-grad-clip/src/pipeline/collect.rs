@@ -3,8 +3,9 @@
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 
+use crate::error::{Error, Result};
+use crate::tensors::device_has;
 use crate::vars::VarList;
-use crate::{Error, Result};
 
 /// The gradient of each Var of `vars[start..start + found.len()]`, `None` where it got none.
 ///
@@ -41,11 +42,6 @@ fn agrees(var: &Var, grad: &Tensor) -> bool {
 
 fn is_supported(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
-}
-
-/// Whether a device computes in a dtype: Metal has no f64.
-pub(crate) fn device_has(dtype: DType, is_metal: impl FnOnce() -> bool) -> bool {
-    dtype != DType::F64 || !is_metal()
 }
 
 /// The error that [`agrees`] found.
@@ -89,17 +85,17 @@ fn disagreement(var: &Var, grad: &Tensor, name: String) -> Error {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use candle_core::DType;
-
-    use super::device_has;
-
-    #[test]
-    fn only_f64_on_metal_is_missing() {
-        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
-            assert!(device_has(dtype, || false), "{dtype:?}");
-            assert_eq!(device_has(dtype, || true), dtype != DType::F64, "{dtype:?}");
-        }
+/// The error of a store that has gradients, but none for any of `vars`: those of another model would pass unclipped.
+pub(crate) fn check_any_match(vars: &[Var], grads: &GradStore) -> Result<()> {
+    // The first Var has one, most often.
+    if vars.is_empty() || vars.iter().any(|var| grads.get(var).is_some()) {
+        return Ok(());
+    }
+    match grads.get_ids().count() {
+        0 => Ok(()),
+        count => Err(Error::NoGradients {
+            grads: count,
+            vars: vars.len(),
+        }),
     }
 }

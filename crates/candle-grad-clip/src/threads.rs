@@ -14,14 +14,44 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::Work;
-use crate::Result;
+use candle_core::Var;
+use candle_grad_clip_kernels::BLOCK;
+
+use crate::error::Result;
 
 /// Pools that nobody uses now. As many are made as there were calls at one time.
 static IDLE: Mutex<Vec<ThreadPool>> = Mutex::new(Vec::new());
 
 thread_local! {
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// More Vars than this are worth more than one thread, however small they are.
+pub(crate) const MANY_VARS: usize = 512;
+
+/// Whether work is worth more than one thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    Small,
+    Large,
+}
+
+impl Work {
+    /// The work of walking over some Vars' gradients.
+    pub(crate) fn of(vars: &[Var]) -> Self {
+        if vars.len() > MANY_VARS {
+            return Self::Large;
+        }
+        Self::of_elements(vars.iter().map(|var| var.elem_count()).sum())
+    }
+
+    pub(crate) fn of_elements(elements: usize) -> Self {
+        if elements > BLOCK {
+            Self::Large
+        } else {
+            Self::Small
+        }
+    }
 }
 
 /// Calls `f` for each task: large work on the caller's thread and on threads of ours at once, small work right here, since

@@ -1,81 +1,22 @@
 //! Measuring by units: the norm of each row or column of each gradient, and of its Var's value.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use candle_grad_clip_kernels::{BLOCK, NormType, Stats, Units};
 
-use crate::Result;
-use crate::backend::{self, Place, Work};
-use crate::measure::{Entry, GradStats, Measurements, walk, without_cuda};
+use crate::backend;
+use crate::error::Result;
+use crate::gradients::{
+    Entry, GradStats, MeasuredUnits, Measurements, Place, UnitPlan, without_cuda,
+};
+use crate::pipeline::measure::walk;
+use crate::threads::{Work, for_each, for_each_large};
 use crate::vars::VarList;
 
 /// Tensors that one task measures.
 const JOBS_PER_TASK: usize = 64;
-
-/// The units of some Vars, all of them behind each other.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct UnitPlan {
-    units: Vec<Units>,
-    /// Where those of each Var begin, and where the last end.
-    starts: Vec<usize>,
-    excluded: Vec<bool>,
-}
-
-impl UnitPlan {
-    /// One for each Var: its units, its number of elements, and whether it is left out.
-    pub(crate) fn new(vars: impl Iterator<Item = (Units, usize, bool)>) -> Self {
-        let (mut units, mut starts, mut excluded) = (Vec::new(), vec![0], Vec::new());
-        let mut end = 0;
-        for (of_var, elements, is_excluded) in vars {
-            end += of_var.count(elements);
-            units.push(of_var);
-            starts.push(end);
-            excluded.push(is_excluded);
-        }
-        Self {
-            units,
-            starts,
-            excluded,
-        }
-    }
-
-    /// How many Vars there are.
-    pub(crate) fn len(&self) -> usize {
-        self.units.len()
-    }
-
-    /// How a Var is divided.
-    pub(crate) fn units(&self, index: usize) -> Units {
-        self.units[index]
-    }
-
-    /// Where a Var's units are among all.
-    pub(crate) fn range(&self, index: usize) -> Range<usize> {
-        self.starts[index]..self.starts[index + 1]
-    }
-
-    /// Whether a Var is not to be clipped.
-    pub(crate) fn is_excluded(&self, index: usize) -> bool {
-        self.excluded[index]
-    }
-
-    fn total(&self) -> usize {
-        self.starts.last().copied().unwrap_or(0)
-    }
-}
-
-/// What was measured of each unit.
-#[derive(Debug, Clone)]
-pub(crate) struct MeasuredUnits {
-    pub(crate) plan: Arc<UnitPlan>,
-    /// Of the gradients.
-    pub(crate) grads: Vec<Stats>,
-    /// Of the Vars' values; nothing of those that are left out or have no gradient.
-    pub(crate) weights: Vec<Stats>,
-}
 
 /// Collects the gradients of `vars` and measures them, divided by `scale`, by units.
 pub(crate) fn measure_units<'g>(
@@ -165,11 +106,11 @@ fn measure_all(
             push(vars[index].as_tensor(), of_weights);
         }
     }
-    backend::for_each(work, here.chunks_mut(JOBS_PER_TASK), |jobs| {
+    for_each(work, here.chunks_mut(JOBS_PER_TASK), |jobs| {
         let mut small = jobs.iter_mut().filter(|job| !job.is_large());
         small.try_for_each(|job| job.run(norm_type))
     })?;
     let large = here.iter_mut().filter(|job| job.is_large());
-    backend::for_each_large(work, large, |job| job.run(norm_type))?;
+    for_each_large(work, large, |job| job.run(norm_type))?;
     backend::measure_units_composed(elsewhere, norm_type)
 }

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::backend::{Outcome, StepResult};
 use crate::clip::{Clip, Limits, RuleState};
-use crate::measure::{GradStats, Measurements, norm_of};
+use crate::error::{Error, Result};
+use crate::gradients::{GradStats, Measurements, norm_of};
 use crate::optimizer::frozen::TinyCoefs;
-use crate::report::{StepPath, StepRecord};
-use crate::{Error, Result};
+use crate::optimizer::report::{StepPath, StepRecord};
 
 /// A step whose numbers are on a GPU, or were.
 pub(crate) struct LateStep {

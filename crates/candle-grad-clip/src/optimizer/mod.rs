@@ -1,8 +1,10 @@
 pub(crate) mod frozen;
+pub(crate) mod late;
 mod nested;
 mod on_device;
 mod overflow;
 mod own;
+pub(crate) mod report;
 mod schedule;
 mod trained_vars;
 
@@ -16,23 +18,25 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip_kernels::Edit;
 use candle_nn::Optimizer;
 
+use trained_vars::TrainedVars;
+
 use crate::accumulate::hides_overflow;
-use crate::apply::{Scratch, edit_copies, edit_in_place};
 use crate::checkpoint::WrapperRecord;
 use crate::clip::{
     Action, Clip, ClipRule, Decision, Edits, Limits, NonFinite, Observed, Own, RuleState,
     SkipReason,
 };
-use crate::functions::{insert, non_finite_error};
-use crate::late::LateSteps;
+use crate::error::{Error, Result};
+use crate::gradients::{Entry, Measurements, Request, UnitPlan};
+use crate::groups::ParamGroups;
 use crate::loss_scaler::LossScaler;
-use crate::measure::{Entry, Measurements, Request, measure_unscaled};
-use crate::optim::{self, Clipped, ParamGroups};
-use crate::report::{StepPath, StepRecord, StepReport};
-use crate::units::{UnitPlan, measure_units};
+use crate::optim::{self, Clipped};
+use crate::optimizer::late::LateSteps;
+use crate::optimizer::report::{StepPath, StepRecord, StepReport};
+use crate::pipeline::edit::{Scratch, edit_copies, edit_in_place, insert};
+use crate::pipeline::measure::{measure_unscaled, non_finite_error};
+use crate::pipeline::units::measure_units;
 use crate::vars::NamedVars;
-use crate::{Error, Result};
-use trained_vars::TrainedVars;
 
 /// An optimizer and what to clip before each of its steps: the config of [`ClippedOptimizer`], for code
 /// that makes its optimizer from Vars and a config.
@@ -164,7 +168,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// `&VarMap`, `Vec<(String, Var)>` or `Vec<Var>` (see [`NamedVars`]).
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let opt = ClippedOptimizer::wrap(sgd, vec![("head".to_string(), w)], Clip::norm(1.0))?;
     /// assert_eq!(opt.vars().names(), ["head"]);
     /// # Ok::<(), candle_grad_clip::Error>(())
@@ -319,7 +323,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// What is done to the gradients.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::value(0.5))?;
     /// assert_eq!(opt.clip(), &Clip::value(0.5));
     /// # Ok::<(), candle_grad_clip::Error>(())
@@ -565,7 +569,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// The report of the last step that did not return an error.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::norm(1.0))?;
     /// assert!(opt.last_report().is_none());
     /// opt.backward_step(&(w.sqr()?.sum_all()? / 2.0)?)?; // the gradient is (3, 4)
@@ -583,7 +587,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// Where a GPU decides the steps, this waits until it has decided those that were launched.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// opt.backward_step(&loss)?;
     /// opt.backward_step(&(&loss * f64::NAN)?)?; // is skipped
@@ -602,7 +606,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// The Vars whose gradients are clipped, with their names.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
     /// let elements: usize = opt.vars().vars().iter().map(|var| var.elem_count()).sum();
     /// assert_eq!(elements, 2);
@@ -616,7 +620,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// The inner optimizer.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
     /// assert_eq!(opt.inner().learning_rate(), 0.1);
     /// # Ok::<(), candle_grad_clip::Error>(())
@@ -629,7 +633,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// The inner optimizer, to change.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
     /// opt.inner_mut().set_learning_rate(0.01);
     /// assert_eq!(opt.learning_rate(), 0.01);
@@ -642,7 +646,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// The inner optimizer, without its clipping.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
     /// let sgd: SGD = opt.into_inner();
     /// assert_eq!(sgd.learning_rate(), 0.1);

@@ -7,10 +7,12 @@ use candle_core::{Tensor, TensorId};
 use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
-use crate::Result;
-use crate::backend::{self, Place, Work};
+use crate::backend;
 use crate::clip::Edits;
-use crate::measure::{Entry, any_equal};
+use crate::error::Result;
+use crate::gradients::{Entry, Place};
+use crate::tensors::{any_equal, storage_address, storage_addresses, touch_headers};
+use crate::threads::{Work, for_each, for_each_large};
 use crate::vars::VarList;
 
 /// Gradients that one task edits.
@@ -133,7 +135,7 @@ impl Scratch {
             return Ok(tensor.clone());
         }
         let tensor = grad.zeros_like()?;
-        self.storages.insert(backend::storage_address(&tensor));
+        self.storages.insert(storage_address(&tensor));
         *place = Some(tensor.clone());
         Ok(tensor)
     }
@@ -154,7 +156,7 @@ fn needs_edit(entry: &Entry<'_>, edit: GradEdit<'_>) -> bool {
 
 /// Whether any two of the Vars and of the gradients in the store share storage.
 fn any_shared(vars: VarList<'_>, grads: &GradStore, entries: &[Entry<'_>]) -> bool {
-    let of_vars = backend::storage_addresses(vars.vars, vars.work).into_iter();
+    let of_vars = storage_addresses(vars.vars, vars.work).into_iter();
     let ours = entries.iter().filter(|entry| entry.grad.is_some());
     let (in_store, _) = grads.get_ids().size_hint();
     let len = vars.vars.len() + in_store;
@@ -162,7 +164,7 @@ fn any_shared(vars: VarList<'_>, grads: &GradStore, entries: &[Entry<'_>]) -> bo
         any_equal(len, of_vars.chain(ours.map(|entry| entry.storage)))
     } else {
         let all = grads.get_ids().filter_map(|id| grads.get_id(*id));
-        any_equal(len, of_vars.chain(all.map(backend::storage_address)))
+        any_equal(len, of_vars.chain(all.map(storage_address)))
     }
 }
 
@@ -182,7 +184,7 @@ impl<'a> SharedStorage<'a> {
             let ours: FxHashSet<*const Tensor> = found.map(std::ptr::from_ref).collect();
             let all = grads.get_ids().filter_map(|id| grads.get_id(*id));
             let others = all.filter(|grad| !ours.contains(&std::ptr::from_ref(*grad)));
-            taken.extend(others.map(backend::storage_address));
+            taken.extend(others.map(storage_address));
         }
         Self {
             of_vars: vars.storages(),
@@ -240,12 +242,19 @@ pub(crate) fn run_all<J: Sync>(
     grad: impl Fn(&J) -> &Tensor + Sync,
     run: impl Fn(&J) -> Result<()> + Sync,
 ) -> Result<()> {
-    backend::for_each(work, jobs.chunks(JOBS_PER_TASK).rev(), |task| {
+    for_each(work, jobs.chunks(JOBS_PER_TASK).rev(), |task| {
         let small = || task.iter().rev().filter(|job| elements(job) <= BLOCK);
         // The headers first, all of them: their cache misses overlap here.
-        backend::touch_headers(small().map(&grad));
+        touch_headers(small().map(&grad));
         small().try_for_each(&run)
     })?;
     let large = jobs.iter().rev().filter(|job| elements(job) > BLOCK);
-    backend::for_each_large(work, large, run)
+    for_each_large(work, large, run)
+}
+
+/// Puts the gradients that could not be edited in place where their old ones were.
+pub(crate) fn insert(grads: &mut GradStore, replacements: Vec<(TensorId, Tensor)>) {
+    for (id, grad) in replacements {
+        grads.insert_id(id, grad);
+    }
 }

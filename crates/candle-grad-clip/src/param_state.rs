@@ -1,9 +1,28 @@
-//! What an optimizer keeps for one Var: its moments, and its value in full precision.
+//! What an optimizer keeps for one Var (its moments, and its value in full precision), and the equation of its step.
 
 use candle_core::{DType, Device, Tensor, Var};
-use candle_grad_clip_kernels::{BLOCK, Wide, WideVec};
+use candle_grad_clip_kernels::{AdamW, BLOCK, Sgd, Wide, WideVec};
 
-use crate::Result;
+use crate::error::Result;
+use crate::tensors::wide_dtype;
+
+/// The equation of a step, with its numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum StepRule {
+    AdamW(AdamW),
+    Sgd(Sgd),
+}
+
+impl StepRule {
+    /// The equation for a Var that has taken so many steps.
+    pub(crate) fn of(mut self, taken: u64) -> Self {
+        match &mut self {
+            Self::AdamW(adamw) => adamw.step = taken + 1,
+            Self::Sgd(sgd) => sgd.is_first = taken == 0,
+        }
+        self
+    }
+}
 
 /// Which arrays of a Var's shape an optimizer keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,15 +88,6 @@ impl Kept {
     /// How many arrays a Var of this dtype has.
     fn arrays(self, dtype: DType) -> usize {
         self.moments + usize::from(self.has_master(dtype))
-    }
-}
-
-/// The dtype of the arrays of a Var.
-pub(crate) fn wide_dtype(dtype: DType) -> DType {
-    if dtype == DType::F64 {
-        DType::F64
-    } else {
-        DType::F32
     }
 }
 

@@ -2,15 +2,15 @@ use std::sync::Arc;
 
 use candle_grad_clip_kernels::NormType;
 
-use crate::Result;
 use crate::clip::{Action, Decision, GroupRecord, NonFinite, SkipReason};
-use crate::late::LateStep;
-use crate::measure::Measurements;
+use crate::error::Result;
+use crate::gradients::Measurements;
+use crate::optimizer::late::LateStep;
 
 /// How a step got its gradients.
 ///
 /// ```
-#[doc = include_str!("step_example.md")]
+#[doc = include_str!("../step_example.md")]
 /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
 /// assert_eq!(opt.backward_step_report(&loss)?.path(), StepPath::InPlace);
 /// assert_eq!(opt.step_report(&loss.backward()?)?.path(), StepPath::Copied);
@@ -84,7 +84,7 @@ pub struct StepReport {
 /// infinity, such norms are the strings "NaN" and "inf".
 ///
 /// ```
-#[doc = include_str!("step_example.md")]
+#[doc = include_str!("../step_example.md")]
 /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
 /// let record = opt.backward_step_report(&loss)?.to_record()?;
 /// assert_eq!((record.step, record.total_norm, record.was_clipped), (1, 5.0, true));
@@ -217,7 +217,7 @@ impl StepReport {
     /// The step's number, from 1; skipped steps count.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// assert_eq!(opt.backward_step_report(&loss)?.step(), 1);
     /// assert_eq!(opt.backward_step_report(&loss)?.step(), 2);
@@ -262,7 +262,7 @@ impl StepReport {
     /// How the inner optimizer got its gradients.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(100.0))?;
     /// let report = opt.backward_step_report(&loss)?; // norm 5, limit 100
     /// assert_eq!(report.path(), StepPath::Unchanged);
@@ -277,7 +277,7 @@ impl StepReport {
     /// the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4), limit 1
     /// assert_eq!(report.total_norm()?, 5.0);
@@ -294,7 +294,7 @@ impl StepReport {
     /// norm before, so without the rounding of the clipped elements.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4), limit 1
     /// assert!((report.clipped_norm()? - 1.0).abs() < 1e-6);
@@ -311,7 +311,7 @@ impl StepReport {
     /// smallest where each Var or unit has its own, 1 for a value clip, 0 for a skipped step.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4), limit 1
     /// assert_eq!(report.clip_coef()?, 1.0 / (5.0 + 1e-6));
@@ -329,7 +329,7 @@ impl StepReport {
     /// where only the warning tells.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1e-7))?;
     /// opt.backward_step(&loss)?; // norm 5
     /// assert_eq!(opt.backward_step_report(&loss)?.tiny_coefs_in_a_row(), 2);
@@ -343,7 +343,7 @@ impl StepReport {
     /// Whether clipping changed anything.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// assert!(opt.backward_step_report(&loss)?.was_clipped()?); // norm 5, limit 1
     /// assert!(!opt.backward_step_report(&(loss * 0.1)?)?.was_clipped()?);
@@ -359,7 +359,7 @@ impl StepReport {
     /// How many elements a value clip changed; how many units, for [`Clip::agc`](crate::Clip::agc).
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::value(3.5))?;
     /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4)
     /// assert_eq!(report.num_clipped()?, 1);
@@ -375,7 +375,7 @@ impl StepReport {
     /// Whether the step was skipped: see [`StepReport::skip_reason`].
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// let report = opt.backward_step_report(&(loss * f64::NAN)?)?;
     /// assert!(report.skipped()?);
@@ -392,7 +392,7 @@ impl StepReport {
     /// Why the step was skipped, if it was: gradients that are not finite, or a norm or loss that was too large for the rule.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::skip_norm(1.0))?;
     /// let report = opt.backward_step_report(&loss)?; // norm 5
     /// assert_eq!(report.skip_reason()?, Some(candle_grad_clip::SkipReason::LargeNorm));
@@ -409,7 +409,7 @@ impl StepReport {
     /// How many elements were NaN or infinite, as the gradients came.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// let report = opt.backward_step_report(&(loss * f64::INFINITY)?)?;
     /// assert_eq!(report.non_finite()?, 2);
@@ -426,7 +426,7 @@ impl StepReport {
     /// unless asked for by [`ClippedOptimizer::with_param_norms`]. 0 for Vars without a gradient.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_param_norms(true);
     /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
     /// assert_eq!(report.param_norms()?, [("var.0", 5.0)]);
@@ -483,7 +483,7 @@ impl StepReport {
     /// All of it as plain data.
     ///
     /// ```
-    #[doc = include_str!("step_example.md")]
+    #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// let record = opt.backward_step_report(&loss)?.to_record()?;
     /// println!("{},{},{}", record.step, record.total_norm, record.clipped_norm); // a line of CSV

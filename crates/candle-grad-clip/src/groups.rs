@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use wildmatch::WildMatch;
 
-use super::check_not_negative;
-use crate::clip::check_limit;
-use crate::{Error, Result};
+use crate::check::{check_limit, check_not_negative};
+use crate::error::{Error, Result};
 
 /// Vars with settings of their own, chosen by name.
 ///
@@ -276,4 +275,25 @@ impl<'a> IntoIterator for &'a ParamGroups {
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
     }
+}
+
+/// Groups for an optimizer by itself, which clips nothing.
+pub(crate) fn check_no_limits(groups: &ParamGroups) -> Result<()> {
+    for group in groups {
+        if group.is_no_clip() {
+            return Err(Error::InvalidClip {
+                text: group.to_string(),
+                reason: "an optimizer by itself clips nothing: give groups with no_clip to a ClippedOptimizer around it"
+                    .to_string(),
+            });
+        }
+        if let Some(max_norm) = group.limit() {
+            return Err(Error::InvalidOption {
+                name: "max_norm",
+                value: max_norm,
+                expected: "none in the groups of an optimizer by itself: give them to a ClippedOptimizer around it",
+            });
+        }
+    }
+    Ok(())
 }
