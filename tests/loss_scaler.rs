@@ -518,7 +518,7 @@ fn a_scale_below_one_makes_nothing_infinite() -> Result<()> {
             assert_eq!(opt.loss_scaler().unwrap().current_scale(), 0.25);
             let error = opt.step_report(&store).unwrap_err();
             assert!(
-                matches!(&error, Error::TooManySkips { skips: 2, var, .. } if var == "var.1"),
+                matches!(&error, Error::TooManySkips { skips: 2, var: Some(var), .. } if var == "var.1"),
                 "{error}"
             );
             let strict = clip.clone().non_finite(NonFinite::Error);

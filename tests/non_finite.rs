@@ -170,7 +170,7 @@ fn too_many_skips_in_a_row_are_an_error_and_a_good_step_forgives() -> Result<()>
             opt.step(&bad)?;
             let error = last_of_many(&mut opt, &bad).unwrap_err();
             assert!(
-                matches!(&error, Error::TooManySkips { skips: 3, max_skips: 2, var } if var == "var.1"),
+                matches!(&error, Error::TooManySkips { skips: 3, max_skips: 2, var: Some(var), .. } if var == "var.1"),
                 "{row}: {error:?}"
             );
             assert_eq!(bits_of_vars(&vars)?, before, "{row}");

@@ -210,7 +210,8 @@ fn one_skip_too_many_is_an_error_some_steps_late() -> Result<()> {
         Error::TooManySkips {
             skips: 3,
             max_skips: 2,
-            var,
+            var: Some(var),
+            ..
         } => assert_eq!(var, "layer.4"),
         other => bail!("{other}"),
     }

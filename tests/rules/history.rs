@@ -8,7 +8,7 @@ use anyhow::Result;
 use candle_core::Var;
 use candle_core::backprop::GradStore;
 use candle_grad_clip::optim::{ParamGroup, ParamGroups};
-use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite};
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite, SkipReason};
 use candle_nn::{Optimizer, SGD};
 use support::oracle::assert_close;
 
@@ -215,7 +215,8 @@ fn too_many_large_norms_in_a_row_are_an_error() -> Result<()> {
     let error = opt.step_report(&large).unwrap_err();
     let expected = matches!(
         error,
-        Error::TooManyLargeNorms {
+        Error::TooManySkips {
+            reason: SkipReason::LargeNorm,
             skips: 3,
             max_skips: 2,
             total_norm: 7.0,

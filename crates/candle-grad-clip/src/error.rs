@@ -2,8 +2,9 @@ use std::io;
 use std::path::PathBuf;
 
 use candle_core::DType;
-
 use candle_grad_clip_kernels::NormType;
+
+use crate::skip_reason::SkipReason;
 
 /// `Result` with this crate's [`Error`].
 ///
@@ -107,97 +108,42 @@ pub enum Error {
         /// The norm that was to be taken.
         norm_type: NormType,
     },
-    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows.
+    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows. The other fields are about the
+    /// last of them.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
     /// # use candle_nn::{Optimizer, SGD};
     /// # let w = Var::new(3f32, &Device::Cpu)?;
     /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
-    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error};
+    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error, SkipReason};
     ///
     /// let clip = Clip::norm(1.0).max_skips(1);
     /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], clip)?;
     /// let loss = (w.as_tensor() * f64::NAN)?;
     /// assert!(opt.backward_step_report(&loss)?.skipped()?);
     /// let error = opt.backward_step_report(&loss).unwrap_err();
-    /// assert!(matches!(error, Error::TooManySkips { skips: 2, max_skips: 1, .. }));
+    /// let Error::TooManySkips { reason, skips, max_skips, var, .. } = error else { unreachable!() };
+    /// assert_eq!((reason, skips, max_skips), (SkipReason::NonFinite, 2, 1));
+    /// assert_eq!(var.as_deref(), Some("var.0"));
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
-    #[error(
-        "gradients were not finite in {skips} step(s) in a row, more than max_skips = {max_skips}: \
-         the first bad Var is {var}; the weights are as they were before the first of \
-         them; lower the learning rate or look at the data"
-    )]
+    #[error("{}", too_many_skips(*reason, *skips, *max_skips, var.as_deref(), *total_norm, *loss, clip))]
     TooManySkips {
+        /// Why it was skipped.
+        reason: SkipReason,
         /// Skipped steps in a row, this one included.
         skips: u32,
         /// How many are allowed.
         max_skips: u32,
-        /// Name of the first Var whose gradient is bad.
-        var: String,
-    },
-    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows, the last of them by the
-    /// rule: its norm was too large.
-    ///
-    /// ```
-    /// # use candle_core::{Device, Var};
-    /// # use candle_nn::{Optimizer, SGD};
-    /// # let w = Var::new(3f64, &Device::Cpu)?;
-    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
-    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error};
-    ///
-    /// let clip = Clip::skip_norm(1.0).max_skips(1);
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], clip)?;
-    /// let loss = (w.as_tensor() * 7.0)?;
-    /// assert!(opt.backward_step_report(&loss)?.skipped()?);
-    /// let error = opt.backward_step_report(&loss).unwrap_err();
-    /// assert!(matches!(error, Error::TooManyLargeNorms { skips: 2, total_norm: 7.0, .. }));
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    #[error(
-        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the norm {total_norm} is too large \
-         for the rule {clip}; the weights are as they were before the first of them; lower the learning rate, or take \
-         a rule that allows more"
-    )]
-    TooManyLargeNorms {
-        /// Skipped steps in a row, this one included.
-        skips: u32,
-        /// How many are allowed.
-        max_skips: u32,
-        /// The norm of this step's gradients.
+        /// Name of the first Var whose gradient is non-finite, for [`SkipReason::NonFinite`].
+        var: Option<String>,
+        /// The norm of the finite elements of all gradients.
         total_norm: f64,
+        /// The loss, if the rule looks at it.
+        loss: Option<f64>,
         /// The [`Clip`](crate::Clip) as text.
         clip: String,
-    },
-    /// The same, the last of them since its loss was too large.
-    #[error(
-        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the loss {loss} is too large for the \
-         rule {clip}; the weights are as they were before the first of them; look at the data, or take a rule that \
-         allows more"
-    )]
-    TooManyLargeLosses {
-        /// Skipped steps in a row, this one included.
-        skips: u32,
-        /// How many are allowed.
-        max_skips: u32,
-        /// The loss of this step.
-        loss: f64,
-        /// The [`Clip`](crate::Clip) as text.
-        clip: String,
-    },
-    /// The same, the last of them by a [`ClipRule`](crate::ClipRule).
-    #[error(
-        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the ClipRule skipped a step of norm \
-         {total_norm}; the weights are as they were before the first of them"
-    )]
-    TooManyRuleSkips {
-        /// Skipped steps in a row, this one included.
-        skips: u32,
-        /// How many are allowed.
-        max_skips: u32,
-        /// The norm of this step's gradients.
-        total_norm: f64,
     },
     /// A loss that is not one number, for a rule that looks at it.
     #[error("the loss has shape {shape:?}, expected one number: the clip looks at it (loss_z)")]
@@ -483,4 +429,39 @@ impl From<Error> for candle_core::Error {
             other => Self::msg(other),
         }
     }
+}
+
+fn too_many_skips(
+    reason: SkipReason,
+    skips: u32,
+    max_skips: u32,
+    var: Option<&str>,
+    total_norm: f64,
+    loss: Option<f64>,
+    clip: &str,
+) -> String {
+    let weights = "the weights are as they were before the first of them";
+    if reason == SkipReason::NonFinite {
+        let var = var.unwrap_or("unknown");
+        return format!(
+            "gradients were not finite in {skips} step(s) in a row, more than max_skips = {max_skips}: the first bad Var is \
+             {var}; {weights}; lower the learning rate or look at the data"
+        );
+    }
+    let start =
+        format!("{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: ");
+    let end = match reason {
+        SkipReason::LargeNorm => format!(
+            "the norm {total_norm} is too large for the rule {clip}; {weights}; lower the learning rate, or take a rule that \
+             allows more"
+        ),
+        SkipReason::LargeLoss => {
+            let loss = loss.unwrap_or(f64::NAN);
+            format!(
+                "the loss {loss} is too large for the rule {clip}; {weights}; look at the data, or take a rule that allows more"
+            )
+        }
+        _ => format!("the ClipRule skipped a step of norm {total_norm}; {weights}"),
+    };
+    start + &end
 }

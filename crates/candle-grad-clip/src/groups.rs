@@ -238,10 +238,6 @@ impl ParamGroups {
         self.iter().any(|group| group.max_norm.is_some())
     }
 
-    pub(crate) fn has_rates(&self) -> bool {
-        self.iter().any(ParamGroup::has_rates)
-    }
-
     /// The place of each name's group in this list, counted from 1; 0 for none.
     ///
     /// # Errors

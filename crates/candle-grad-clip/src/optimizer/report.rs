@@ -1,41 +1,12 @@
+//! What a step measured and did, as its caller gets it.
+
 use std::sync::Arc;
 
-use candle_grad_clip_kernels::NormType;
-
-use crate::clip::{Action, Decision, GroupRecord, NonFinite, SkipReason};
+use super::pending::PendingStep;
+use super::record::{StepPath, StepRecord};
+use crate::clip::GroupRecord;
 use crate::error::Result;
-use crate::gradients::Measurements;
-use crate::optimizer::late::LateStep;
-
-/// How a step got its gradients.
-///
-/// ```
-#[doc = include_str!("../step_example.md")]
-/// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-/// assert_eq!(opt.backward_step_report(&loss)?.path(), StepPath::InPlace);
-/// assert_eq!(opt.step_report(&loss.backward()?)?.path(), StepPath::Copied);
-/// assert_eq!(opt.backward_step_report(&(&loss * f64::NAN)?)?.path(), StepPath::Skipped);
-/// opt.set_clip(Clip::norm(100.0))?;
-/// assert_eq!(opt.backward_step_report(&loss)?.path(), StepPath::Unchanged);
-/// # Ok::<(), candle_grad_clip::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum StepPath {
-    /// As they came: nothing was written and nothing copied.
-    Unchanged,
-    /// Edited in the store that `backward` made, on CPU in place.
-    InPlace,
-    /// Edited copies in the wrapper's own buffer, as the store was the caller's.
-    Copied,
-    /// As they came, by one of [`optim`](crate::optim)'s optimizers, which edits them on the way into its update. Where a GPU
-    /// decides, [`StepReport::path`] says so of skipped steps too, as it waits for nothing; [`StepReport::to_record`] knows.
-    Fused,
-    /// The inner optimizer was not called.
-    Skipped,
-}
+use crate::skip_reason::SkipReason;
 
 /// What one step measured and did: of [`ClippedOptimizer::step_report`] and `last_report`.
 ///
@@ -71,129 +42,11 @@ pub struct StepReport {
     /// All of it; of a late step what is known without its numbers.
     pub(crate) record: StepRecord,
     /// The numbers of a step that a GPU has decided.
-    pub(crate) late: Option<Arc<LateStep>>,
+    pub(crate) late: Option<Arc<PendingStep>>,
     pub(crate) missing: Arc<[String]>,
     /// Of all Vars, in their order.
     pub(crate) names: Arc<[String]>,
     pub(crate) param_norms: Option<Arc<[f64]>>,
-}
-
-/// A [`StepReport`] as plain data, for logs.
-///
-/// With the feature `serde` it is `Serialize` and `Deserialize`; in JSON, which has no NaN and no
-/// infinity, such norms are the strings "NaN" and "inf".
-///
-/// ```
-#[doc = include_str!("../step_example.md")]
-/// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-/// let record = opt.backward_step_report(&loss)?.to_record()?;
-/// assert_eq!((record.step, record.total_norm, record.was_clipped), (1, 5.0, true));
-/// # Ok::<(), candle_grad_clip::Error>(())
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct StepRecord {
-    /// The step's number, from 1; skipped steps count.
-    pub step: u64,
-    /// Which norm the norms are.
-    pub norm_type: NormType,
-    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but of
-    /// the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
-    pub total_norm: f64,
-    /// The same after clipping; 0 for a skipped step.
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
-    pub clipped_norm: f64,
-    /// What every gradient was multiplied by, at most 1 (the smallest where each Var or unit has its own); 1 for a value clip, 0
-    /// for a skipped step.
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
-    pub clip_coef: f64,
-    /// Whether clipping changed anything.
-    pub was_clipped: bool,
-    /// Elements that a value clip changed, or units that [`Clip::agc`](crate::Clip::agc) changed; 0 for a norm clip, which changes all
-    /// or none.
-    pub num_clipped: u64,
-    /// Whether the step was skipped.
-    pub skipped: bool,
-    /// Why it was.
-    #[cfg_attr(feature = "serde", serde(default))]
-    pub skip_reason: Option<SkipReason>,
-    /// NaN and infinite elements in all gradients, as they came.
-    pub non_finite: u64,
-    /// How the inner optimizer got its gradients.
-    pub path: StepPath,
-    /// The groups of Vars, if there are some, in their order.
-    pub groups: Vec<GroupRecord>,
-    /// Vars that got no gradient.
-    pub missing: Vec<String>,
-    /// Norm of each Var's gradient before clipping, by name, in the order of the Vars; 0 for those
-    /// without one; empty unless asked for.
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float::named"))]
-    pub param_norms: Vec<(String, f64)>,
-    /// [`StepReport::tiny_coefs_in_a_row`].
-    #[cfg_attr(feature = "serde", serde(default))]
-    pub tiny_coefs_in_a_row: u64,
-}
-
-impl StepRecord {
-    /// What is known of a step that a GPU is still to decide.
-    pub(crate) fn launched(step: u64, norm_type: NormType) -> Self {
-        Self {
-            step,
-            norm_type,
-            total_norm: f64::NAN,
-            clipped_norm: f64::NAN,
-            clip_coef: f64::NAN,
-            was_clipped: false,
-            num_clipped: 0,
-            skipped: false,
-            skip_reason: None,
-            non_finite: 0,
-            path: StepPath::Fused,
-            groups: Vec::new(),
-            missing: Vec::new(),
-            param_norms: Vec::new(),
-            tiny_coefs_in_a_row: 0,
-        }
-    }
-
-    /// The record of a step that was decided so, but for what has names.
-    pub(crate) fn new(
-        step: u64,
-        measured: &Measurements<'_>,
-        decision: &Decision,
-        non_finite: NonFinite,
-        path: StepPath,
-    ) -> Self {
-        Self {
-            step,
-            norm_type: measured.norm_type,
-            total_norm: match non_finite {
-                NonFinite::Zero => measured.norm().value(),
-                _ => measured.total_norm(),
-            },
-            clipped_norm: decision.clipped_norm,
-            clip_coef: decision.clip_coef,
-            was_clipped: decision.was_clipped,
-            num_clipped: decision.num_clipped,
-            skipped: matches!(decision.action, Action::Refuse(_)),
-            skip_reason: match decision.action {
-                Action::Refuse(reason) => Some(reason),
-                Action::Leave | Action::Edit(_) => None,
-            },
-            non_finite: measured.total.stats.non_finite(),
-            path: match decision.action {
-                Action::Refuse(_) => StepPath::Skipped,
-                Action::Leave if path != StepPath::Fused => StepPath::Unchanged,
-                Action::Leave | Action::Edit(_) => path,
-            },
-            groups: decision.groups.clone(),
-            missing: Vec::new(),
-            param_norms: Vec::new(),
-            tiny_coefs_in_a_row: 0,
-        }
-    }
 }
 
 /// Shows [`StepReport::to_record`].
@@ -503,41 +356,5 @@ impl StepReport {
             param_norms: param_norms.collect(),
             ..self.record()?.clone()
         })
-    }
-}
-
-#[cfg(all(test, feature = "serde"))]
-mod tests {
-    use super::{NormType, StepPath, StepRecord};
-
-    #[test]
-    fn a_record_survives_json() -> Result<(), serde_json::Error> {
-        let record = StepRecord {
-            step: 3,
-            norm_type: NormType::P(1.5),
-            total_norm: f64::INFINITY,
-            clipped_norm: 0.25,
-            clip_coef: 0.0,
-            was_clipped: false,
-            num_clipped: 0,
-            skipped: true,
-            skip_reason: Some(super::SkipReason::NonFinite),
-            non_finite: 2,
-            path: StepPath::Skipped,
-            groups: Vec::new(),
-            missing: vec!["a".into()],
-            param_norms: vec![("b".into(), f64::INFINITY), ("c".into(), 1.5)],
-            tiny_coefs_in_a_row: 4,
-        };
-        let json = serde_json::to_string(&record)?;
-        assert!(json.contains(r#""total_norm":"inf""#), "{json}");
-        assert_eq!(serde_json::from_str::<StepRecord>(&json)?, record);
-        let nan = json.replace("\"inf\"", "\"NaN\"");
-        assert!(
-            serde_json::from_str::<StepRecord>(&nan)?
-                .total_norm
-                .is_nan()
-        );
-        Ok(())
     }
 }

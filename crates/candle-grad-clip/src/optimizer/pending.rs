@@ -3,15 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::frozen::TinyCoefs;
+use super::record::{StepPath, StepRecord};
+use super::skips::{Skip, Skips};
 use crate::backend::{Outcome, StepResult};
 use crate::clip::{Clip, Limits, RuleState};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gradients::{GradStats, Measurements, norm_of};
-use crate::optimizer::frozen::TinyCoefs;
-use crate::optimizer::report::{StepPath, StepRecord};
+use crate::skip_reason::SkipReason;
 
 /// A step whose numbers are on a GPU, or were.
-pub(crate) struct LateStep {
+pub(crate) struct PendingStep {
     /// What holds memory of the GPU's: until the numbers are here.
     result: Mutex<Option<Arc<dyn StepResult>>>,
     outcome: OnceLock<Outcome>,
@@ -24,7 +26,7 @@ pub(crate) struct LateStep {
     param_norms: OnceLock<Vec<f64>>,
 }
 
-impl LateStep {
+impl PendingStep {
     pub(crate) fn new(
         result: Arc<dyn StepResult>,
         clip: Clip,
@@ -130,42 +132,38 @@ impl LateStep {
 
 /// The steps whose results nobody has looked at yet, the oldest first, and what those before have told.
 #[derive(Default)]
-pub(crate) struct LateSteps {
-    waiting: VecDeque<Arc<LateStep>>,
-    /// The skips in a row up to the last result that was looked at.
-    skips_in_a_row: Option<u32>,
+pub(crate) struct PendingSteps {
+    waiting: VecDeque<Arc<PendingStep>>,
     /// Steps taken, of those whose results were looked at.
     steps_taken: u64,
     tiny_coefs: TinyCoefs,
 }
 
-impl LateSteps {
-    pub(crate) fn push(&mut self, step: Arc<LateStep>) {
+impl PendingSteps {
+    pub(crate) fn push(&mut self, step: Arc<PendingStep>) {
         self.waiting.push_back(step);
     }
 
     /// Looks at the results that have arrived, waiting for none.
-    pub(crate) fn notice(&mut self, names: &[String]) -> Result<()> {
+    pub(super) fn notice(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
         while self.waiting.front().is_some_and(|step| step.is_ready()) {
-            self.look_at_first(names)?;
+            self.look_at_first(names, skips)?;
         }
         Ok(())
     }
 
-    /// Waits for all results; returns the skips in a row up to now, if there were any results since the last call.
-    pub(crate) fn settle(&mut self, names: &[String]) -> Result<Option<u32>> {
+    /// Waits for all results, and counts their skips.
+    pub(super) fn settle(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
         while !self.waiting.is_empty() {
-            self.look_at_first(names)?;
+            self.look_at_first(names, skips)?;
         }
-        Ok(self.skips_in_a_row.take())
+        Ok(())
     }
 
-    /// As [`LateSteps::settle`], without looking: for a save.
-    pub(crate) fn skips_in_a_row(&self) -> Result<Option<u32>> {
-        match self.waiting.back() {
-            Some(last) => Ok(Some(last.outcome()?.skips_in_a_row)),
-            None => Ok(self.skips_in_a_row),
-        }
+    /// The skips in a row after the last step, if its result was not looked at: for a save.
+    pub(super) fn skips_in_a_row(&self) -> Result<Option<u32>> {
+        let last = self.waiting.back().map(|last| last.outcome());
+        Ok(last.transpose()?.map(|outcome| outcome.skips_in_a_row))
     }
 
     /// Steps taken, of all that were launched. Waits for their results.
@@ -177,37 +175,32 @@ impl LateSteps {
         Ok(taken)
     }
 
-    /// Warns of a skipped step; the error if it is one too many.
-    fn look_at_first(&mut self, names: &[String]) -> Result<()> {
+    fn look_at_first(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
         let Some(step) = self.waiting.front().cloned() else {
             return Ok(());
         };
         let outcome = step.outcome()?;
-        let (number, max_skips) = (step.step, step.clip.max_skips);
-        let bad = step.with_grad.get(outcome.first_bad);
-        let var = bad.map_or_else(String::new, |&index| names[index].clone());
         self.waiting.pop_front();
-        self.skips_in_a_row = Some(outcome.skips_in_a_row);
+        let stats = outcome.total.stats;
+        let norm_type = step.clip.request().norm_type;
         if !outcome.skipped {
+            skips.end();
             self.steps_taken += 1;
-            let norm_type = step.clip.request().norm_type;
-            let total_norm = norm_of(outcome.total.stats, norm_type);
-            self.tiny_coefs.count(number, total_norm, outcome.clip_coef);
+            let total_norm = norm_of(stats, norm_type);
+            self.tiny_coefs
+                .count(step.step, total_norm, outcome.clip_coef);
             return Ok(());
         }
-        if outcome.skips_in_a_row > max_skips {
-            return Err(Error::TooManySkips {
-                skips: outcome.skips_in_a_row,
-                max_skips,
-                var,
-            });
-        }
-        tracing::warn!(
-            step = number,
-            var,
-            non_finite = outcome.total.stats.non_finite(),
-            "step skipped: gradients are not finite"
-        );
-        Ok(())
+        let bad = step.with_grad.get(outcome.first_bad);
+        skips.in_a_row = outcome.skips_in_a_row.saturating_sub(1); // the GPU has counted this one
+        skips.count(Skip {
+            reason: SkipReason::NonFinite,
+            step: step.step,
+            var: bad.map(|&index| names[index].clone()),
+            non_finite: stats.non_finite(),
+            total_norm: stats.power.root(norm_type).value(),
+            loss: None,
+            clip: &step.clip,
+        })
     }
 }

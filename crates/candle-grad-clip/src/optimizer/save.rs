@@ -1,0 +1,166 @@
+//! Checkpoints of the wrapper.
+
+use std::path::Path;
+
+use super::ClippedOptimizer;
+use super::core::check_no_clip_beside_rule as check_none;
+use super::frozen::TinyCoefs;
+use super::pending::PendingSteps;
+use crate::checkpoint::WrapperRecord;
+use crate::clip::{Clip, ClipRule};
+use crate::error::{Error, Result};
+use crate::loss_scaler::LossScaler;
+use crate::optim;
+
+/// Checkpoints, of the optimizers that have them.
+impl<O: optim::Checkpoint> ClippedOptimizer<O> {
+    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the counters of steps and of
+    /// steps taken, the skips in a row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
+    ///
+    /// # Errors
+    /// As [`optim::AdamW::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path.as_ref(), false)
+    }
+
+    /// As [`save`](Self::save), also where the state is NaN or infinite: see
+    /// [`optim::AdamW::save_non_finite`].
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn save_non_finite(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path.as_ref(), true)
+    }
+
+    fn save_with(&self, path: &Path, non_finite: bool) -> Result<()> {
+        let wrapper = WrapperRecord {
+            clip: self.core.clip.clone(),
+            rule: self.core.rule.record(self.core.vars.names()),
+            step: self.core.step,
+            steps_taken: Some(self.core.steps_taken()?),
+            skips_in_a_row: self.core.skips_in_a_row()?,
+            loss_scaler: self
+                .core
+                .loss_scaler
+                .as_ref()
+                .map(|scaler| scaler.0.clone()),
+            own_rule: self
+                .core
+                .own
+                .as_ref()
+                .map(|own| own.save())
+                .unwrap_or_default(),
+        };
+        self.inner
+            .save_to(path, Some((&self.core.vars, wrapper)), non_finite)
+    }
+
+    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters become those of the file, as the inner
+    /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one, and its [`LossScaler`] if the
+    /// file has none. There is no
+    /// [`last_report`](Self::last_report) then. The weights must be loaded as well (see
+    /// [`optim`](crate::optim#checkpoints)).
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::Sgd;
+    /// use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// use candle_nn::Optimizer;
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-wrapper-{}", std::process::id()));
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let vars = vec![("w".to_string(), w.clone())];
+    /// let make = |clip| ClippedOptimizer::wrap(Sgd::named(vars.clone(), 0.1)?, vars.clone(), clip);
+    /// let mut opt = make(Clip::norm(1.0))?;
+    /// opt.backward_step(&w.sqr()?.sum_all()?)?;
+    /// opt.save(&path)?;
+    ///
+    /// let mut resumed = make(Clip::none())?;
+    /// resumed.load(&path)?;
+    /// assert_eq!(resumed.clip(), &Clip::norm(1.0));
+    /// resumed.set_clip(Clip::norm(0.5))?; // after `load`
+    /// assert_eq!(resumed.backward_step_report(&w.sqr()?.sum_all()?)?.step(), 2);
+    /// # let _ = std::fs::remove_file(path);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`optim::AdamW::load`]. Nothing is changed then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.core.trained.adopt(&mut self.inner, &self.core.vars)?; // `inner_mut` may have put another in its place
+        let path = path.as_ref();
+        let steps_taken = self.core.steps_taken()?;
+        let (vars, groups) = (&self.core.vars, self.core.limits.groups());
+        let (own_rule, has_schedule) = (&mut self.core.own, self.core.schedule.is_some());
+        let mut units = None;
+        let mut check = |wrapper: &WrapperRecord| {
+            let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
+            clip.check_groups(groups.has_limits())?;
+            clip.check_no_clip(groups)?;
+            if has_schedule {
+                clip.check_schedule()?;
+            }
+            units = clip.unit_plan(vars)?;
+            let unknown = wrapper.rule.unknown(vars.names());
+            if !unknown.is_empty() {
+                return Err(Error::CheckpointMismatch {
+                    path: path.to_path_buf(),
+                    differences: vec![format!(
+                        "the clip's means are of Vars that are not here: {}",
+                        unknown.join(", ")
+                    )],
+                });
+            }
+            load_rule(own_rule.as_mut(), clip, state, path)
+        };
+        if let Some(wrapper) = self.inner.load_from(path, &mut check)? {
+            self.core.rule = wrapper.rule.state(self.core.vars.names());
+            self.core.clip = wrapper.clip;
+            self.core.units = units;
+            // Whatever the file says, in the window's length.
+            self.core.clip.adapt(&mut self.core.rule);
+            self.core.step = wrapper.step;
+            self.core.steps_taken = wrapper.steps_taken.unwrap_or(steps_taken);
+            self.core.skips.in_a_row = wrapper.skips_in_a_row;
+            if let Some(scaling) = wrapper.loss_scaler {
+                self.core.loss_scaler = Some(LossScaler(scaling));
+            }
+        } else {
+            self.core.steps_taken = steps_taken;
+        }
+        self.core.pending = PendingSteps::default();
+        self.core.tiny_coefs = TinyCoefs::default();
+        self.core.last_report = None;
+        Ok(())
+    }
+}
+
+/// Gives the user's rule what a checkpoint has of it; the last of what can fail when one is loaded.
+fn load_rule(
+    rule: Option<&mut Box<dyn ClipRule>>,
+    clip: &Clip,
+    state: &[f64],
+    path: &Path,
+) -> Result<()> {
+    let fault = |reason: String| Error::Checkpoint {
+        path: path.to_path_buf(),
+        reason,
+    };
+    match rule {
+        Some(rule) => {
+            check_none(clip)?;
+            if state.is_empty() {
+                return Ok(());
+            }
+            let loaded = rule.load(state);
+            loaded.map_err(|reason| fault(format!("its ClipRule's state: {reason}")))
+        }
+        None if state.is_empty() => Ok(()),
+        None => Err(fault(
+            "it has the state of a ClipRule, expected a wrapper that was given one by with_rule"
+                .to_string(),
+        )),
+    }
+}
