@@ -1,6 +1,6 @@
 //! Steps that a GPU decides, in the wrapper.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels::Edit;
@@ -76,22 +76,23 @@ impl Core {
         let with_grad = entries.iter().enumerate();
         let with_grad = with_grad.filter(|(_, entry)| entry.grad.is_some() && entry.elements > 0);
         let with_grad = with_grad.map(|(index, _)| index).collect();
-        let late = PendingStep::new(
+        let pending = PendingStep::new(
             result,
             self.clip.clone(),
             self.step,
             with_grad,
             self.with_param_norms,
         );
-        let late = Arc::new(late);
-        self.pending.push(late.clone());
+        let pending = Arc::new(pending);
+        self.pending.push(pending.clone());
         tracing::debug!(step = self.step, "step launched");
         let report = StepReport {
-            record: StepRecord::launched(self.step, plan.request.norm_type),
-            late: Some(late),
+            known: StepRecord::launched(self.step, plan.request.norm_type),
+            pending: Some(pending),
             missing: self.missing.notice(&self.vars, &entries),
             names: self.vars.shared_names().clone(),
             param_norms: None,
+            record: OnceLock::new(),
         };
         self.last_report = Some(report.clone());
         Ok(Some(report))

@@ -30,7 +30,7 @@ pub enum StepPath {
     /// Edited copies in the wrapper's own buffer, as the store was the caller's.
     Copied,
     /// As they came, by one of [`optim`](crate::optim)'s optimizers, which edits them on the way into its update. Where a GPU
-    /// decides, [`StepReport::path`](crate::StepReport::path) says so of skipped steps too, as it waits for nothing; [`StepReport::to_record`](crate::StepReport::to_record) knows.
+    /// decides, [`StepReport::path`](crate::StepReport::path) says so of skipped steps too, as it waits for nothing; [`StepReport::record`](crate::StepReport::record) knows.
     Fused,
     /// The inner optimizer was not called.
     Skipped,
@@ -44,7 +44,8 @@ pub enum StepPath {
 /// ```
 #[doc = include_str!("../step_example.md")]
 /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-/// let record = opt.backward_step_report(&loss)?.to_record()?;
+/// let report = opt.backward_step_report(&loss)?;
+/// let record = report.record()?;
 /// assert_eq!((record.step, record.total_norm, record.was_clipped), (1, 5.0, true));
 /// # Ok::<(), candle_grad_clip::Error>(())
 /// ```
@@ -89,12 +90,41 @@ pub struct StepRecord {
     /// without one; empty unless asked for.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float::named"))]
     pub param_norms: Vec<(String, f64)>,
-    /// [`StepReport::tiny_coefs_in_a_row`](crate::StepReport::tiny_coefs_in_a_row).
+    /// How many steps in a row, up to this one, had a [`clip_coef`](Self::clip_coef) below 1e-6: a model that stands still. At the
+    /// tenth there is a warning. Skipped steps, and those of norm 0, neither count nor end the row. 0 for a step that a GPU decides,
+    /// where only the warning tells.
     #[cfg_attr(feature = "serde", serde(default))]
     pub tiny_coefs_in_a_row: u64,
 }
 
 impl StepRecord {
+    /// The `k` largest of [`param_norms`](Self::param_norms), largest first, NaN before all.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # let (a, b) = (Var::new(0f64, &Device::Cpu)?, Var::new(0f64, &Device::Cpu)?);
+    /// # let sgd = SGD::new(vec![a.clone(), b.clone()], 0.1)?;
+    /// # let vars = vec![("a".to_string(), a.clone()), ("b".to_string(), b.clone())];
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_param_norms(true);
+    /// let report = opt.backward_step_report(&((a.as_tensor() * 2.0)? + (b.as_tensor() * 7.0)?)?)?;
+    /// assert_eq!(report.record()?.largest_param_norms(1), [("b", 7.0)]);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn largest_param_norms(&self, k: usize) -> Vec<(&str, f64)> {
+        let norms = self.param_norms.iter();
+        let mut norms: Vec<_> = norms.map(|(name, norm)| (name.as_str(), *norm)).collect();
+        let key = |norm: f64| if norm.is_nan() { f64::INFINITY } else { norm };
+        norms.sort_by(|a, b| {
+            let nan_first = b.1.is_nan().cmp(&a.1.is_nan());
+            nan_first.then(key(b.1).total_cmp(&key(a.1)))
+        });
+        norms.truncate(k);
+        norms
+    }
+
     /// What is known of a step that a GPU is still to decide.
     pub(crate) fn launched(step: u64, norm_type: NormType) -> Self {
         Self {

@@ -1,6 +1,8 @@
 //! The step: schedule, collect and measure, decide, apply, report, observe.
 
 use candle_core::backprop::GradStore;
+use std::sync::OnceLock;
+
 use candle_core::{Tensor, TensorId};
 use candle_grad_clip_kernels::Edit;
 
@@ -302,14 +304,15 @@ impl Core {
         path: StepPath,
     ) -> StepReport {
         let step = self.step + 1;
-        let record = StepRecord::new(step, measured, decision, self.clip.non_finite, path);
+        let known = StepRecord::new(step, measured, decision, self.clip.non_finite, path);
         let param_norms = self.with_param_norms.then(|| measured.param_norms().into());
         StepReport {
-            record,
-            late: None,
+            known,
+            pending: None,
             missing: self.missing.notice(&self.vars, &measured.entries),
             names: self.vars.shared_names().clone(),
             param_norms,
+            record: OnceLock::new(),
         }
     }
 
@@ -320,7 +323,7 @@ impl Core {
         decision: &Decision,
         skipped_inside: Option<SkipReason>,
     ) -> StepReport {
-        let record = &mut report.record;
+        let record = &mut report.known;
         if let Some(reason) = skipped_inside {
             record.skipped = true;
             record.skip_reason = Some(reason);
