@@ -8,8 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use candle_grad_clip_kernels::{Edit, NormType};
 use rustc_hash::FxHashSet;
 
-use crate::NonFinite;
 use crate::backend::{self, Backends};
+use crate::clip::NonFinite;
 use crate::error::{Error, Result};
 use crate::gradients::{Entry, Place, Request, without_cuda};
 use crate::pipeline::collect::check_any_match;

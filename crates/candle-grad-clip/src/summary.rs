@@ -1,5 +1,7 @@
-use crate::StepReport;
+//! What many steps together tell.
+
 use crate::error::Result;
+use crate::optimizer::StepReport;
 
 /// What many steps together tell: how often clipping acted, and which `max_norm` to take.
 ///

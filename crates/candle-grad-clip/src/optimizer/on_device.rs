@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use candle_core::Var;
 use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels::Edit;
 
@@ -11,8 +12,10 @@ use super::nested;
 use super::pending::PendingStep;
 use super::record::StepRecord;
 use super::report::StepReport;
+use crate::backend::StepResult;
 use crate::clip::Edits;
 use crate::error::Result;
+use crate::gradients::{Entry, Plan};
 use crate::optim::Clipped;
 use crate::pipeline::measure::walk;
 
@@ -33,20 +36,12 @@ impl Core {
         inner: &mut Inner<'_>,
         grads: &GradStore,
     ) -> Result<Option<StepReport>> {
-        // A wrapper around this one wants to know whether the step was skipped.
-        let plain = self.limits.is_empty()
-            && self.loss_scaler.is_none()
-            && self.own.is_none()
-            && !nested::is_inside();
-        let (true, Some(plan)) = (plain, self.clip.plan()) else {
-            return Ok(None);
-        };
         let Inner::Fused(fused) = inner else {
             return Ok(None);
         };
-        if !self.vars.vars().iter().any(|var| var.device().is_cuda()) {
-            return Ok(None); // before the gradients are looked up
-        }
+        let Some(plan) = self.device_plan() else {
+            return Ok(None);
+        };
         self.trained.adopt(*fused, &self.vars)?;
         if !fused.trained().gpu_leads() {
             // It did, and `inner_mut` has ended that.
@@ -72,6 +67,28 @@ impl Core {
         let Some(result) = result else {
             return Ok(None);
         };
+        Ok(Some(self.launched(result, &plan, &entries)))
+    }
+
+    /// What a GPU is to decide, if it can.
+    fn device_plan(&self) -> Option<Plan> {
+        // A wrapper around this one wants to know whether the step was skipped.
+        let is_plain = self.limits.is_empty()
+            && self.loss_scaler.is_none()
+            && self.own.is_none()
+            && !nested::is_inside();
+        let is_cuda = |var: &Var| var.device().is_cuda();
+        let plan = self.clip.plan().filter(|_| is_plain)?;
+        self.vars.vars().iter().any(is_cuda).then_some(plan)
+    }
+
+    /// The report of a step that was launched.
+    fn launched(
+        &mut self,
+        result: Arc<dyn StepResult>,
+        plan: &Plan,
+        entries: &[Entry<'_>],
+    ) -> StepReport {
         self.step += 1;
         let with_grad = entries.iter().enumerate();
         let with_grad = with_grad.filter(|(_, entry)| entry.grad.is_some() && entry.elements > 0);
@@ -89,12 +106,12 @@ impl Core {
         let report = StepReport {
             known: StepRecord::launched(self.step, plan.request.norm_type),
             pending: Some(pending),
-            missing: self.missing.notice(&self.vars, &entries),
+            missing: self.missing.notice(&self.vars, entries),
             names: self.vars.shared_names().clone(),
             param_norms: None,
             record: OnceLock::new(),
         };
         self.last_report = Some(report.clone());
-        Ok(Some(report))
+        report
     }
 }
