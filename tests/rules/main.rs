@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod agc;
-mod agc_cases;
 mod conformance;
 mod formulas;
 mod frozen;

@@ -1,5 +1,4 @@
 //! Micro-batches added up are the big batch: to rounding, for any number of threads, with missing and bad gradients.
-#![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;

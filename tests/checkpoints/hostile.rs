@@ -1,5 +1,4 @@
 //! Whatever a file holds: no panic, no partial load.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::Path;

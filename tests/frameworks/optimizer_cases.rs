@@ -1,16 +1,15 @@
 //! Where PyTorch's AdamW and SGD end: see `tests/cases/README.md`.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use support::device::kernels;
 
 use candle_core::DType;
 use candle_grad_clip::backend::{self, Backend};
-use support::cases::Number;
-use support::optim_cases::{self, Hyper, Limit, OptimCase, OptimTensor, WAYS, Way};
+use support::function_cases::Number;
+use support::optimizer_cases::{self, Hyper, Limit, OptimCase, OptimTensor, WAYS, Way};
 
 fn cases() -> Vec<OptimCase> {
-    optim_cases::all().unwrap().cases
+    optimizer_cases::all().unwrap().cases
 }
 
 /// What is wrong with a run of `run`, beside what `case` expects.
@@ -20,8 +19,8 @@ fn faults(case: &OptimCase, run: &OptimCase, way: Way, backend: Backend) -> Vec<
             let differences = case.differences(&outcome);
             let faults = differences
                 .into_iter()
-                .filter(optim_cases::Difference::is_fault);
-            let in_words = |one: optim_cases::Difference| {
+                .filter(optimizer_cases::Difference::is_fault);
+            let in_words = |one: optimizer_cases::Difference| {
                 format!("{} ({:.3} of what is allowed)", one.what, one.of_allowed)
             };
             faults.map(in_words).collect()
@@ -90,7 +89,7 @@ fn every_case_agrees_on_composed() {
 
 #[test]
 fn the_cases_are_many_and_of_every_kind() {
-    let file = optim_cases::all().unwrap();
+    let file = optimizer_cases::all().unwrap();
     assert_eq!((&*file.framework, &*file.version), ("pytorch", "2.15.0"));
     assert_eq!(file.eps, 1e-6);
     let at_least = |least: usize, what: &str, is: &dyn Fn(&OptimCase) -> bool| {
@@ -256,14 +255,14 @@ fn every_expectation_that_is_changed_is_found() {
 /// Some way in which an optimizer may be wrong; false if that is no change.
 type Mistake = fn(&mut OptimCase) -> bool;
 
-fn adamw(case: &mut OptimCase) -> Option<&mut optim_cases::AdamWHyper> {
+fn adamw(case: &mut OptimCase) -> Option<&mut optimizer_cases::AdamWHyper> {
     match &mut case.optimizer {
         Hyper::AdamW(hyper) => Some(hyper),
         Hyper::Sgd(_) => None,
     }
 }
 
-fn momentum(case: &mut OptimCase) -> Option<&mut optim_cases::SgdHyper> {
+fn momentum(case: &mut OptimCase) -> Option<&mut optimizer_cases::SgdHyper> {
     match &mut case.optimizer {
         Hyper::Sgd(hyper) if hyper.momentum > 0.0 => Some(hyper),
         _ => None,

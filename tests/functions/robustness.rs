@@ -1,7 +1,6 @@
 //! No panic, and the right answer, for anything that the types allow.
 //!
 //! A gradient on another device than its Var needs a second device: it can't be tested on CPU.
-#![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
@@ -12,7 +11,6 @@ use candle_grad_clip::{
     clip_grad_norm, clip_grad_norm_with, clip_grad_value, clip_grads_with_norm, total_norm,
 };
 use candle_nn::{Optimizer, SGD};
-use std::time::Duration;
 use support::device::{backends, device};
 use support::gradients::{
     all_values, bits, bits_of_gradients, bits_of_vars, gradients_of, store_for, store_of, tensor,
@@ -20,7 +18,6 @@ use support::gradients::{
 };
 use support::optimizers::Recorder;
 use support::oracle::assert_close;
-use support::watchdog::Watchdog;
 
 const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
@@ -512,67 +509,4 @@ fn a_known_norm_keeps_nan_and_infinities_and_says_no_to_what_is_no_norm() -> Res
         }
     }
     Ok(())
-}
-
-#[test]
-fn the_watchdog_passes_what_ends_and_sets_the_pool() {
-    for threads in [1, 3] {
-        Watchdog::new(
-            "the_watchdog_passes_what_ends_and_sets_the_pool",
-            Duration::from_secs(60),
-        )
-        .rayon_threads(threads)
-        .run(|| {
-            assert_eq!(rayon::current_num_threads(), threads);
-            Ok(())
-        });
-    }
-}
-
-#[test]
-fn the_watchdog_ends_and_reports_what_hangs() {
-    let name = "the_watchdog_ends_and_reports_what_hangs";
-    let error = Watchdog::new(name, Duration::from_secs(5))
-        .case("a thread that waits")
-        .outcome(|| {
-            println!("before it waits");
-            loop {
-                std::thread::park();
-            }
-        })
-        .unwrap_err()
-        .to_string();
-    let start = "the_watchdog_ends_and_reports_what_hangs, a thread that waits, the default pool: \
-                 hangs, it has not ended after 5s";
-    assert!(error.starts_with(start), "{error}");
-    assert!(error.contains("before it waits"), "{error}");
-}
-
-#[test]
-fn the_watchdog_reports_a_panic() {
-    let error = Watchdog::new("the_watchdog_reports_a_panic", Duration::from_secs(60))
-        .outcome(|| panic!("a wrong value"))
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains(": failed."), "{error}");
-    assert!(error.contains("a wrong value"), "{error}");
-}
-
-#[test]
-fn the_watchdog_reports_an_error() {
-    let error = Watchdog::new("the_watchdog_reports_an_error", Duration::from_secs(60))
-        .outcome(|| anyhow::bail!("a wrong state"))
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains(": failed."), "{error}");
-    assert!(error.contains("a wrong state"), "{error}");
-}
-
-#[test]
-fn the_watchdog_reports_a_test_that_is_not_there() {
-    let error = Watchdog::new("no_such_test", Duration::from_secs(60))
-        .outcome(|| Ok(()))
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("no test `no_such_test`"), "{error}");
 }

@@ -1,5 +1,4 @@
 //! `weighted_power` against its equation, and its gradient against finite differences.
-#![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
 use candle_core::{DType, Tensor, Var};

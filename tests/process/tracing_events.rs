@@ -1,5 +1,4 @@
 //! Events: debug for every step, one warning for missing Vars, a warning for every skip.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

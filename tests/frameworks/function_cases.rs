@@ -1,11 +1,10 @@
 //! What PyTorch, TensorFlow and optax return, on every backend: see `tests/cases/README.md`.
-#![allow(clippy::unwrap_used)]
 
 use candle_core::DType;
 use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::{ClipGradNorm, Error, NonFinite, clip_grad_norm_with};
-use support::cases::{self, Case, CaseFile, Op, Policy};
 use support::device::{backends, kernels};
+use support::function_cases::{self as cases, Case, CaseFile, Op, Policy};
 use support::gradients::bits_of_gradients;
 
 fn policy(case: &Case) -> NonFinite {

@@ -1,5 +1,4 @@
 //! Loss scaling: exact where nothing overflows, PyTorch's rules where something does, and training in half precision.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use support::device::{backends, device};

@@ -1,5 +1,4 @@
 //! Parameter groups: learning rate, weight decay and limit by name, one global norm over all.
-#![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
 use candle_core::{DType, Tensor, Var};

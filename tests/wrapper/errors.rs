@@ -1,5 +1,4 @@
 //! The text of every error is whole, and stays so in candle's error and in `anyhow`'s.
-#![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::{

@@ -1,5 +1,4 @@
 //! Promises that hold for every row of the table (optimizer x dtype x backend).
-#![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;

@@ -1,6 +1,5 @@
 //! Checkpoints: a run that is saved and resumed is the run that was not, bit for bit; what does not fit is named; a save
 //! that fails leaves the file that was there.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::Path;
@@ -16,9 +15,6 @@ use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite, Norm
 use candle_nn::{Optimizer, ParamsAdamW, VarMap};
 use support::checkpoints::{self, Folder, names_in};
 use support::gradients::{bits_of_vars, random_values, store_for, tensor};
-
-#[path = "checkpoint_files.rs"]
-mod files;
 
 /// What the optimizers have in common here.
 trait Trains {
@@ -196,7 +192,7 @@ fn in_a_new_process(test: &str, folder: &Path, shell: Option<&str>) -> Result<Ex
         }
         None => Command::new(this),
     };
-    command.args(["--exact", test, "--test-threads", "1"]);
+    command.args(["--exact", &format!("resume::{test}"), "--test-threads", "1"]);
     command.env("CHECKPOINT_FOLDER", folder).current_dir(folder);
     let output = command.output()?;
     if !output.status.success() && shell.is_none() {
@@ -263,7 +259,7 @@ fn the_second_half_of_the_runs() -> Result<()> {
     Ok(())
 }
 
-fn pair(name: &str, var: &Var) -> (String, Var) {
+pub(crate) fn pair(name: &str, var: &Var) -> (String, Var) {
     (name.to_string(), var.clone())
 }
 

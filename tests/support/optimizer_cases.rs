@@ -10,7 +10,7 @@ use candle_grad_clip::{
 use candle_nn::{Optimizer, ParamsAdamW};
 use serde::Deserialize;
 
-use crate::cases::{Number, dtype, in_dtype};
+use crate::function_cases::{Number, dtype, in_dtype};
 use crate::gradients::{loss_with_gradients, tensor, values};
 
 /// The file.

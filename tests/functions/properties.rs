@@ -1,5 +1,4 @@
 //! Properties that hold for any gradients.
-#![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Result, Tensor, Var};
 use candle_grad_clip::backend::{self, Backend};

@@ -1,5 +1,4 @@
 //! `Summary`: how often clipping acted, and which limit to take.
-#![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
 use candle_core::DType;

@@ -1,5 +1,4 @@
 //! Storage that is shared: nothing is scaled twice, no weight is touched, nothing hangs.
-#![allow(clippy::unwrap_used)]
 
 use std::sync::mpsc;
 use std::time::Duration;

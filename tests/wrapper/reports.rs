@@ -1,5 +1,4 @@
 //! What a step's report says is what happened.
-#![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;

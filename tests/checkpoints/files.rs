@@ -12,7 +12,7 @@ use candle_nn::{Optimizer, ParamsAdamW};
 use support::checkpoints::{Folder, names_in};
 use support::device::device;
 
-use super::pair;
+use crate::resume::pair;
 
 /// An optimizer of a Var with so many elements that has taken so many steps.
 fn after(steps: usize, elements: usize) -> Result<AdamW> {

@@ -1,5 +1,4 @@
 //! The fused optimizers: those of candle to the bit, in place, with nothing changed where a step fails.
-#![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;

@@ -23,7 +23,7 @@ const EVALUATIONS: usize = 200;
 /// Runs `body` in processes with pools of 1, 2 and 8 threads.
 fn with_pools(test: &str, body: fn() -> Result<()>) {
     for threads in [1, 2, 8] {
-        Watchdog::new(test, Duration::from_secs(60))
+        Watchdog::new(&format!("threads::{test}"), Duration::from_secs(60))
             .rayon_threads(threads)
             .run(body);
     }

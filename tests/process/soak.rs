@@ -1,8 +1,10 @@
 //! Attacks for as long as you like: poisoned gradients, kills in the middle of a save, full disks, threads.
 //!
-//! `SOAK_MINUTES=30 cargo test -p candle-grad-clip-tests --test soak -- --ignored --nocapture --exact soak` runs them for half an hour; a
-//! few seconds of them run with the other tests. `SOAK_SEED` starts at another place.
-#![allow(clippy::unwrap_used)]
+//! A few seconds of them run with the other tests; for half an hour, or from another `SOAK_SEED`:
+//!
+//! ```console
+//! SOAK_MINUTES=30 cargo test -p candle-grad-clip-tests --test process -- --ignored --nocapture --exact soak::soak
+//! ```
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -297,7 +299,7 @@ const CHILD: &str = "SOAK_CHILD";
 /// This program again, with one of the tests below.
 fn child(test: &str, folder: &Path) -> Result<Child> {
     Ok(Command::new(std::env::current_exe()?)
-        .args(["--ignored", "--exact", test])
+        .args(["--ignored", "--exact", &format!("soak::{test}")])
         .env(CHILD, folder)
         .stdout(Stdio::null())
         .spawn()?)

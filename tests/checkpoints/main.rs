@@ -1,0 +1,6 @@
+//! A resumed run ends with the bits of one that was not interrupted, and no file can do harm.
+#![allow(clippy::unwrap_used)]
+
+mod files;
+mod hostile;
+mod resume;
