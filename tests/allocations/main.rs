@@ -16,7 +16,7 @@ use candle_grad_clip::{
 use candle_nn::{Optimizer, ParamsAdamW};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use support::checkpoints::{Folder, split, with_header};
-use support::gradients::{host_tensor, random_values, store_for, store_of};
+use support::gradients::{copies, host_tensor, random_values, store_for, store_of};
 use support::optimizers::Recorder;
 
 #[global_allocator]
@@ -46,11 +46,6 @@ fn sets() -> Result<Vec<Vec<Tensor>>> {
             .collect::<candle_core::Result<_>>()?)
     };
     lengths.iter().map(set).collect()
-}
-
-fn copies(gradients: &[Tensor]) -> Result<Vec<Tensor>> {
-    let copies: candle_core::Result<_> = gradients.iter().map(Tensor::copy).collect();
-    Ok(copies?)
 }
 
 fn bytes(gradients: &[Tensor]) -> usize {
@@ -278,7 +273,7 @@ fn accumulating_keeps_its_buffers() -> Result<()> {
 fn the_counter_counts() -> Result<()> {
     let _alone = alone();
     let gradients = sets()?.swap_remove(0);
-    let stats = allocated(|| copies(&gradients).map(drop))?;
+    let stats = allocated(|| Ok(copies(&gradients).map(drop)?))?;
     assert!(stats.bytes_allocated >= bytes(&gradients));
     Ok(())
 }

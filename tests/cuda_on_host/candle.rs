@@ -4,12 +4,10 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Linear, Module, Optimizer, ParamsAdamW};
 use support::cuda_on_host::Driver;
-use support::gradients::{random_values, values};
+use support::gradients::{FLOATS, random_values, values};
 use support::oracle::tolerance;
 
 use crate::assert_close;
-
-const DTYPES: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
 fn random(shape: (usize, usize), seed: u64, dtype: DType, device: &Device) -> Result<Tensor> {
     let values = random_values(shape.0 * shape.1, seed);
@@ -90,7 +88,7 @@ fn operations(dtype: DType, device: &Device) -> Result<Vec<(&'static str, Tensor
 fn operations_are_those_of_the_cpu() -> Result<()> {
     let _driver = Driver::lock();
     let gpu = Device::new_cuda(0)?;
-    for dtype in DTYPES {
+    for dtype in FLOATS {
         let (on_gpu, on_cpu) = (operations(dtype, &gpu)?, operations(dtype, &Device::Cpu)?);
         for ((name, got), (_, want)) in on_gpu.iter().zip(&on_cpu) {
             assert_eq!(got.dtype(), want.dtype());

@@ -3,10 +3,11 @@
 use anyhow::Result;
 use candle_core::DType;
 use candle_grad_clip::{clip_grad_norm, clip_grad_value};
+use support::device::on_every_backend;
 use support::gradients::{store_for, store_of, tensor, values};
 use support::oracle::{assert_all_close, assert_close};
 
-use super::{elements, in_wide_dtypes, on_every_backend};
+use super::{elements, in_wide_dtypes};
 
 #[rustfmt::skip]
 const BURN: [f64; 12] = [

@@ -22,23 +22,15 @@ mod tensorflow;
 use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
-use candle_grad_clip::{ClipGradNorm, NonFinite, NormType, backend};
-use support::device::backends;
+use candle_grad_clip::{ClipGradNorm, NonFinite, NormType};
+use support::device::on_every_backend;
 use support::gradients::{all_values, gradients_of, tensor};
 
 /// Relative, in f64.
 const EXACT: f64 = 1e-12;
-const DTYPES: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 /// The dtype that the other frameworks' tests run in, and the one in which the equations hold to the
 /// last digits, each with its relative tolerance.
 const WIDE: [(DType, f64); 2] = [(DType::F32, 1e-6), (DType::F64, EXACT)];
-
-/// Runs a body on every backend.
-fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
-    backends().into_iter().try_for_each(|backend| {
-        backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
-    })
-}
 
 /// Runs a body in f32 and in f64, on every backend.
 fn in_wide_dtypes(body: impl Fn(DType, f64) -> Result<()>) -> Result<()> {

@@ -5,10 +5,11 @@ use candle_core::{DType, Tensor};
 use candle_grad_clip::{
     ClipGradNorm, NormType, clip_by_global_norm, clip_grad_norm_with, clip_grad_value, total_norm,
 };
+use support::device::on_every_backend;
 use support::gradients::{bits_of_gradients, store_for, store_of, tensor};
 use support::oracle::{assert_all_close, assert_close};
 
-use super::{elements, in_wide_dtypes, on_every_backend, vector};
+use super::{elements, in_wide_dtypes, vector};
 
 fn optax_updates(dtype: DType) -> candle_core::Result<[Tensor; 2]> {
     Ok([

@@ -1,6 +1,7 @@
 //! Where PyTorch's AdamW and SGD end: see `tests/cases/README.md`.
 
 use std::collections::BTreeMap;
+
 use support::device::kernels;
 
 use candle_core::DType;

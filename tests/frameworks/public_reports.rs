@@ -6,13 +6,13 @@ use candle_grad_clip::optim::{AdamW, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars, NormType, clip_grad_norm, total_norm};
 use candle_nn::{Optimizer, ParamsAdamW, SGD};
 use support::checkpoints::Folder;
-use support::device::device;
+use support::device::{device, on_every_backend};
 use support::gradients::{
     bits_of_vars, loss_with_gradients, random_values, store_for, store_of, tensor, values,
 };
 use support::oracle::{self, assert_all_close, assert_close};
 
-use super::{EXACT, elements, on_every_backend, vector};
+use super::{EXACT, elements, vector};
 
 /// Vars at zero after one step of rate 1: the gradients that reached the optimizer, sign turned.
 fn moved(vars: &[Var]) -> Result<Vec<f64>> {

@@ -6,10 +6,11 @@ use candle_grad_clip::{
     Error, NonFinite, NormType, clip_grad_norm, clip_grad_norm_with, clip_grad_value,
     clip_grads_with_norm, total_norm,
 };
+use support::device::on_every_backend;
 use support::gradients::{bits_of_gradients, random_values, store_for, store_of, tensor, values};
 use support::oracle::{self, assert_all_close, assert_close};
 
-use super::{EXACT, elements, in_wide_dtypes, on_every_backend, options, vector};
+use super::{EXACT, elements, in_wide_dtypes, options, vector};
 
 /// Norm orders with the norm of [`t1_gradients`], and of the weight's alone.
 const T1: [(f64, f64, f64); 6] = [

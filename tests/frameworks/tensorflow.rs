@@ -6,16 +6,16 @@ use candle_grad_clip::{
     Error, NonFinite, NormType, clip_by_global_norm, clip_grad_norm, clip_grad_norm_with,
     clip_grad_value,
 };
-use support::device::device;
-use support::gradients::{bits_of_gradients, gradients_of, store_of, tensor, values};
+use support::device::{device, on_every_backend};
+use support::gradients::{FLOATS, bits_of_gradients, gradients_of, store_of, tensor, values};
 use support::oracle::{assert_all_close, assert_close};
 
-use super::{DTYPES, elements, in_wide_dtypes, on_every_backend, options};
+use super::{elements, in_wide_dtypes, options};
 
 #[test]
 fn v1_values_are_clipped_in_every_dtype() -> Result<()> {
     on_every_backend(|| {
-        for dtype in DTYPES {
+        for dtype in FLOATS {
             let matrix = tensor(&[-5.0, 2.0, 3.0, 4.0, 5.0, 6.0], (2, 3), dtype)?;
             let (vars, mut grads) = store_of(&[matrix])?;
             clip_grad_value(&mut grads, &vars, 4.4)?;
@@ -30,7 +30,7 @@ fn v1_values_are_clipped_in_every_dtype() -> Result<()> {
 #[test]
 fn v4_infinite_values_become_the_bound_and_nan_stays() -> Result<()> {
     on_every_backend(|| {
-        for dtype in DTYPES {
+        for dtype in FLOATS {
             let gradient = tensor(&[f64::NAN, f64::INFINITY, f64::NEG_INFINITY], 3, dtype)?;
             let (vars, mut grads) = store_of(&[gradient])?;
             clip_grad_value(&mut grads, &vars, 4.0)?;
@@ -46,7 +46,7 @@ fn v4_infinite_values_become_the_bound_and_nan_stays() -> Result<()> {
 #[test]
 fn v5_gradients_without_elements_are_fine() -> Result<()> {
     on_every_backend(|| {
-        for dtype in DTYPES {
+        for dtype in FLOATS {
             for shape in [vec![0], vec![7, 0], vec![0, 7], vec![3, 0, 2]] {
                 let empty = || Tensor::zeros(shape.as_slice(), dtype, device());
                 let full = tensor(&[3.0, 4.0], 2, dtype)?;

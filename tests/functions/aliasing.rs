@@ -2,7 +2,8 @@
 
 use std::sync::mpsc;
 use std::time::Duration;
-use support::device::{backends, device, kernels};
+
+use support::device::{backends, device, kernels, pool};
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
@@ -225,12 +226,6 @@ fn within_a_minute(f: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()
     std::thread::spawn(move || done.send(f()));
     wait.recv_timeout(Duration::from_secs(60))
         .map_err(|_| anyhow::anyhow!("it hangs"))?
-}
-
-fn pool(threads: usize) -> Result<rayon::ThreadPool> {
-    Ok(rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()?)
 }
 
 #[test]

@@ -9,7 +9,7 @@ use candle_grad_clip::{
 };
 use support::device::{backends, kernels};
 use support::gradients::{
-    all_values, bits_of_gradients, gradients_of, random_values, store_of, tensor,
+    all_values, bits_of_gradients, copies, gradients_of, random_values, store_of, tensor,
 };
 use support::oracle::{self, assert_all_close, assert_close, tolerance};
 use support::registry::DTYPES;
@@ -243,9 +243,4 @@ fn only_the_vars_count() -> Result<()> {
         );
         Ok(())
     })
-}
-
-fn copies(gradients: &[Tensor]) -> Result<Vec<Tensor>> {
-    let copies: candle_core::Result<_> = gradients.iter().map(Tensor::copy).collect();
-    Ok(copies?)
 }

@@ -6,4 +6,5 @@ mod clipping;
 mod loss;
 mod norms;
 mod properties;
+mod refusals;
 mod robustness;

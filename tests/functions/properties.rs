@@ -10,8 +10,8 @@ use candle_nn::Optimizer;
 use proptest::prelude::*;
 use support::device::{backends, device, kernels};
 use support::gradients::{
-    all_values, bits, bits_of_gradients, bits_of_vars, gradients_of, store_for, store_of, tensor,
-    values, var_for,
+    all_values, bits, bits_of_gradients, bits_of_vars, copies, gradients_of, store_for, store_of,
+    tensor, values, var_for,
 };
 use support::optimizers::Recorder;
 use support::oracle;
@@ -55,10 +55,6 @@ fn any_backend() -> impl Strategy<Value = Backend> {
 fn rounding(gradients: &[Tensor]) -> f64 {
     let of = |gradient: &Tensor| oracle::tolerance(gradient.dtype());
     gradients.iter().map(of).fold(1e-6, f64::max)
-}
-
-fn copies(gradients: &[Tensor]) -> Vec<Tensor> {
-    gradients.iter().map(|g| g.copy().unwrap()).collect()
 }
 
 /// How one gradient lies in memory that it may share with others.
@@ -124,7 +120,7 @@ proptest! {
         max_norm in 1e-3..1e3f64,
         backend in any_backend(),
     ) {
-        let (vars, mut store) = store_of(&copies(&gradients)).unwrap();
+        let (vars, mut store) = store_of(&copies(&gradients).unwrap()).unwrap();
         let options = ClipGradNorm { max_norm, norm_type, ..ClipGradNorm::default() };
         let before = all_values(&gradients).unwrap();
         let norm = backend::with(backend, || clip_grad_norm_with(&mut store, &vars, &options)).unwrap();
@@ -151,7 +147,7 @@ proptest! {
         clip_value in 1e-3..200.0f64,
         backend in any_backend(),
     ) {
-        let (vars, mut store) = store_of(&copies(&gradients)).unwrap();
+        let (vars, mut store) = store_of(&copies(&gradients).unwrap()).unwrap();
         backend::with(backend, || clip_grad_value(&mut store, &vars, clip_value)).unwrap();
         let clipped = gradients_of(&store, &vars).unwrap();
         for (before, after) in gradients.iter().zip(&clipped) {

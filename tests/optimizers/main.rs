@@ -2,3 +2,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod fused;
+mod refused;
+mod vars;

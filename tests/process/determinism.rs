@@ -10,13 +10,13 @@ use candle_grad_clip::{
     total_norm,
 };
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use support::device::pool;
 use support::gradients::{
-    bits, bits_of_gradients, bits_of_vars, loss_with_gradients, store_for, store_of, tensor,
-    var_for, wide_values,
+    FLOATS, bits, bits_of_gradients, bits_of_vars, copies, loss_with_gradients, store_for,
+    store_of, tensor, var_for, wide_values,
 };
 
 const THREADS: [usize; 4] = [1, 2, 3, 8];
-const DTYPES: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
 /// A few small tensors, tensors around and above a block (64 Ki elements), and many tensors.
 fn every_set() -> Result<Vec<(&'static str, Vec<Tensor>)>> {
@@ -26,7 +26,7 @@ fn every_set() -> Result<Vec<(&'static str, Vec<Tensor>)>> {
     let mut sets = Vec::new();
     for (name, lengths) in [("small", small), ("large", large), ("many", many)] {
         let gradient = |(i, n): (usize, &usize)| {
-            let dtype = DTYPES[i % DTYPES.len()];
+            let dtype = FLOATS[i % FLOATS.len()];
             let mut values = wide_values(*n, i as u64);
             if dtype == DType::F16 {
                 for x in &mut values {
@@ -41,20 +41,12 @@ fn every_set() -> Result<Vec<(&'static str, Vec<Tensor>)>> {
     Ok(sets)
 }
 
-/// Runs `f` in a pool of its own.
-fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> Result<R> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()?;
-    Ok(pool.install(f))
-}
-
 /// Asserts that `f` gives the same on 1, 2, 3, 8 threads, and twice on this one.
 fn assert_same<R: Send + PartialEq>(what: &str, f: impl Fn() -> Result<R> + Sync) -> Result<()> {
     let first = f()?;
     assert!(f()? == first, "{what}: a second run differs");
     for threads in THREADS {
-        let again = with_threads(threads, &f)??;
+        let again = pool(threads)?.install(&f)?;
         assert!(again == first, "{what}: {threads} threads differ");
     }
     Ok(())
@@ -72,11 +64,6 @@ fn total_norm_has_the_same_bits() -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn copies(gradients: &[Tensor]) -> Result<Vec<Tensor>> {
-    let copies: candle_core::Result<_> = gradients.iter().map(Tensor::copy).collect();
-    Ok(copies?)
 }
 
 #[test]

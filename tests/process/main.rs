@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod determinism;
+mod poison;
 mod soak;
 mod threads;
 mod tracing_events;

@@ -9,19 +9,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Once;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
-use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
-use candle_grad_clip::{Clip, ClippedOptimizer, NonFinite};
-use candle_nn::{Optimizer, ParamsAdamW, SGD};
+use candle_grad_clip::optim::AdamW;
+use candle_grad_clip::{Clip, ClippedOptimizer};
+use candle_nn::{Optimizer, ParamsAdamW};
 use fastrand::Rng;
-use support::checkpoints::{Folder, names_in};
-use support::gradients::{all_values_of_vars, bits_of_vars, host_tensor, store_for};
+use support::again::test_again;
+use support::checkpoints::{Folder, SmallDisk, names_in};
+use support::gradients::{host_tensor, store_for};
 
 #[test]
 fn a_few_seconds_of_everything() {
@@ -44,7 +45,7 @@ type Attack = fn(&mut Rng) -> Result<usize>;
 
 fn run(time: Duration) {
     let attacks: [(&str, Attack, usize); 4] = [
-        ("poison", poison, 200),
+        ("poison", crate::poison::poison, 200),
         ("kill", kill, 1),
         ("disk", disk, 5),
         ("threads", threads, 1),
@@ -81,197 +82,6 @@ impl Drop for Told<'_> {
     }
 }
 
-const DTYPES: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
-
-/// Rules that bound every step, and rules that let the first ones pass or bound other things.
-const BOUND: [&str; 7] = [
-    "norm:1",
-    "norm:0.001",
-    "value:0.1",
-    "param-norm:0.5",
-    "block-rms:0.1",
-    "agc",
-    "norm:1,norm_type=inf",
-];
-const OTHER: [&str; 9] = [
-    "none",
-    "auto",
-    "auto:50",
-    "quantile",
-    "zclip",
-    "zclip:warmup=2",
-    "adagc",
-    "skip:z=3",
-    "skip:norm=5",
-];
-
-fn random_vars(rng: &mut Rng, dtype: DType) -> Result<Vec<(String, Var)>> {
-    let var = |at: usize, rng: &mut Rng| -> Result<(String, Var)> {
-        let side = if rng.u8(0..10) == 0 { 200 } else { 6 };
-        let rank = rng.usize(1..3);
-        let shape: Vec<usize> = (0..rank).map(|_| rng.usize(1..=side)).collect();
-        let values: Vec<f64> = normal(rng, shape.iter().product());
-        let tensor = host_tensor(&values, shape, dtype)?;
-        Ok((format!("w{at}"), Var::from_tensor(&tensor)?))
-    };
-    (0..rng.usize(1..5)).map(|at| var(at, rng)).collect()
-}
-
-fn normal(rng: &mut Rng, n: usize) -> Vec<f64> {
-    let mut one = || {
-        let radius = (-2.0 * rng.f64().max(f64::MIN_POSITIVE).ln()).sqrt();
-        radius * (std::f64::consts::TAU * rng.f64()).cos()
-    };
-    (0..n).map(|_| one()).collect()
-}
-
-/// The largest finite value, and one that is subnormal.
-fn extremes(dtype: DType) -> (f64, f64) {
-    match dtype {
-        DType::F16 => (65504.0, 6e-8),
-        DType::BF16 => (3.38e38, 1e-40),
-        DType::F32 => (f64::from(f32::MAX), 1e-44),
-        _ => (f64::MAX, 5e-324),
-    }
-}
-
-/// What was done to the gradients of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Poison {
-    None,
-    /// Zero or subnormal.
-    Small,
-    /// Finite, and near the largest.
-    Huge,
-    NonFinite,
-}
-
-fn random_gradients(rng: &mut Rng, vars: &[Var], dtype: DType) -> Result<(Vec<Tensor>, Poison)> {
-    let (largest, smallest) = extremes(dtype);
-    let target = rng.usize(0..vars.len());
-    let (poison, value) = match rng.u8(0..16) {
-        0 => (Poison::NonFinite, f64::NAN),
-        1 => (Poison::NonFinite, f64::INFINITY),
-        2 => (Poison::NonFinite, f64::NEG_INFINITY),
-        3 => (Poison::Huge, 0.9 * largest),
-        4 => (Poison::Huge, -0.9 * largest),
-        5 => (Poison::Small, smallest),
-        6 => (Poison::Small, 0.0),
-        _ => (Poison::None, 0.0),
-    };
-    let everywhere = rng.bool();
-    let gradient = |(at, var): (usize, &Var)| {
-        let mut values = normal(rng, var.elem_count());
-        if at == target && poison != Poison::None {
-            let n = values.len();
-            if everywhere {
-                values.fill(value);
-            } else {
-                values[rng.usize(0..n)] = value;
-            }
-        }
-        host_tensor(&values, var.shape(), dtype)
-    };
-    let gradients = vars.iter().enumerate().map(gradient);
-    Ok((gradients.collect::<candle_core::Result<_>>()?, poison))
-}
-
-/// Random Vars, a random rule, a random optimizer: no panic, weights that stay finite, and skipped steps that
-/// change no bit.
-fn poison(rng: &mut Rng) -> Result<usize> {
-    let dtype = DTYPES[rng.usize(0..4)];
-    let named = random_vars(rng, dtype)?;
-    let vars: Vec<Var> = named.iter().map(|(_, var)| var.clone()).collect();
-    let is_bound = rng.bool();
-    let rules = if is_bound { &BOUND[..] } else { &OTHER };
-    let rule = rules[rng.usize(0..rules.len())];
-    let clip: Clip = rule.parse().with_context(|| rule.to_owned())?;
-    let clip = clip.non_finite(NonFinite::SkipStep).max_skips(u32::MAX);
-    let sgd = ParamsSgd {
-        lr: 0.01,
-        momentum: if rng.bool() { 0.9 } else { 0.0 },
-        ..ParamsSgd::default()
-    };
-    let adamw = ParamsAdamW {
-        lr: 0.01,
-        ..ParamsAdamW::default()
-    };
-    let mut attack = Poisoned {
-        rng,
-        vars: &vars,
-        dtype,
-        is_bound,
-    };
-    match attack.rng.u8(0..4) {
-        0 => attack.run(ClippedOptimizer::wrap(
-            AdamW::named(named.clone(), adamw)?,
-            named,
-            clip,
-        )?),
-        1 => attack.run(ClippedOptimizer::wrap(
-            Sgd::named(named.clone(), sgd)?,
-            named,
-            clip,
-        )?),
-        2 => attack.run(ClippedOptimizer::wrap(
-            SGD::new(vars.clone(), 0.01)?,
-            named,
-            clip,
-        )?),
-        // In f16 its eps is 0.
-        _ if dtype == DType::F16 => Ok(0),
-        _ => attack.run(ClippedOptimizer::wrap(
-            candle_nn::AdamW::new(vars.clone(), adamw)?,
-            named,
-            clip,
-        )?),
-    }
-    .with_context(|| format!("{rule}, {dtype:?}"))
-}
-
-struct Poisoned<'a> {
-    rng: &'a mut Rng,
-    vars: &'a [Var],
-    dtype: DType,
-    is_bound: bool,
-}
-
-impl Poisoned<'_> {
-    fn run<O: Optimizer + 'static>(&mut self, mut opt: ClippedOptimizer<O>) -> Result<usize> {
-        let mut found = 0;
-        for step in 0..self.rng.usize(5..40) {
-            let (gradients, poison) = random_gradients(self.rng, self.vars, self.dtype)?;
-            if poison == Poison::Huge && !self.is_bound {
-                continue; // nothing promises that weights stay finite
-            }
-            found += usize::from(poison != Poison::None);
-            let before = bits_of_vars(self.vars)?;
-            let report = opt.step_report(&store_for(self.vars, &gradients));
-            let is_same = bits_of_vars(self.vars)? == before;
-            let at = || format!("step {step}, {poison:?}");
-            match report {
-                Ok(report) => {
-                    let skipped = report.skipped()?;
-                    ensure!(!skipped || is_same, "{}: skipped, but not the same", at());
-                    ensure!(skipped || poison != Poison::NonFinite, "{}: taken", at());
-                }
-                Err(error) => {
-                    ensure!(is_same, "{}: {error}, but not the same", at());
-                    // A rule may refuse too many steps in a row.
-                    ensure!(!self.is_bound, "{}: {error}", at());
-                }
-            }
-            let weights = all_values_of_vars(self.vars)?;
-            ensure!(
-                weights.iter().all(|weight| weight.is_finite()),
-                "{}: weights are not finite",
-                at()
-            );
-        }
-        Ok(found)
-    }
-}
-
 /// An optimizer whose state is worth saving, over Vars of `rows` x 64.
 fn trained(rows: usize) -> Result<(Vec<Var>, ClippedOptimizer<AdamW>)> {
     let var = || Var::zeros((rows, 64), DType::F32, &Device::Cpu);
@@ -285,7 +95,13 @@ fn trained(rows: usize) -> Result<(Vec<Var>, ClippedOptimizer<AdamW>)> {
 }
 
 fn one_step(vars: &[Var], opt: &mut ClippedOptimizer<AdamW>, rng: &mut Rng) -> Result<()> {
-    let gradient = |var: &Var| host_tensor(&normal(rng, var.elem_count()), var.shape(), DType::F32);
+    let gradient = |var: &Var| {
+        host_tensor(
+            &crate::poison::normal(rng, var.elem_count()),
+            var.shape(),
+            DType::F32,
+        )
+    };
     let gradients: Vec<Tensor> = vars
         .iter()
         .map(gradient)
@@ -298,8 +114,7 @@ const CHILD: &str = "SOAK_CHILD";
 
 /// This program again, with one of the tests below.
 fn child(test: &str, folder: &Path) -> Result<Child> {
-    Ok(Command::new(std::env::current_exe()?)
-        .args(["--ignored", "--exact", &format!("soak::{test}")])
+    Ok(test_again(&[], &format!("soak::{test}"))?
         .env(CHILD, folder)
         .stdout(Stdio::null())
         .spawn()?)
@@ -353,29 +168,6 @@ fn kill(rng: &mut Rng) -> Result<usize> {
 /// Told once.
 static NOT_MOUNTED: Once = Once::new();
 
-/// A file system of its own, with little room.
-struct SmallDisk(Folder);
-
-impl SmallDisk {
-    /// None where nobody may mount one.
-    fn mount() -> Result<Option<Self>> {
-        let folder = Folder::new()?;
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k", "none"])
-            .arg(&*folder)
-            .stderr(Stdio::null())
-            .status();
-        let mounted = cfg!(target_os = "linux") && mounted.is_ok_and(|status| status.success());
-        Ok(mounted.then_some(Self(folder)))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&*self.0).status();
-    }
-}
-
 /// A save that the disk has no room for, or that finds a folder at its path: an error; what was there is there, and
 /// nothing else.
 fn disk(rng: &mut Rng) -> Result<usize> {
@@ -392,10 +184,10 @@ fn disk(rng: &mut Rng) -> Result<usize> {
         NOT_MOUNTED.call_once(|| println!("no full disks: this user may not mount a tmpfs"));
         return Ok(1);
     };
-    let file = disk.0.join("state.safetensors");
+    let file = disk.join("state.safetensors");
     opt.save(&file)?;
     let saved = fs::read(&file)?;
-    let (filler, room) = (disk.0.join("filler"), 65536 - saved.len());
+    let (filler, room) = (disk.join("filler"), 65536 - saved.len());
     // What is left is less than another file needs: none, or a part.
     let left = rng.usize(0..saved.len() / 2);
     fs::write(&filler, vec![1; room - left])
@@ -403,7 +195,7 @@ fn disk(rng: &mut Rng) -> Result<usize> {
     one_step(&vars, &mut opt, rng)?;
     ensure!(opt.save(&file).is_err(), "saved on a full disk");
     ensure!(fs::read(&file)? == saved, "the file has changed");
-    let names = names_in(&disk.0)?;
+    let names = names_in(&disk)?;
     ensure!(names == ["filler", "state.safetensors"], "{names:?}");
     fs::remove_file(&filler)?;
     opt.save(&file)?;

@@ -1,11 +1,13 @@
 //! What the tests share.
 
+pub mod again;
 pub mod checkpoints;
 #[cfg(feature = "cuda-on-host")]
 pub mod cuda_on_host;
 pub mod device;
 pub mod function_cases;
 pub mod gradients;
+pub mod net;
 pub mod optimizer_cases;
 pub mod optimizers;
 pub mod oracle;

@@ -11,7 +11,7 @@ use candle_nn::{Optimizer, ParamsAdamW};
 use serde::Deserialize;
 
 use crate::function_cases::{Number, dtype, in_dtype};
-use crate::gradients::{loss_with_gradients, tensor, values};
+use crate::gradients::{loss_with_gradients, named_by_place, store_for, tensor, values};
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -190,10 +190,6 @@ impl OptimCase {
     /// Those of the library.
     pub fn run(&self, way: Way) -> Result<Outcome> {
         let vars = self.vars()?;
-        let named = || -> Vec<(String, Var)> {
-            let name = |(i, var): (usize, &Var)| (format!("layer.{i}"), var.clone());
-            vars.iter().enumerate().map(name).collect()
-        };
         match self.optimizer {
             Hyper::AdamW(hyper) => {
                 let params = ParamsAdamW {
@@ -205,7 +201,7 @@ impl OptimCase {
                 };
                 let opt = match way {
                     Way::Alone => AdamW::new(vars.clone(), params)?,
-                    Way::Step | Way::BackwardStep => AdamW::named(named(), params)?,
+                    Way::Step | Way::BackwardStep => AdamW::named(named_by_place(&vars), params)?,
                 };
                 let opt = opt.amsgrad(hyper.amsgrad);
                 self.train(opt.master_weights(self.master_weights), &vars, way)
@@ -220,7 +216,7 @@ impl OptimCase {
                 };
                 let opt = match way {
                     Way::Alone => Sgd::new(vars.clone(), params)?,
-                    Way::Step | Way::BackwardStep => Sgd::named(named(), params)?,
+                    Way::Step | Way::BackwardStep => Sgd::named(named_by_place(&vars), params)?,
                 };
                 self.train(opt.master_weights(self.master_weights), &vars, way)
             }
@@ -285,11 +281,7 @@ impl OptimCase {
 
     fn store(&self, vars: &[Var], step: usize) -> Result<GradStore> {
         let (vars, grads) = self.given(vars, step)?;
-        let mut store = GradStore::default();
-        for (var, grad) in vars.iter().zip(grads) {
-            store.insert(var, grad);
-        }
-        Ok(store)
+        Ok(store_for(&vars, &grads))
     }
 
     fn lr(&self, step: usize) -> f64 {

@@ -5,56 +5,31 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{
-    Clip, ClippedOptimizer, Error, GradAccumulator, NamedVars, NonFinite, backend, clip_grad_norm,
+    Clip, ClippedOptimizer, Error, GradAccumulator, NamedVars, NonFinite, clip_grad_norm,
 };
-use candle_nn::{Linear, Module, Optimizer, VarBuilder, VarMap};
-use support::device::{backends, device};
+use candle_nn::Optimizer;
+use support::device::{on_every_backend, pool};
 use support::gradients::{
-    all_values, bits_of_gradients, bits_of_vars, gradients_of, random_values, store_for, store_of,
-    tensor, values,
+    FLOATS, all_values, bits_of_gradients, bits_of_vars, gradients_of, random_values, store_for,
+    store_of, tensor, values,
 };
+use support::net::Net;
 
-const DTYPES: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
-
-fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
-    backends().into_iter().try_for_each(|backend| {
-        backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
-    })
+/// The net that the micro-batches train.
+pub(super) fn net(dtype: DType) -> Result<Net> {
+    Ok(Net::new(dtype, 3, 16, 0.5)?)
 }
 
-/// A net of two layers, its weights set to the same values each time.
-struct Net {
-    map: VarMap,
-    hidden: Linear,
-    head: Linear,
+/// Mean squared error over the rows of `x`.
+pub(super) fn loss(net: &Net, x: &Tensor) -> Result<Tensor> {
+    Ok(net.errors(x, &x.sum_keepdim(1)?)?.mean_all()?)
 }
 
-impl Net {
-    fn new(dtype: DType) -> Result<Self> {
-        let map = VarMap::new();
-        let vb = VarBuilder::from_varmap(&map, dtype, device());
-        let hidden = candle_nn::linear(3, 16, vb.pp("hidden"))?;
-        let head = candle_nn::linear(16, 1, vb.pp("head"))?;
-        for (i, var) in NamedVars::from(&map).vars().iter().enumerate() {
-            let values = random_values(var.elem_count(), i as u64);
-            var.set(&(tensor(&values, var.shape(), dtype)? * 0.5)?)?;
-        }
-        Ok(Self { map, hidden, head })
-    }
-
-    /// Mean squared error over the rows of `x`.
-    fn loss(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.sum_keepdim(1)?;
-        let hidden = self.hidden.forward(x)?.tanh()?;
-        Ok((self.head.forward(&hidden)? - y)?.sqr()?.mean_all()?)
-    }
-}
-
-fn batch(dtype: DType) -> Result<Tensor> {
+pub(super) fn batch(dtype: DType) -> Result<Tensor> {
     Ok(tensor(&random_values(24 * 3, 99), (24, 3), dtype)?)
 }
 
-fn assert_close(ours: &[f64], right: &[f64], tolerance: f64, what: &str) {
+pub(super) fn assert_close(ours: &[f64], right: &[f64], tolerance: f64, what: &str) {
     assert_eq!(ours.len(), right.len(), "{what}");
     let largest = right.iter().fold(0f64, |max, x| max.max(x.abs()));
     for (a, b) in ours.iter().zip(right) {
@@ -67,17 +42,17 @@ fn assert_close(ours: &[f64], right: &[f64], tolerance: f64, what: &str) {
 fn micro_batches_are_the_big_batch() -> Result<()> {
     on_every_backend(|| {
         for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-14), (DType::BF16, 3e-2)] {
-            let (net, x) = (Net::new(dtype)?, batch(dtype)?);
+            let (net, x) = (net(dtype)?, batch(dtype)?);
             let vars = NamedVars::from(&net.map);
-            let whole = net.loss(&x)?.backward()?;
+            let whole = loss(&net, &x)?.backward()?;
             let whole = all_values(&gradients_of(&whole, vars.vars())?)?;
             for k in [1, 2, 3, 8] {
                 let mut mean = GradAccumulator::mean(vars.clone());
                 let mut sum = GradAccumulator::sum(vars.clone());
                 for _round in 0..2 {
                     for part in x.chunk(k, 0)? {
-                        mean.add(&net.loss(&part)?.backward()?)?;
-                        sum.add(&(net.loss(&part)? / k as f64)?.backward()?)?;
+                        mean.add(&loss(&net, &part)?.backward()?)?;
+                        sum.add(&(loss(&net, &part)? / k as f64)?.backward()?)?;
                     }
                     assert_eq!(mean.micro_batches(), k as u64);
                     for (what, accumulator) in [("mean", &mut mean), ("sum", &mut sum)] {
@@ -97,14 +72,14 @@ fn micro_batches_are_the_big_batch() -> Result<()> {
 #[test]
 fn training_by_micro_batches_is_training_by_batches() -> Result<()> {
     let train = |k: usize| -> Result<(Vec<f64>, Vec<f64>)> {
-        let (net, x) = (Net::new(DType::F64)?, batch(DType::F64)?);
+        let (net, x) = (net(DType::F64)?, batch(DType::F64)?);
         let sgd = Sgd::named(&net.map, 0.1)?;
         let mut opt = ClippedOptimizer::wrap(sgd, &net.map, Clip::norm(0.5))?;
         let mut accumulator = GradAccumulator::mean(&net.map);
         let mut norms = Vec::new();
         for _ in 0..20 {
             for part in x.chunk(k, 0)? {
-                accumulator.add(&net.loss(&part)?.backward()?)?;
+                accumulator.add(&loss(&net, &part)?.backward()?)?;
             }
             let report = opt.step_report(accumulator.finish()?.unwrap())?;
             norms.push(report.total_norm()?);
@@ -153,11 +128,11 @@ fn one_clip_of_the_sum_is_not_one_of_each_micro_batch() -> Result<()> {
 }
 
 /// Small, empty, scalar, and more than one block, in all dtypes.
-fn gradients(seed: u64) -> Result<Vec<Tensor>> {
+pub(super) fn gradients(seed: u64) -> Result<Vec<Tensor>> {
     let shapes: [&[usize]; 5] = [&[7, 5], &[], &[0, 3], &[200_003], &[1025]];
     let mut all = Vec::new();
     for (i, shape) in shapes.into_iter().enumerate() {
-        for dtype in DTYPES {
+        for dtype in FLOATS {
             let values = random_values(shape.iter().product(), 100 * seed + i as u64);
             all.push(tensor(&values, shape, dtype)?);
         }
@@ -179,10 +154,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
     };
     let first = run()?;
     for threads in [1, 2, 3, 8] {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()?;
-        assert!(pool.install(run)? == first, "{threads} threads");
+        assert!(pool(threads)?.install(run)? == first, "{threads} threads");
     }
     Ok(())
 }
@@ -255,7 +227,7 @@ fn a_missing_gradient_counts_as_zero_and_a_var_without_any_is_missing() -> Resul
 #[test]
 fn a_bad_micro_batch_is_treated_as_the_policy_says() -> Result<()> {
     on_every_backend(|| {
-        for dtype in DTYPES {
+        for dtype in FLOATS {
             let of = |values: &[f64]| tensor(values, 3, dtype);
             let good = of(&[1.0, 2.0, 3.0])?;
             let bad = of(&[f64::NAN, f64::NEG_INFINITY, 5.0])?;
@@ -295,18 +267,6 @@ fn a_bad_micro_batch_is_treated_as_the_policy_says() -> Result<()> {
         }
         Ok(())
     })
-}
-
-#[test]
-fn no_micro_batch_is_no_step() -> Result<()> {
-    let bad = tensor(&[f64::NAN], 1, DType::F32)?;
-    let (vars, store) = store_of(&[bad])?;
-    let mut accumulator = GradAccumulator::mean(vars).non_finite(NonFinite::SkipStep);
-    assert!(accumulator.finish()?.is_none());
-    accumulator.add(&store)?;
-    assert!(accumulator.finish()?.is_none(), "all were dropped");
-    assert_eq!(accumulator.dropped(), 1);
-    Ok(())
 }
 
 #[test]
@@ -388,155 +348,6 @@ fn one_micro_batch_is_copied() -> Result<()> {
     })
 }
 
-/// A last window with fewer micro-batches is divided by the number that it has.
-#[test]
-fn the_mean_of_an_incomplete_window_is_that_of_what_it_has() -> Result<()> {
-    on_every_backend(|| {
-        let (vars, _) = store_of(&[tensor(&[0.0], 1, DType::F32)?])?;
-        let mut accumulator = GradAccumulator::mean(vars.clone());
-        for (window, right) in [(&[1.0, 2.0, 3.0, 6.0][..], 3.0), (&[5.0, 8.0], 6.5)] {
-            for value in window {
-                accumulator.add(&store_for(&vars, &[tensor(&[*value], 1, DType::F32)?]))?;
-            }
-            let grads = accumulator.finish()?.unwrap();
-            assert_eq!(values(grads.get(&vars[0]).unwrap())?, [right]);
-        }
-        Ok(())
-    })
-}
-
-/// Parts of 5, 1 and 18 rows, weighted by their rows, are the batch of 24.
-#[test]
-fn weighted_micro_batches_of_any_size_are_the_big_batch() -> Result<()> {
-    on_every_backend(|| {
-        for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-14), (DType::BF16, 3e-2)] {
-            let (net, x) = (Net::new(dtype)?, batch(dtype)?);
-            let vars = NamedVars::from(&net.map);
-            let whole = net.loss(&x)?.backward()?;
-            let whole = all_values(&gradients_of(&whole, vars.vars())?)?;
-            let mut mean = GradAccumulator::mean(vars.clone());
-            let mut sum = GradAccumulator::sum(vars.clone());
-            for _round in 0..2 {
-                for (start, rows) in [(0, 5), (5, 1), (6, 18)] {
-                    let grads = net.loss(&x.narrow(0, start, rows)?)?.backward()?;
-                    mean.add_weighted(&grads, rows as f64)?;
-                    sum.add_weighted(&grads, rows as f64 / 24.0)?;
-                }
-                for (what, accumulator) in [("mean", &mut mean), ("sum", &mut sum)] {
-                    let grads = accumulator.finish()?.unwrap();
-                    let ours = all_values(&gradients_of(grads, vars.vars())?)?;
-                    assert_close(&ours, &whole, tolerance, &format!("{what}, {dtype:?}"));
-                }
-            }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn a_weight_of_one_has_the_bits_of_none_and_only_ratios_matter_to_the_mean() -> Result<()> {
-    on_every_backend(|| {
-        let micro_batches: Vec<Vec<Tensor>> = (0..3).map(gradients).collect::<Result<_>>()?;
-        let (vars, _) = store_of(&micro_batches[0])?;
-        let run = |weights: Option<[f64; 3]>| -> Result<_> {
-            let mut accumulator = GradAccumulator::mean(vars.clone());
-            for (i, gradients) in micro_batches.iter().enumerate() {
-                let store = store_for(&vars, gradients);
-                match weights {
-                    Some(weights) => accumulator.add_weighted(&store, weights[i])?,
-                    None => accumulator.add(&store)?,
-                }
-            }
-            Ok(bits_of_gradients(accumulator.finish()?.unwrap(), &vars)?)
-        };
-        assert!(run(Some([1.0; 3]))? == run(None)?);
-        // Powers of two are exact; as f32 these would be 0 and infinite.
-        let right = run(Some([1.0, 3.0, 0.5]))?;
-        for unit in [2f64.powi(-200), 2f64.powi(300)] {
-            assert!(run(Some([unit, 3.0 * unit, 0.5 * unit]))? == right);
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn weights_that_are_none_are_refused_and_a_weight_of_zero_is_left_out() -> Result<()> {
-    on_every_backend(|| {
-        let one = |value: f64| tensor(&[value], 1, DType::F32);
-        let (vars, store) = store_of(&[one(2.0)?])?;
-        let bad = store_for(&vars, &[one(f64::NAN)?]);
-        for policy in [NonFinite::Propagate, NonFinite::Error, NonFinite::SkipStep] {
-            let mut accumulator = GradAccumulator::mean(vars.clone()).non_finite(policy);
-            accumulator.add_weighted(&store, 3.0)?;
-            for weight in [-1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-                let error = accumulator.add_weighted(&store, weight).unwrap_err();
-                assert!(
-                    matches!(&error, Error::InvalidOption { name: "weight", .. }),
-                    "{error}"
-                );
-            }
-            accumulator.add_weighted(&bad, 0.0)?;
-            assert_eq!((accumulator.micro_batches(), accumulator.dropped()), (1, 0));
-            let grads = accumulator.finish()?.unwrap();
-            assert_eq!(values(grads.get(&vars[0]).unwrap())?, [2.0]);
-            accumulator.add_weighted(&store, 0.0)?;
-            assert!(
-                accumulator.finish()?.is_none(),
-                "the sum of the weights is 0"
-            );
-        }
-        let mut accumulator = GradAccumulator::mean(vars.clone());
-        accumulator.add_weighted(&store, 1e-300)?;
-        assert!(accumulator.add_weighted(&store, 1e300).is_err());
-        Ok(())
-    })
-}
-
-#[test]
-fn windows_that_end_empty_in_a_row_become_an_error() -> Result<()> {
-    let one = |value: f64| tensor(&[value], 1, DType::F32);
-    let (vars, good) = store_of(&[one(1.0)?])?;
-    let bad = store_for(&vars, &[one(f64::INFINITY)?]);
-    let mut accumulator = GradAccumulator::mean(vars.clone())
-        .non_finite(NonFinite::SkipStep)
-        .max_skips(2);
-    for _ in 0..2 {
-        for _ in 0..2 {
-            accumulator.add(&bad)?;
-            accumulator.add(&bad)?;
-            assert!(accumulator.finish()?.is_none());
-            assert!(accumulator.finish()?.is_none(), "no window");
-        }
-        accumulator.add(&bad)?;
-        accumulator.add(&good)?;
-        assert!(accumulator.finish()?.is_some(), "the count starts again");
-    }
-    for _ in 0..2 {
-        accumulator.add(&bad)?;
-        assert!(accumulator.finish()?.is_none());
-    }
-    accumulator.add(&bad)?;
-    let error = accumulator.finish().map(drop).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::TooManyEmptyWindows {
-                windows: 3,
-                max_skips: 2,
-                dropped: 13
-            }
-        ),
-        "{error}"
-    );
-    // Ten by default.
-    let mut accumulator = GradAccumulator::mean(vars).non_finite(NonFinite::SkipStep);
-    for window in 1..=11 {
-        accumulator.add(&bad)?;
-        assert_eq!(accumulator.finish().is_err(), window == 11);
-    }
-    Ok(())
-}
-
 #[test]
 fn a_store_of_other_gradients_is_an_error() -> Result<()> {
     let one = |value: f64| tensor(&[value], 1, DType::F32);
@@ -568,14 +379,14 @@ fn a_store_of_other_gradients_is_an_error() -> Result<()> {
 /// The optimizer's Vars that the accumulator was not given are told by name.
 #[test]
 fn a_step_names_the_vars_that_the_accumulator_lacks() -> Result<()> {
-    let net = Net::new(DType::F32)?;
+    let net = net(DType::F32)?;
     let all = NamedVars::from(&net.map);
     let named = all.names().iter().cloned().zip(all.vars().iter().cloned());
     let (head, hidden): (Vec<_>, Vec<_>) = named.partition(|(name, _)| name.starts_with("head"));
     let mut accumulator = GradAccumulator::mean(head);
     let sgd = Sgd::named(&net.map, 0.1)?;
     let mut opt = ClippedOptimizer::wrap(sgd, &net.map, Clip::norm(1.0))?;
-    accumulator.add(&net.loss(&batch(DType::F32)?)?.backward()?)?;
+    accumulator.add(&loss(&net, &batch(DType::F32)?)?.backward()?)?;
     let report = opt.step_report(accumulator.finish()?.unwrap())?;
     let names: Vec<String> = hidden.into_iter().map(|(name, _)| name).collect();
     assert_eq!(report.missing(), names);

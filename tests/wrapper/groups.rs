@@ -4,16 +4,18 @@ use anyhow::Result;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups, PerGroup, Sgd};
-use candle_grad_clip::{Clip, ClippedOptimizer, Error, LossScaler, NamedVars, NonFinite, NormType};
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite, NormType};
 use candle_nn::{Optimizer, ParamsAdamW, SGD};
 use support::checkpoints::Folder;
 use support::device::backends;
-use support::gradients::{all_values, bits_of_vars, random_values, store_for, tensor, values};
+use support::gradients::{
+    all_values, bits_of_vars, random_values, store_for, tensor, values, without_names,
+};
 use support::oracle;
 
-const NAMES: [&str; 4] = ["embed.weight", "fc.weight", "fc.bias", "head.weight"];
+pub(super) const NAMES: [&str; 4] = ["embed.weight", "fc.weight", "fc.bias", "head.weight"];
 
-fn named(dtype: DType) -> Result<Vec<(String, Var)>> {
+pub(super) fn named(dtype: DType) -> Result<Vec<(String, Var)>> {
     let var = |(name, i): (&&str, u64)| -> Result<(String, Var)> {
         let start = tensor(&random_values(6, 50 + i), (2, 3), dtype)?;
         Ok(((*name).to_string(), Var::from_tensor(&start)?))
@@ -21,11 +23,7 @@ fn named(dtype: DType) -> Result<Vec<(String, Var)>> {
     NAMES.iter().zip(0..).map(var).collect()
 }
 
-fn vars(named: &[(String, Var)]) -> Vec<Var> {
-    named.iter().map(|(_, var)| var.clone()).collect()
-}
-
-fn gradients(step: u64, dtype: DType) -> Result<Vec<Tensor>> {
+pub(super) fn gradients(step: u64, dtype: DType) -> Result<Vec<Tensor>> {
     (0..4)
         .map(|i| {
             Ok(tensor(
@@ -45,7 +43,7 @@ fn groups() -> Result<ParamGroups> {
     ])?)
 }
 
-fn params() -> ParamsAdamW {
+pub(super) fn params() -> ParamsAdamW {
     ParamsAdamW {
         lr: 0.02,
         weight_decay: 0.5,
@@ -71,7 +69,7 @@ fn groups_of_a_fused_optimizer_are_an_optimizer_of_candles_for_each() -> Result<
         })?;
         let mut alone = AdamW::named(b.clone(), params())?.groups(groups()?)?;
         // From Vars in another order, and without names.
-        let mut turned = vars(&c);
+        let mut turned = without_names(&c);
         turned.reverse();
         let wrapped = AdamW::new(turned, params())?;
         let mut wrapped =
@@ -83,12 +81,20 @@ fn groups_of_a_fused_optimizer_are_an_optimizer_of_candles_for_each() -> Result<
                 wrapped.set_learning_rate(0.01);
             }
             let gradients = gradients(step, dtype)?;
-            theirs.step(&store_for(&vars(&a), &gradients))?;
-            alone.step(&store_for(&vars(&b), &gradients))?;
-            wrapped.step(&store_for(&vars(&c), &gradients))?;
-            let expected = bits_of_vars(&vars(&a))?;
-            assert_eq!(bits_of_vars(&vars(&b))?, expected, "{dtype:?} {step}");
-            assert_eq!(bits_of_vars(&vars(&c))?, expected, "{dtype:?} {step}");
+            theirs.step(&store_for(&without_names(&a), &gradients))?;
+            alone.step(&store_for(&without_names(&b), &gradients))?;
+            wrapped.step(&store_for(&without_names(&c), &gradients))?;
+            let expected = bits_of_vars(&without_names(&a))?;
+            assert_eq!(
+                bits_of_vars(&without_names(&b))?,
+                expected,
+                "{dtype:?} {step}"
+            );
+            assert_eq!(
+                bits_of_vars(&without_names(&c))?,
+                expected,
+                "{dtype:?} {step}"
+            );
         }
         assert_eq!(theirs.learning_rate(), 0.01);
     }
@@ -123,27 +129,35 @@ fn a_group_limit_holds_beside_the_limit_of_all() -> Result<()> {
             for max_norm in [0.05, 1.0, 1e6] {
                 for fused in [false, true] {
                     let named = named(dtype)?;
-                    let start =
-                        all_values(&vars(&named).iter().map(|v| v.detach()).collect::<Vec<_>>())?;
+                    let start = all_values(
+                        &without_names(&named)
+                            .iter()
+                            .map(|v| v.detach())
+                            .collect::<Vec<_>>(),
+                    )?;
                     let gradients = gradients(3, dtype)?;
-                    let store = store_for(&vars(&named), &gradients);
+                    let store = store_for(&without_names(&named), &gradients);
                     let clip = Clip::norm(max_norm).norm_type(norm_type);
                     let report = backend::with(backend, || -> Result<_> {
                         Ok(if fused {
-                            let opt = Sgd::new_lr(vars(&named), 1.0)?;
+                            let opt = Sgd::new_lr(without_names(&named), 1.0)?;
                             ClippedOptimizer::wrap(opt, named.clone(), clip)?
                                 .groups(limited()?)?
                                 .step_report(&store)?
                         } else {
-                            let opt = SGD::new(vars(&named), 1.0)?;
+                            let opt = SGD::new(without_names(&named), 1.0)?;
                             ClippedOptimizer::wrap(opt, named.clone(), clip)?
                                 .groups(limited()?)?
                                 .step_report(&store)?
                         })
                     })?;
                     let (clipped, coefs) = by_hand(&gradients, max_norm, norm_type.p())?;
-                    let after =
-                        all_values(&vars(&named).iter().map(|v| v.detach()).collect::<Vec<_>>())?;
+                    let after = all_values(
+                        &without_names(&named)
+                            .iter()
+                            .map(|v| v.detach())
+                            .collect::<Vec<_>>(),
+                    )?;
                     let what = format!("{backend:?} {norm_type} {max_norm} {fused}");
                     for ((before, after), step) in start.iter().zip(&after).zip(clipped.concat()) {
                         assert!((before - step - after).abs() < 1e-12, "{what}");
@@ -166,15 +180,18 @@ fn a_group_limit_holds_beside_the_limit_of_all() -> Result<()> {
 fn groups_without_a_limit_that_is_reached_change_no_bit() -> Result<()> {
     let (a, b) = (named(DType::F32)?, named(DType::F32)?);
     let wide = ParamGroups::new(vec![ParamGroup::new("all", &["*"]).max_norm(1e6)])?;
-    let opt = |named: &[(String, Var)]| SGD::new(vars(named), 0.5);
+    let opt = |named: &[(String, Var)]| SGD::new(without_names(named), 0.5);
     let mut plain = ClippedOptimizer::wrap(opt(&a)?, a.clone(), Clip::norm(1.0))?;
     let mut grouped = ClippedOptimizer::wrap(opt(&b)?, b.clone(), Clip::norm(1.0))?.groups(wide)?;
     for step in 0..5 {
         let gradients = gradients(step, DType::F32)?;
-        let x = plain.step_report(&store_for(&vars(&a), &gradients))?;
-        let y = grouped.step_report(&store_for(&vars(&b), &gradients))?;
+        let x = plain.step_report(&store_for(&without_names(&a), &gradients))?;
+        let y = grouped.step_report(&store_for(&without_names(&b), &gradients))?;
         assert_eq!(x.clip_coef()?, y.groups()[0].clip_coef);
-        assert_eq!(bits_of_vars(&vars(&a))?, bits_of_vars(&vars(&b))?);
+        assert_eq!(
+            bits_of_vars(&without_names(&a))?,
+            bits_of_vars(&without_names(&b))?
+        );
     }
     Ok(())
 }
@@ -184,9 +201,9 @@ fn non_finite_policies_hold_in_groups() -> Result<()> {
     let named = named(DType::F64)?;
     let mut bad = gradients(0, DType::F64)?;
     bad[1] = (&bad[1] / 0.0)?;
-    let store = store_for(&vars(&named), &bad);
+    let store = store_for(&without_names(&named), &bad);
     let make = |policy| -> Result<_> {
-        let opt = Sgd::new_lr(vars(&named), 0.5)?;
+        let opt = Sgd::new_lr(without_names(&named), 0.5)?;
         let clip = Clip::norm(1.0).non_finite(policy);
         Ok(ClippedOptimizer::wrap(opt, named.clone(), clip)?.groups(limited()?)?)
     };
@@ -228,7 +245,7 @@ fn what_cannot_be_is_refused_by_name() -> Result<()> {
         .unwrap_err();
     assert!(error.to_string().contains("ClippedOptimizer"), "{error}");
 
-    let sgd = || SGD::new(vars(&named), 0.1);
+    let sgd = || SGD::new(without_names(&named), 0.1);
     let slow = groups(group("*").lr_scale(0.5))?;
     let opt = ClippedOptimizer::wrap(sgd()?, named.clone(), Clip::norm(1.0))?;
     let error = opt.groups(slow).unwrap_err();
@@ -273,7 +290,7 @@ fn a_checkpoint_is_of_its_groups() -> Result<()> {
         let named = named(DType::F32)?;
         let opt = AdamW::named(named.clone(), params())?;
         let opt = ClippedOptimizer::wrap(opt, named.clone(), Clip::norm(1.0))?.groups(groups)?;
-        Ok((vars(&named), opt))
+        Ok((without_names(&named), opt))
     };
     let (a, mut opt) = make(groups()?)?;
     for step in 0..3 {
@@ -295,150 +312,5 @@ fn a_checkpoint_is_of_its_groups() -> Result<()> {
     let error = other.load(&path).unwrap_err();
     assert!(matches!(error, Error::CheckpointMismatch { .. }), "{error}");
     assert!(error.to_string().contains("no_decay"), "{error}");
-    Ok(())
-}
-
-/// The fused path and the other, with and without a loss scale.
-fn step_without_clipping(
-    gradients: &[Tensor],
-    clip: &Clip,
-    fused: bool,
-    scaler: Option<LossScaler>,
-) -> Result<(Vec<Vec<f64>>, candle_grad_clip::StepReport)> {
-    let named: Vec<(String, Var)> = gradients
-        .iter()
-        .zip(NAMES)
-        .map(|(gradient, name)| Ok((name.to_string(), Var::from_tensor(&gradient.zeros_like()?)?)))
-        .collect::<Result<_>>()?;
-    let vars = vars(&named);
-    let groups = ParamGroups::new(vec![
-        ParamGroup::new("matrices", &["fc.*"]).no_clip(),
-        ParamGroup::new("head", &["head.*"]),
-    ])?;
-    let scale = scaler.as_ref().map_or(1.0, LossScaler::current_scale);
-    let scaled = gradients.iter().map(|gradient| gradient * scale);
-    let store = store_for(&vars, &scaled.collect::<candle_core::Result<Vec<_>>>()?);
-    let report = if fused {
-        let opt = ClippedOptimizer::wrap(Sgd::named(named.clone(), 1.0)?, named, clip.clone())?;
-        let mut opt = opt.groups(groups)?.with_param_norms(true);
-        if let Some(scaler) = scaler {
-            opt = opt.with_loss_scaler(scaler)?;
-        }
-        opt.step_report(&store)?
-    } else {
-        let opt = ClippedOptimizer::wrap(SGD::new(vars.clone(), 1.0)?, named, clip.clone())?;
-        let mut opt = opt.groups(groups)?.with_param_norms(true);
-        if let Some(scaler) = scaler {
-            opt = opt.with_loss_scaler(scaler)?;
-        }
-        opt.step_report(&store)?
-    };
-    // A step of 1 from 0: what was taken off is the gradient.
-    let steps = vars.iter().map(|var| -> Result<Vec<f64>> {
-        let values = values(var)?;
-        Ok(values.into_iter().map(|value| -value).collect())
-    });
-    Ok((steps.collect::<Result<_>>()?, report))
-}
-
-#[test]
-fn a_group_without_clipping_counts_in_no_norm_and_is_not_clipped() -> Result<()> {
-    let one = |values: &[f64]| tensor(values, values.len(), DType::F64);
-    let gradients = [
-        one(&[3.0])?,
-        one(&[60.0, -80.0])?,
-        one(&[0.0])?,
-        one(&[4.0])?,
-    ];
-    for scaled in [false, true] {
-        for fused in [false, true] {
-            let step = |clip: &Clip| {
-                let scaler = scaled.then(|| LossScaler::default().init_scale(1024.0));
-                step_without_clipping(&gradients, clip, fused, scaler)
-            };
-            // The norm is that of 3 and 4.
-            for (clip, embed, head) in [
-                (Clip::norm(2.5), 1.5, 2.0),
-                (Clip::norm(5.0), 3.0, 4.0),
-                (Clip::value(1.0), 1.0, 1.0),
-                (Clip::param_norm(2.0), 2.0, 2.0),
-                (Clip::skip_norm(50.0), 3.0, 4.0),
-            ] {
-                let (steps, report) = step(&clip.clone().eps(0.0))?;
-                let what = format!("{clip} fused {fused} scaled {scaled} {report:?}");
-                assert_eq!(
-                    steps,
-                    [vec![embed], vec![60.0, -80.0], vec![0.0], vec![head]],
-                    "{what}"
-                );
-                assert_eq!(report.total_norm()?, 5.0, "{what}");
-                let clipped = report.clipped_norm()?;
-                assert!((clipped - embed.hypot(head)).abs() < 1e-12, "{what}");
-                let (matrices, head_group) = (&report.groups()[0], &report.groups()[1]);
-                assert_eq!(
-                    (matrices.total_norm, matrices.clip_coef),
-                    (100.0, 1.0),
-                    "{what}"
-                );
-                assert_eq!(head_group.total_norm, 4.0, "{what}");
-                assert_eq!(
-                    report.largest_param_norms(1)?,
-                    [("fc.weight", 100.0)],
-                    "{what}"
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn what_is_not_finite_in_a_group_without_clipping_is_seen() -> Result<()> {
-    let one = |values: &[f64]| tensor(values, values.len(), DType::F64);
-    let gradients = [
-        one(&[3.0])?,
-        one(&[f64::NAN, 1.0])?,
-        one(&[0.0])?,
-        one(&[4.0])?,
-    ];
-    for fused in [false, true] {
-        let step = |policy| {
-            let clip = Clip::norm(2.5).eps(0.0).non_finite(policy);
-            step_without_clipping(&gradients, &clip, fused, None)
-        };
-        let (steps, report) = step(NonFinite::SkipStep)?;
-        assert!(report.skipped()?);
-        assert_eq!(steps[0], [0.0]);
-        let error = step(NonFinite::Error).unwrap_err().to_string();
-        assert!(error.contains("fc.weight"), "{error}");
-        let (steps, _) = step(NonFinite::Zero)?;
-        assert_eq!(steps, [vec![1.5], vec![0.0, 1.0], vec![0.0], vec![2.0]]);
-        let (steps, _) = step(NonFinite::Propagate)?;
-        assert_eq!((steps[0][0], steps[3][0]), (1.5, 2.0));
-        assert!(steps[1][0].is_nan());
-    }
-    Ok(())
-}
-
-#[test]
-fn a_group_without_clipping_is_refused_where_it_says_nothing() -> Result<()> {
-    let group = || ParamGroup::new("body", &["fc.*"]).no_clip();
-    assert_eq!(group().to_string(), "body (fc.*) no_clip");
-    let error = ParamGroups::new(vec![group().max_norm(1.0)]).unwrap_err();
-    assert!(error.to_string().contains("no_clip"), "{error}");
-    let groups = ParamGroups::new(vec![group()])?;
-    let named = named(DType::F32)?;
-    let error = Sgd::named(named.clone(), 0.1)?
-        .groups(groups.clone())
-        .unwrap_err();
-    assert!(error.to_string().contains("clips nothing"), "{error}");
-    let sgd = || Sgd::named(named.clone(), 0.1);
-    let opt = ClippedOptimizer::wrap(sgd()?, named.clone(), Clip::agc())?;
-    let error = opt.groups(groups.clone()).unwrap_err();
-    assert!(error.to_string().contains("exclude"), "{error}");
-    let opt = ClippedOptimizer::wrap(sgd()?, named.clone(), Clip::norm(1.0))?;
-    let mut opt = opt.groups(groups)?;
-    assert!(opt.set_clip(Clip::agc()).is_err());
-    assert_eq!(opt.clip(), &Clip::norm(1.0));
     Ok(())
 }

@@ -1,37 +1,22 @@
 //! Loss scaling: exact where nothing overflows, PyTorch's rules where something does, and training in half precision.
 
 use std::fs;
-use support::device::{backends, device};
+
+use support::device::on_every_backend;
+use support::gradients::{
+    bits_of_vars, loss_with_gradients, store_for, tensor, tensors_of, values, vars_of,
+};
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups, ParamsSgd, Sgd};
-use candle_grad_clip::{
-    Clip, ClippedOptimizer, Error, GradAccumulator, LossScaler, NamedVars, NonFinite, backend,
-};
-use candle_nn::{Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, GradAccumulator, LossScaler, NonFinite};
+use candle_nn::{Optimizer, ParamsAdamW};
 use serde_json::{Value, json};
 use support::checkpoints::{Folder, edited};
-use support::gradients::{
-    bits_of_vars, loss_with_gradients, random_values, store_for, tensor, values,
-};
-
-fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
-    backends().into_iter().try_for_each(|backend| {
-        backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
-    })
-}
 
 const SHAPES: [&[usize]; 4] = [&[40, 30], &[7], &[], &[1025]];
-
-fn tensors(seed: u64, dtype: DType) -> Result<Vec<Tensor>> {
-    let make = |(i, shape): (usize, &&[usize])| {
-        let values = random_values(shape.iter().product(), 100 * seed + i as u64);
-        Ok(tensor(&values, *shape, dtype)?)
-    };
-    SHAPES.iter().enumerate().map(make).collect()
-}
 
 /// Weights and reports of a run; of half the steps the caller has the gradients.
 fn run<O: Optimizer + 'static>(
@@ -41,10 +26,7 @@ fn run<O: Optimizer + 'static>(
     groups: Option<&ParamGroups>,
     scaler: Option<LossScaler>,
 ) -> Result<(Vec<Vec<u64>>, Vec<String>)> {
-    let vars: Vec<Var> = tensors(7, dtype)?
-        .iter()
-        .map(Var::from_tensor)
-        .collect::<candle_core::Result<_>>()?;
+    let vars = vars_of(&tensors_of(&SHAPES, 700, &[dtype])?)?;
     let opt = ClippedOptimizer::wrap(make(vars.clone())?, vars.clone(), clip.clone())?;
     let mut opt = opt.with_param_norms(true);
     if let Some(groups) = groups {
@@ -56,7 +38,9 @@ fn run<O: Optimizer + 'static>(
     let mut reports = Vec::new();
     for step in 0..12 {
         let gain = [1.0, 1e-3, 30.0][step as usize % 3];
-        let gradients = tensors(step + 50, dtype)?.into_iter().map(|t| t * gain);
+        let gradients = tensors_of(&SHAPES, 100 * (step + 50), &[dtype])?
+            .into_iter()
+            .map(|t| t * gain);
         let gradients: Vec<Tensor> = gradients.collect::<candle_core::Result<_>>()?;
         let loss = loss_with_gradients(&vars, &gradients)?;
         let report = if step % 2 == 0 {
@@ -327,121 +311,6 @@ fn checkpoints_hold_the_scaler() -> Result<()> {
     Ok(())
 }
 
-/// A net of two layers in some dtype, its weights the same each time.
-struct Net {
-    map: VarMap,
-    hidden: Linear,
-    head: Linear,
-}
-
-impl Net {
-    fn new(dtype: DType) -> Result<Self> {
-        let map = VarMap::new();
-        let vb = VarBuilder::from_varmap(&map, dtype, device());
-        let hidden = candle_nn::linear(4, 32, vb.pp("hidden"))?;
-        let head = candle_nn::linear(32, 1, vb.pp("head"))?;
-        for (i, var) in NamedVars::from(&map).vars().iter().enumerate() {
-            let values = random_values(var.elem_count(), i as u64);
-            var.set(&(tensor(&values, var.shape(), dtype)? * 0.4)?)?;
-        }
-        Ok(Self { map, hidden, head })
-    }
-
-    /// Squared errors of a function to learn, in the net's dtype.
-    fn errors(&self) -> Result<Tensor> {
-        let dtype = self.hidden.weight().dtype();
-        let x = tensor(&random_values(64 * 4, 99), (64, 4), dtype)?;
-        let y = x.sin()?.sum_keepdim(1)?;
-        let hidden = self.hidden.forward(&x)?.tanh()?;
-        Ok((self.head.forward(&hidden)? - y)?.sqr()?)
-    }
-
-    /// Trains with a loss of `factor` times the mean in `dtype`: the losses without the factor, and the skipped steps.
-    fn train(
-        &self,
-        dtype: DType,
-        factor: f64,
-        scaler: Option<LossScaler>,
-    ) -> Result<(Vec<f64>, Vec<usize>, f64)> {
-        let params = ParamsAdamW {
-            lr: 0.01,
-            eps: 1e-12,
-            weight_decay: 0.0,
-            ..ParamsAdamW::default()
-        };
-        let opt = AdamW::named(&self.map, params)?.master_weights(true);
-        let mut opt = ClippedOptimizer::wrap(opt, &self.map, Clip::norm(1.0))?;
-        if let Some(scaler) = scaler {
-            opt = opt.with_loss_scaler(scaler)?;
-        }
-        let (mut losses, mut skipped) = (Vec::new(), Vec::new());
-        for step in 0..150 {
-            let loss = self.errors()?.to_dtype(dtype)?.mean_all()?;
-            losses.push(values(&loss)?[0]);
-            let report = opt.backward_step_report(&(loss * factor)?)?;
-            if report.skipped()? {
-                skipped.push(step);
-            }
-        }
-        let scale = opt.loss_scaler().map_or(1.0, LossScaler::current_scale);
-        Ok((losses, skipped, scale))
-    }
-}
-
-/// `2^times`: what so many halvings divide by.
-fn halved(times: usize) -> f64 {
-    (1u64 << times) as f64
-}
-
-fn assert_learned(losses: &[f64], what: &str) {
-    let (first, last) = (losses[0], losses[losses.len() - 1]);
-    assert!(last < first / 20.0, "{what}: {first} -> {last}");
-    assert!(losses.iter().all(|loss| loss.is_finite()), "{what}");
-}
-
-#[test]
-fn half_precision_trains_and_overflow_backs_off() -> Result<()> {
-    on_every_backend(|| {
-        for dtype in [DType::BF16, DType::F16, DType::F32] {
-            let scaler = Some(LossScaler::default());
-            let (losses, skipped, scale) = Net::new(dtype)?.train(DType::F32, 1.0, scaler)?;
-            assert_learned(&losses, &format!("{dtype:?}"));
-            // Sums over the batch pass f16's maximum in the first step, and fit at half the scale or less.
-            let halvings = skipped.len();
-            assert_eq!(scale, 65536.0 / halved(halvings), "{dtype:?}");
-            assert!(skipped.iter().copied().eq(0..halvings), "{dtype:?}");
-            let most = if dtype == DType::F16 { 3 } else { 0 };
-            assert!(halvings <= most, "{dtype:?}: {skipped:?}");
-        }
-        // In f16 the loss's own gradient is the scale: 2^16 is infinite.
-        let scaler = Some(LossScaler::default());
-        let (losses, skipped, scale) = Net::new(DType::F16)?.train(DType::F16, 1.0, scaler)?;
-        assert_learned(&losses, "a loss in f16");
-        assert_eq!((skipped[0], scale), (0, 65536.0 / halved(skipped.len())));
-        // Far too large: every step is skipped until the scale fits, more than `max_skips` of them.
-        let scaler = Some(LossScaler::default().init_scale(2f64.powi(40)));
-        let (losses, skipped, scale) = Net::new(DType::F16)?.train(DType::F32, 1.0, scaler)?;
-        assert_learned(&losses, "2^40");
-        assert!(skipped.len() > 10, "{skipped:?}");
-        assert!(skipped.iter().copied().take(11).eq(0..11), "{skipped:?}");
-        assert_eq!(scale, halved(40) / halved(skipped.len()));
-        Ok(())
-    })
-}
-
-/// Gradients of 1e-7 and below vanish in f16, unless they are scaled.
-#[test]
-fn small_gradients_survive_in_f16() -> Result<()> {
-    on_every_backend(|| {
-        let without = Net::new(DType::F16)?.train(DType::F32, 1e-7, None)?.0;
-        assert_eq!(without[0], without[149], "nothing is learned");
-        let scaler = Some(LossScaler::default().init_scale(2f64.powi(36)));
-        let with = Net::new(DType::F16)?.train(DType::F32, 1e-7, scaler)?.0;
-        assert_learned(&with, "scaled");
-        Ok(())
-    })
-}
-
 /// An accumulator that leaves out what is not finite would keep the overflow from the scaler.
 #[test]
 fn sums_that_hide_an_overflow_are_refused() -> Result<()> {
@@ -467,103 +336,6 @@ fn sums_that_hide_an_overflow_are_refused() -> Result<()> {
                 assert_eq!(opt.last_report().unwrap().step(), 1);
             }
         }
-        Ok(())
-    })
-}
-
-/// The wrapper around an optimizer that gets the gradients in the Var's dtype, at a loss scale of 0.25.
-fn quarter<O: Optimizer + 'static>(
-    make: impl Fn(Vec<Var>) -> candle_core::Result<O>,
-    dtype: DType,
-    clip: Clip,
-    largest: f64,
-) -> Result<(ClippedOptimizer<O>, GradStore, Vec<Var>)> {
-    let vars = vec![
-        Var::from_tensor(&tensor(&[1.0, 2.0], (1, 2), dtype)?)?,
-        Var::from_tensor(&tensor(&[1.0, 2.0], (2, 1), dtype)?)?,
-    ];
-    let scaler = LossScaler::default().init_scale(0.25);
-    let opt = ClippedOptimizer::wrap(make(vars.clone())?, vars.clone(), clip)?;
-    let gradients = [
-        tensor(&[1.0, 2.0], (1, 2), dtype)?,
-        tensor(&[4.0, largest], (2, 1), dtype)?,
-    ];
-    let store = store_for(&vars, &gradients);
-    Ok((opt.with_loss_scaler(scaler)?, store, vars))
-}
-
-/// A gradient of 20000 is 80000 without its scale, more than f16 holds.
-#[test]
-fn a_scale_below_one_makes_nothing_infinite() -> Result<()> {
-    fn skips<O: Optimizer + 'static>(
-        make: impl Fn(Vec<Var>) -> candle_core::Result<O>,
-        dtype: DType,
-        clip: &Clip,
-        largest: f64,
-    ) -> Result<bool> {
-        let (mut opt, store, vars) = quarter(&make, dtype, clip.clone().max_skips(1), largest)?;
-        let before = bits_of_vars(&vars)?;
-        let report = opt.step_report(&store)?;
-        let loss = loss_with_gradients(
-            &vars,
-            &[
-                store.get(&vars[0]).unwrap().affine(4.0, 0.0)?,
-                store.get(&vars[1]).unwrap().affine(1.0, 0.0)?,
-            ],
-        )?;
-        if report.skipped()? {
-            assert_eq!(report.non_finite()?, 0);
-            assert_eq!(bits_of_vars(&vars)?, before);
-            assert_eq!(opt.loss_scaler().unwrap().current_scale(), 0.25);
-            let error = opt.step_report(&store).unwrap_err();
-            assert!(
-                matches!(&error, Error::TooManySkips { skips: 2, var, .. } if var == "var.1"),
-                "{error}"
-            );
-            let strict = clip.clone().non_finite(NonFinite::Error);
-            let (mut opt, store, vars) = quarter(&make, dtype, strict, largest)?;
-            let error = opt.step_report(&store).unwrap_err();
-            assert!(
-                matches!(&error, Error::Overflow { var, coef, .. } if var == "var.1" && *coef > 1.0),
-                "{error}"
-            );
-            assert_eq!(bits_of_vars(&vars)?, before);
-            return Ok(true);
-        }
-        opt.backward_step(&loss)?;
-        for var in &vars {
-            assert!(
-                values(var)?.iter().all(|x| x.is_finite()),
-                "{clip} {dtype:?}"
-            );
-        }
-        Ok(false)
-    }
-    on_every_backend(|| {
-        let plain = |vars| candle_nn::SGD::new(vars, 1e-4);
-        let ours = |vars| Sgd::new(vars, 1e-4.into());
-        let (none, norm, value) = (Clip::none(), Clip::norm(1.0), Clip::value(70000.0));
-        let agc = Clip::agc();
-        assert!(skips(plain, DType::F16, &none, 20000.0)?);
-        assert!(skips(plain, DType::F16, &Clip::norm(70000.0), 30000.0)?);
-        assert!(skips(plain, DType::F16, &value, 20000.0)?);
-        assert!(!skips(plain, DType::F16, &none, 16000.0)?);
-        assert!(
-            !skips(plain, DType::F16, &norm, 20000.0)?,
-            "small once clipped"
-        );
-        assert!(!skips(plain, DType::F16, &Clip::value(0.5), 20000.0)?);
-        assert!(
-            !skips(plain, DType::F16, &agc, 20000.0)?,
-            "its unit is clipped"
-        );
-        assert!(!skips(ours, DType::F16, &none, 20000.0)?, "computed in f32");
-        assert!(!skips(plain, DType::BF16, &none, 20000.0)?);
-        for dtype in [DType::F32, DType::BF16] {
-            assert!(skips(plain, dtype, &none, 1e38)?);
-            assert!(skips(ours, dtype, &none, 1e38)?);
-        }
-        assert!(!skips(ours, DType::F64, &none, 1e38)?);
         Ok(())
     })
 }
