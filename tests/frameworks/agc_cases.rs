@@ -5,16 +5,11 @@ use candle_core::{DType, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::{Agc, AgcUnits, Clip, ClippedOptimizer};
 use candle_nn::Optimizer;
+use support::cases::CaseFile;
 use support::device::backends;
 use support::gradients::{store_for, tensor, values};
 use support::optimizers::Recorder;
 use support::oracle::assert_all_close;
-
-#[derive(serde::Deserialize)]
-struct File {
-    framework: String,
-    cases: Vec<Case>,
-}
 
 #[derive(serde::Deserialize)]
 struct Case {
@@ -32,7 +27,7 @@ struct CaseTensor {
 }
 
 fn agrees(text: &str, units: AgcUnits) -> Result<()> {
-    let file: File = serde_json::from_str(text)?;
+    let file: CaseFile<Case> = CaseFile::parse(text)?;
     assert_eq!(file.cases.len(), 60);
     let mut changed = 0;
     for (at, case) in file.cases.iter().enumerate() {

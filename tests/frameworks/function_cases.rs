@@ -3,8 +3,9 @@
 use candle_core::DType;
 use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::{ClipGradNorm, Error, NonFinite, clip_grad_norm_with};
+use support::cases::{CaseFile, Number, assert_none, at_least};
 use support::device::{backends, kernels};
-use support::function_cases::{self as cases, Case, CaseFile, Op, Policy};
+use support::function_cases::{self as cases, Case, CaseTensor, Op, Policy};
 use support::gradients::bits_of_gradients;
 
 fn policy(case: &Case) -> NonFinite {
@@ -15,7 +16,7 @@ fn policy(case: &Case) -> NonFinite {
 }
 
 /// Every case with its file.
-fn each(files: &[CaseFile]) -> impl Iterator<Item = (&CaseFile, &Case)> {
+fn each(files: &[CaseFile<Case>]) -> impl Iterator<Item = (&CaseFile<Case>, &Case)> {
     files
         .iter()
         .flat_map(|file| file.cases.iter().map(move |case| (file, case)))
@@ -26,7 +27,7 @@ fn every_case_agrees_on(backend: Backend) {
     let files = cases::all().unwrap();
     let (mut count, mut failures) = (0, Vec::new());
     for (file, case) in each(&files) {
-        let outcome = backend::with(backend, || case.run(file.eps, policy(case)));
+        let outcome = backend::with(backend, || case.run(file.eps.unwrap(), policy(case)));
         let faults = match outcome {
             Ok(outcome) => case.faults(&outcome, backend),
             Err(error) => vec![error.to_string()],
@@ -37,12 +38,7 @@ fn every_case_agrees_on(backend: Backend) {
         count += 1;
     }
     assert!(count >= 500, "only {count} cases were run");
-    assert!(
-        failures.is_empty(),
-        "{} of {count} cases fail on {backend:?}:\n{}",
-        failures.len(),
-        failures.join("\n")
-    );
+    assert_none(&failures, count, &format!("cases fail on {backend:?}"));
 }
 
 #[test]
@@ -67,9 +63,8 @@ fn the_cases_are_many_and_of_every_kind() {
         ["pytorch 2.15.0", "tensorflow 2.21.0", "optax 0.2.8"]
     );
     assert!(each(&files).count() >= 500);
-    let at_least = |least: usize, what: &str, is: &dyn Fn(&Case) -> bool| {
-        let count = each(&files).filter(|(_, case)| is(case)).count();
-        assert!(count >= least, "{count} cases {what}, expected {least}");
+    let at_least = |least, what: &str, is: &dyn Fn(&Case) -> bool| {
+        at_least(least, what, each(&files).map(|(_, case)| case), is);
     };
     let ops = [
         Op::TotalNorm,
@@ -88,19 +83,19 @@ fn the_cases_are_many_and_of_every_kind() {
     }
     for p in [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, f64::INFINITY] {
         at_least(50, &format!("of norm {p}"), &|case| {
-            case.norm_type == Some(cases::Number(p))
+            case.norm_type == Some(Number(p))
         });
     }
     for limit in [0.0, f64::INFINITY] {
         at_least(100, &format!("with limit {limit}"), &|case| {
-            case.limit == Some(cases::Number(limit))
+            case.limit == Some(Number(limit))
         });
     }
     at_least(100, "with a missing gradient", &|case| {
         case.tensors.iter().any(|one| one.grad.is_none())
     });
     at_least(100, "with a gradient of zero elements", &|case| {
-        let is_empty = |one: &cases::CaseTensor| one.grad.as_ref().is_some_and(Vec::is_empty);
+        let is_empty = |one: &CaseTensor| one.grad.as_ref().is_some_and(Vec::is_empty);
         case.tensors.iter().any(is_empty)
     });
     at_least(100, "that are not finite", &|case| {
@@ -115,12 +110,13 @@ fn where_a_case_differs_the_framework_is_beyond_the_tolerance() {
     let files = cases::all().unwrap();
     let mut failures = Vec::new();
     for (file, case) in each(&files) {
-        let outcome = backend::with(kernels(), || case.run(file.eps, policy(case))).unwrap();
+        let outcome =
+            backend::with(kernels(), || case.run(file.eps.unwrap(), policy(case))).unwrap();
         if case.differs.is_some() == case.framework_agrees(&outcome) {
             failures.push(format!("{}: {:?}", case.id, case.differs));
         }
     }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert_none(&failures, each(&files).count(), "cases");
 }
 
 #[test]
@@ -137,12 +133,12 @@ fn gradients_that_are_not_finite_are_an_error_by_default_and_stay_as_they_were()
             let options = ClipGradNorm {
                 max_norm: case.limit.unwrap().0,
                 norm_type: case.norm_type.unwrap().0.into(),
-                eps: file.eps,
+                eps: file.eps.unwrap(),
                 ..ClipGradNorm::default()
             };
             let result =
                 backend::with(backend, || clip_grad_norm_with(&mut grads, &vars, &options));
-            let bad = |one: &cases::CaseTensor| {
+            let bad = |one: &CaseTensor| {
                 let grad = one.grad.as_ref();
                 grad.is_some_and(|grad| grad.iter().any(|x| !x.0.is_finite()))
             };

@@ -1,16 +1,20 @@
 //! Where PyTorch's AdamW and SGD end: see `tests/cases/README.md`.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
+use support::cases::{Number, assert_none, at_least};
 use support::device::kernels;
 
 use candle_core::DType;
 use candle_grad_clip::backend::{self, Backend};
-use support::function_cases::Number;
 use support::optimizer_cases::{self, Hyper, Limit, OptimCase, OptimTensor, WAYS, Way};
+use support::optimizer_differences::Difference;
 
-fn cases() -> Vec<OptimCase> {
-    optimizer_cases::all().unwrap().cases
+fn cases() -> &'static [OptimCase] {
+    static CASES: LazyLock<Vec<OptimCase>> =
+        LazyLock::new(|| optimizer_cases::all().unwrap().cases);
+    &CASES
 }
 
 /// What is wrong with a run of `run`, beside what `case` expects.
@@ -18,10 +22,8 @@ fn faults(case: &OptimCase, run: &OptimCase, way: Way, backend: Backend) -> Vec<
     match backend::with(backend, || run.run(way)) {
         Ok(outcome) => {
             let differences = case.differences(&outcome);
-            let faults = differences
-                .into_iter()
-                .filter(optimizer_cases::Difference::is_fault);
-            let in_words = |one: optimizer_cases::Difference| {
+            let faults = differences.into_iter().filter(Difference::is_fault);
+            let in_words = |one: Difference| {
                 format!("{} ({:.3} of what is allowed)", one.what, one.of_allowed)
             };
             faults.map(in_words).collect()
@@ -41,7 +43,7 @@ fn name(optimizer: Hyper) -> &'static str {
 fn every_case_agrees_on(backend: Backend) {
     let (mut runs, mut numbers) = (0, 0);
     let (mut failures, mut worst) = (Vec::new(), BTreeMap::<String, f64>::new());
-    for case in &cases() {
+    for case in cases() {
         for way in WAYS.into_iter().filter(|way| case.can_run(*way)) {
             runs += 1;
             let outcome = match backend::with(backend, || case.run(way)) {
@@ -67,11 +69,10 @@ fn every_case_agrees_on(backend: Backend) {
         }
     }
     println!("{backend:?}: {runs} runs, worst as a share of what is allowed: {worst:.3?}");
-    assert!(
-        failures.is_empty(),
-        "{} of {numbers} numbers differ on {backend:?}:\n{}",
-        failures.len(),
-        failures.join("\n")
+    assert_none(
+        &failures,
+        numbers,
+        &format!("numbers differ on {backend:?}"),
     );
     assert!(runs >= 900, "only {runs} runs");
     assert!(numbers >= 9_000, "only {numbers} numbers were compared");
@@ -88,109 +89,119 @@ fn every_case_agrees_on_composed() {
     every_case_agrees_on(Backend::Composed);
 }
 
+/// Asserts that at least so many cases are of a kind.
+fn of(least: usize, what: &str, is: impl Fn(&OptimCase) -> bool) {
+    at_least(least, what, cases(), is);
+}
+
+fn any(case: &OptimCase, is: impl Fn(&OptimTensor) -> bool) -> bool {
+    case.tensors.iter().any(is)
+}
+
 #[test]
 fn the_cases_are_many_and_of_every_kind() {
     let file = optimizer_cases::all().unwrap();
     assert_eq!((&*file.framework, &*file.version), ("pytorch", "2.15.0"));
-    assert_eq!(file.eps, 1e-6);
-    let at_least = |least: usize, what: &str, is: &dyn Fn(&OptimCase) -> bool| {
-        let count = file.cases.iter().filter(|case| is(case)).count();
-        assert!(count >= least, "{count} cases {what}, expected {least}");
-    };
-    let any = |case: &OptimCase, is: &dyn Fn(&OptimTensor) -> bool| case.tensors.iter().any(is);
-    at_least(300, "in all", &|_| true);
-    at_least(
+    assert_eq!(file.eps, Some(1e-6));
+    of(300, "in all", |_| true);
+    of(
         50,
         "of AdamW with amsgrad",
-        &|case| matches!(case.optimizer, Hyper::AdamW(hyper) if hyper.amsgrad),
+        |case| matches!(case.optimizer, Hyper::AdamW(hyper) if hyper.amsgrad),
     );
-    at_least(
+    of(
         50,
         "of AdamW without amsgrad",
-        &|case| matches!(case.optimizer, Hyper::AdamW(hyper) if !hyper.amsgrad),
+        |case| matches!(case.optimizer, Hyper::AdamW(hyper) if !hyper.amsgrad),
     );
-    at_least(
+    of(
         50,
         "of SGD without momentum",
-        &|case| matches!(case.optimizer, Hyper::Sgd(hyper) if hyper.momentum == 0.0),
+        |case| matches!(case.optimizer, Hyper::Sgd(hyper) if hyper.momentum == 0.0),
     );
-    at_least(
+    of(
         50,
         "with dampening",
-        &|case| matches!(case.optimizer, Hyper::Sgd(hyper) if hyper.momentum > 0.0 && hyper.dampening > 0.0),
+        |case| matches!(case.optimizer, Hyper::Sgd(hyper) if hyper.momentum > 0.0 && hyper.dampening > 0.0),
     );
-    at_least(
+    of(
         50,
         "of Nesterov's momentum",
-        &|case| matches!(case.optimizer, Hyper::Sgd(hyper) if hyper.nesterov),
+        |case| matches!(case.optimizer, Hyper::Sgd(hyper) if hyper.nesterov),
     );
     let weight_decay = |case: &OptimCase| match case.optimizer {
         Hyper::AdamW(hyper) => hyper.weight_decay,
         Hyper::Sgd(hyper) => hyper.weight_decay,
     };
-    at_least(50, "without weight decay", &|case| {
-        weight_decay(case) == 0.0
-    });
-    at_least(50, "with a large weight decay", &|case| {
+    of(50, "without weight decay", |case| weight_decay(case) == 0.0);
+    of(50, "with a large weight decay", |case| {
         weight_decay(case) >= 2.0
     });
+}
+
+#[test]
+fn the_cases_have_every_dtype_clip_and_length() {
     for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
-        at_least(60, &format!("with {dtype:?}"), &|case| {
-            any(case, &|one| one.dtype == dtype)
+        of(60, &format!("with {dtype:?}"), |case| {
+            any(case, |one| one.dtype == dtype)
         });
     }
-    at_least(60, "of halves with master weights", &|case| {
+    of(60, "of halves with master weights", |case| {
         case.master_weights && case.has_halves()
     });
-    at_least(60, "of halves without", &|case| {
+    of(60, "of halves without", |case| {
         !case.master_weights && case.has_halves()
     });
-    at_least(80, "clipped by norm", &|case| {
+    of(80, "clipped by norm", |case| {
         matches!(case.clip, Some(Limit::Norm(_)))
     });
-    at_least(80, "clipped by value", &|case| {
+    of(80, "clipped by value", |case| {
         matches!(case.clip, Some(Limit::Value(_)))
     });
-    at_least(80, "not clipped", &|case| case.clip.is_none());
+    of(80, "not clipped", |case| case.clip.is_none());
     for steps in [1, 2, 3, 5, 8, 20] {
-        at_least(30, &format!("of {steps} steps"), &|case| {
+        of(30, &format!("of {steps} steps"), |case| {
             case.steps() == steps
         });
     }
-    at_least(10, "with a schedule", &|case| case.lrs.is_some());
-    at_least(50, "with a missing gradient", &|case| {
-        any(case, &|one| one.grads.iter().any(Option::is_none))
+    of(10, "with a schedule", |case| case.lrs.is_some());
+}
+
+#[test]
+fn the_cases_have_gradients_of_every_kind() {
+    of(50, "with a missing gradient", |case| {
+        any(case, |one| one.grads.iter().any(Option::is_none))
     });
-    at_least(20, "with a parameter that never gets one", &|case| {
-        any(case, &|one| one.grads.iter().all(Option::is_none))
+    of(20, "with a parameter that never gets one", |case| {
+        any(case, |one| one.grads.iter().all(Option::is_none))
     });
-    at_least(50, "with a scalar", &|case| {
-        any(case, &|one| one.shape.is_empty())
+    of(50, "with a scalar", |case| {
+        any(case, |one| one.shape.is_empty())
     });
-    at_least(50, "with a tensor of zero elements", &|case| {
-        any(case, &|one| one.shape.contains(&0))
+    of(50, "with a tensor of zero elements", |case| {
+        any(case, |one| one.shape.contains(&0))
     });
-    at_least(15, "that end in numbers that are not finite", &|case| {
-        any(case, &|one| one.end.iter().any(|x| !x.0.is_finite()))
+    of(15, "that end in numbers that are not finite", |case| {
+        any(case, |one| one.end.iter().any(|x| !x.0.is_finite()))
     });
-    let some_gradient = |case: &OptimCase, is: &dyn Fn(f64) -> bool| {
+    let some_gradient = |case: &OptimCase, is: fn(f64) -> bool| {
         let mut given = case.tensors.iter().flat_map(|one| one.grads.iter());
         given.any(|grad| grad.iter().flatten().any(|x| is(x.0)))
     };
-    at_least(20, "with tiny gradients", &|case| {
-        some_gradient(case, &|x| x != 0.0 && x.abs() < 1e-12)
+    of(20, "with tiny gradients", |case| {
+        some_gradient(case, |x| x != 0.0 && x.abs() < 1e-12)
     });
-    at_least(20, "with huge gradients", &|case| {
-        some_gradient(case, &|x| x.is_finite() && x.abs() > 1e12)
+    of(20, "with huge gradients", |case| {
+        some_gradient(case, |x| x.is_finite() && x.abs() > 1e12)
     });
-    at_least(20, "with zeros only", &|case| {
-        !some_gradient(case, &|x| x != 0.0)
+    of(20, "with zeros only", |case| {
+        !some_gradient(case, |x| x != 0.0)
     });
 }
 
 #[test]
 fn every_case_is_complete() {
-    for case in &cases() {
+    for case in cases() {
         let steps = case.steps();
         assert!(case.tensors.iter().all(|one| one.grads.len() == steps));
         assert!(case.lrs.as_ref().is_none_or(|lrs| lrs.len() == steps));
@@ -216,7 +227,7 @@ fn away(x: f64, allowed: f64, dtype: DType) -> f64 {
 #[test]
 fn every_expectation_that_is_changed_is_found() {
     let mut changed = 0;
-    for case in &cases() {
+    for case in cases() {
         let outcome = backend::with(kernels(), || case.run(Way::Step)).unwrap();
         let found = |wrong: &OptimCase, what: &str| {
             let differences = wrong.differences(&outcome);
@@ -321,7 +332,7 @@ fn every_mistake_is_found() {
     let cases = cases();
     for (what, percent, mistake) in MISTAKES {
         let (mut made, mut found) = (0, 0);
-        for case in &cases {
+        for case in cases {
             let mut wrong = case.clone();
             if mistake(&mut wrong) {
                 made += 1;

@@ -8,24 +8,10 @@ use candle_grad_clip::{
     ClipGradNorm, NonFinite, NormType, clip_by_global_norm, clip_grad_norm_with, clip_grad_value,
     clip_grads_with_norm, total_norm,
 };
-use half::{bf16, f16};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
+use crate::cases::{CaseFile, Number, dtype, in_dtype};
 use crate::gradients::{tensor, values};
-
-/// One framework's file.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CaseFile {
-    /// Its name.
-    pub framework: String,
-    /// Its version.
-    pub version: String,
-    /// What its norm clip adds to the norm.
-    pub eps: f64,
-    /// The cases.
-    pub cases: Vec<Case>,
-}
 
 /// Gradients, what to do to them, and what comes out.
 #[derive(Debug, Deserialize)]
@@ -99,41 +85,17 @@ pub enum Policy {
     Propagate,
 }
 
-/// A number of a JSON file, in which NaN and infinities are strings.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Number(pub f64);
-
-impl<'de> Deserialize<'de> for Number {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Number(f64),
-            Word(String),
-        }
-        match Written::deserialize(deserializer)? {
-            Written::Number(x) => Ok(Self(x)),
-            Written::Word(word) => word.parse().map(Self).map_err(serde::de::Error::custom),
-        }
-    }
-}
-
-pub(crate) fn dtype<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DType, D::Error> {
-    let name = String::deserialize(deserializer)?;
-    name.parse().map_err(serde::de::Error::custom)
-}
-
 /// All files.
 ///
 /// # Errors
 /// A file that is not as described here.
-pub fn all() -> serde_json::Result<Vec<CaseFile>> {
+pub fn all() -> serde_json::Result<Vec<CaseFile<Case>>> {
     let texts = [
         include_str!("../cases/pytorch.json"),
         include_str!("../cases/tensorflow.json"),
         include_str!("../cases/optax.json"),
     ];
-    texts.into_iter().map(serde_json::from_str).collect()
+    texts.into_iter().map(CaseFile::parse).collect()
 }
 
 /// What came out: the norm, where one is returned, and each Var's gradient.
@@ -274,17 +236,6 @@ impl Case {
         let of_tensors = self.tensors.iter().map(|one| tolerance(Row::of(one.dtype)));
         of_tensors.fold(none, Tolerance::or)
     }
-}
-
-/// The numbers that were meant: the shortest ones that become them in `dtype` are written.
-pub(crate) fn in_dtype(written: &[Number], dtype: DType) -> Vec<f64> {
-    let round = |x: &Number| match dtype {
-        DType::F32 => f64::from(x.0 as f32),
-        DType::F16 => f16::from_f64(x.0).to_f64(),
-        DType::BF16 => bf16::from_f64(x.0).to_f64(),
-        _ => x.0,
-    };
-    written.iter().map(round).collect()
 }
 
 /// `None` is a gradient that is missing.
