@@ -125,28 +125,15 @@ fn numbers_out_of_range_are_refused_however_they_come() -> Result<()> {
         });
         assert!(error.starts_with("dampening is"), "{error}");
     }
+    let bad = |edit: fn(&mut ParamsSgd)| {
+        let mut params = momentum;
+        edit(&mut params);
+        params
+    };
     for (name, bad) in [
-        (
-            "lr",
-            ParamsSgd {
-                lr: -0.1,
-                ..momentum
-            },
-        ),
-        (
-            "momentum",
-            ParamsSgd {
-                momentum: -0.1,
-                ..momentum
-            },
-        ),
-        (
-            "weight_decay",
-            ParamsSgd {
-                weight_decay: f64::NAN,
-                ..momentum
-            },
-        ),
+        ("lr", bad(|p| p.lr = -0.1)),
+        ("momentum", bad(|p| p.momentum = -0.1)),
+        ("weight_decay", bad(|p| p.weight_decay = f64::NAN)),
     ] {
         let error = refused(bad);
         assert!(error.starts_with(&format!("{name} is")), "{error}");
@@ -156,18 +143,23 @@ fn numbers_out_of_range_are_refused_however_they_come() -> Result<()> {
         ..momentum
     };
     Sgd::named(Vec::<Var>::new(), all)?; // as in PyTorch
+    Ok(())
+}
 
-    // A learning rate is checked by the step, which changes nothing.
+/// A learning rate is checked by the step, which changes nothing.
+#[test]
+fn a_learning_rate_out_of_range_is_refused_by_the_step() -> Result<()> {
     let w = Var::from_tensor(&tensor(&[1.0], 1, DType::F32)?)?;
     let vars = vec![w.clone()];
     let grads = store_for(&vars, &[tensor(&[1.0], 1, DType::F32)?]);
     let wrapped = |opt| ClippedOptimizer::wrap(opt, vars.clone(), Clip::norm(1.0));
     let mut adamw = wrapped(AdamW::new_lr(vars.clone(), 0.1)?)?;
-    let mut sgd = ClippedOptimizer::wrap(
-        Sgd::new(vars.clone(), momentum)?,
-        vars.clone(),
-        Clip::norm(1.0),
-    )?;
+    let momentum = ParamsSgd {
+        momentum: 0.5,
+        ..ParamsSgd::default()
+    };
+    let sgd = Sgd::new(vars.clone(), momentum)?;
+    let mut sgd = ClippedOptimizer::wrap(sgd, vars.clone(), Clip::norm(1.0))?;
     for lr in [f64::NAN, -1.0, f64::INFINITY, 1e39] {
         adamw.set_learning_rate(lr);
         sgd.set_learning_rate(lr);

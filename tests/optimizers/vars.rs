@@ -174,6 +174,11 @@ fn each_var_has_its_own_step_counter_as_in_pytorch() -> Result<()> {
     Ok(())
 }
 
+fn one_step(opt: &mut impl Optimizer, var: &Var, gradient: &Tensor) -> Result<()> {
+    let (vars, gradients) = (std::slice::from_ref(var), std::slice::from_ref(gradient));
+    Ok(opt.step(&store_for(vars, gradients))?)
+}
+
 #[test]
 fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
     for (backend, dtype) in backends()
@@ -199,12 +204,8 @@ fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
         set[700] = f64::NAN;
         backend::with(backend, || -> Result<()> {
             let mut step = || -> Result<()> {
-                adamw.step(&store_for(&vars, std::slice::from_ref(&ones)))?;
-                sgd.step(&store_for(
-                    std::slice::from_ref(&sgd_w),
-                    std::slice::from_ref(&ones),
-                ))?;
-                Ok(())
+                one_step(&mut adamw, &w, &ones)?;
+                one_step(&mut sgd, &sgd_w, &ones)
             };
             step()?;
             for var in [&w, &sgd_w] {
@@ -234,16 +235,9 @@ fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
             now[nan] = 2.0;
             var.set(&tensor(&now, len, dtype)?)?;
         }
-        backend::with(backend, || {
-            sgd.step(&store_for(
-                std::slice::from_ref(&sgd_w),
-                std::slice::from_ref(&ones),
-            ))
-        })?;
+        backend::with(backend, || one_step(&mut sgd, &sgd_w, &ones))?;
         assert_eq!(values(&sgd_w)?[700], rounded(2.0 - 1e-3));
-        backend::with(backend, || {
-            adamw.step(&store_for(&vars, std::slice::from_ref(&ones)))
-        })?;
+        backend::with(backend, || one_step(&mut adamw, &w, &ones))?;
         assert_eq!(values(&w)?[700], rounded(2.0 - 1e-3));
     }
     Ok(())

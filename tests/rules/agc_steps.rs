@@ -13,7 +13,12 @@ use support::device::{backends, device, pool};
 use support::gradients::{bits_of_vars, tensor, values};
 use support::oracle::{assert_all_close, assert_close, floor};
 
-use super::agc::{UNITS, clipped, named, random, random_pairs, rule, store};
+use super::agc::{Pair, UNITS, clipped, named, random, random_pairs, rule, store};
+
+fn weights(pairs: &[Pair]) -> Result<Vec<f64>> {
+    let vars = pairs.iter().map(|(var, _)| values(var));
+    Ok(vars.collect::<candle_core::Result<Vec<_>>>()?.concat())
+}
 
 /// A fused step is that of the same optimizer by itself on the clipped gradients; `backward_step`, a wrapped one and a loss scale agree.
 #[test]
@@ -52,15 +57,12 @@ fn fused_and_wrapped_steps_agree() -> Result<()> {
                             }
                             backend::with(backend, || sgd.step(&store))?;
                         }
-                        let vars = pairs.iter().map(|(var, _)| values(var));
-                        Ok(vars.collect::<candle_core::Result<Vec<_>>>()?.concat())
+                        weights(&pairs)
                     };
                     let right = after(false, 1.0)?;
                     // Relative to what the step subtracts from: `w - g` near 0 keeps the roundings
                     // of `w` and `g`.
-                    let before = random_pairs(seed, dtype)?;
-                    let before = before.iter().map(|(var, _)| values(var));
-                    let before = before.collect::<candle_core::Result<Vec<_>>>()?.concat();
+                    let before = weights(&random_pairs(seed, dtype)?)?;
                     let agree = |got: Vec<f64>| {
                         assert_eq!(got.len(), right.len(), "{what}");
                         for ((x, y), w) in got.into_iter().zip(&right).zip(&before) {

@@ -14,8 +14,8 @@ fn vars_of_two() -> candle_grad_clip::Result<Vec<Var>> {
     Ok(vec![one()?, one()?])
 }
 
-/// Every kind of error, with its text.
-fn every_error() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
+/// Errors of options, with their texts.
+fn errors_of_options() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
     let (vars, mut store) = store_of(&[tensor(&[3.0, 4.0], 2, DType::F32)?])?;
     let options = ClipGradNorm {
         eps: -1.0,
@@ -55,7 +55,12 @@ fn every_error() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
     errors.push((opt.set_clip(Clip::norm(0.0)).unwrap_err(), zero));
     let negative = "clip_value is -1, expected a value above 0";
     errors.push((opt.set_clip(Clip::value(-1.0)).unwrap_err(), negative));
+    Ok(errors)
+}
 
+/// Those of gradients and Vars.
+fn errors_of_gradients() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
+    let mut errors = Vec::new();
     let (vars, mut bad) = store_of(&[
         tensor(&[3.0, 4.0], 2, DType::F32)?,
         tensor(&[f64::NAN, 1.0, f64::INFINITY, f64::NAN], 4, DType::F32)?,
@@ -101,6 +106,12 @@ fn every_error() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
         loss::weighted_power(x, x, x, 0.5).unwrap_err(),
         "power is 0.5, expected 1 or a finite value above: below 1 the gradient is infinite at 0",
     ));
+    Ok(errors)
+}
+
+fn every_error() -> candle_grad_clip::Result<Vec<(Error, &'static str)>> {
+    let mut errors = errors_of_options()?;
+    errors.extend(errors_of_gradients()?);
     Ok(errors)
 }
 

@@ -133,53 +133,55 @@ fn quarter<O: Optimizer + 'static>(
     Ok((opt.with_loss_scaler(scaler)?, store, vars))
 }
 
+/// Whether a step at that scale is skipped, and then says so; if not, whether it leaves numbers that are finite.
+fn skips<O: Optimizer + 'static>(
+    make: impl Fn(Vec<Var>) -> candle_core::Result<O>,
+    dtype: DType,
+    clip: &Clip,
+    largest: f64,
+) -> Result<bool> {
+    let (mut opt, store, vars) = quarter(&make, dtype, clip.clone().max_skips(1), largest)?;
+    let before = bits_of_vars(&vars)?;
+    let report = opt.step_report(&store)?;
+    let loss = loss_with_gradients(
+        &vars,
+        &[
+            store.get(&vars[0]).unwrap().affine(4.0, 0.0)?,
+            store.get(&vars[1]).unwrap().affine(1.0, 0.0)?,
+        ],
+    )?;
+    if report.skipped()? {
+        assert_eq!(report.non_finite()?, 0);
+        assert_eq!(bits_of_vars(&vars)?, before);
+        assert_eq!(opt.loss_scaler().unwrap().current_scale(), 0.25);
+        let error = opt.step_report(&store).unwrap_err();
+        assert!(
+            matches!(&error, Error::TooManySkips { skips: 2, var, .. } if var == "var.1"),
+            "{error}"
+        );
+        let strict = clip.clone().non_finite(NonFinite::Error);
+        let (mut opt, store, vars) = quarter(&make, dtype, strict, largest)?;
+        let error = opt.step_report(&store).unwrap_err();
+        assert!(
+            matches!(&error, Error::Overflow { var, coef, .. } if var == "var.1" && *coef > 1.0),
+            "{error}"
+        );
+        assert_eq!(bits_of_vars(&vars)?, before);
+        return Ok(true);
+    }
+    opt.backward_step(&loss)?;
+    for var in &vars {
+        assert!(
+            values(var)?.iter().all(|x| x.is_finite()),
+            "{clip} {dtype:?}"
+        );
+    }
+    Ok(false)
+}
+
 /// A gradient of 20000 is 80000 without its scale, more than f16 holds.
 #[test]
 fn a_scale_below_one_makes_nothing_infinite() -> Result<()> {
-    fn skips<O: Optimizer + 'static>(
-        make: impl Fn(Vec<Var>) -> candle_core::Result<O>,
-        dtype: DType,
-        clip: &Clip,
-        largest: f64,
-    ) -> Result<bool> {
-        let (mut opt, store, vars) = quarter(&make, dtype, clip.clone().max_skips(1), largest)?;
-        let before = bits_of_vars(&vars)?;
-        let report = opt.step_report(&store)?;
-        let loss = loss_with_gradients(
-            &vars,
-            &[
-                store.get(&vars[0]).unwrap().affine(4.0, 0.0)?,
-                store.get(&vars[1]).unwrap().affine(1.0, 0.0)?,
-            ],
-        )?;
-        if report.skipped()? {
-            assert_eq!(report.non_finite()?, 0);
-            assert_eq!(bits_of_vars(&vars)?, before);
-            assert_eq!(opt.loss_scaler().unwrap().current_scale(), 0.25);
-            let error = opt.step_report(&store).unwrap_err();
-            assert!(
-                matches!(&error, Error::TooManySkips { skips: 2, var, .. } if var == "var.1"),
-                "{error}"
-            );
-            let strict = clip.clone().non_finite(NonFinite::Error);
-            let (mut opt, store, vars) = quarter(&make, dtype, strict, largest)?;
-            let error = opt.step_report(&store).unwrap_err();
-            assert!(
-                matches!(&error, Error::Overflow { var, coef, .. } if var == "var.1" && *coef > 1.0),
-                "{error}"
-            );
-            assert_eq!(bits_of_vars(&vars)?, before);
-            return Ok(true);
-        }
-        opt.backward_step(&loss)?;
-        for var in &vars {
-            assert!(
-                values(var)?.iter().all(|x| x.is_finite()),
-                "{clip} {dtype:?}"
-            );
-        }
-        Ok(false)
-    }
     on_every_backend(|| {
         let plain = |vars| candle_nn::SGD::new(vars, 1e-4);
         let ours = |vars| Sgd::new(vars, 1e-4.into());

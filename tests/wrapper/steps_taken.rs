@@ -101,11 +101,8 @@ fn steps_taken_are_counted_on() -> Result<()> {
     let w = Var::from_tensor(&tensor(&[1.0, 2.0], 2, candle_core::DType::F32)?)?;
     let named = vec![("w".to_string(), w.clone())];
     let make = || {
-        ClippedOptimizer::wrap(
-            Sgd::named(named.clone(), 0.1)?,
-            named.clone(),
-            Clip::norm(1.0),
-        )
+        let inner = Sgd::named(named.clone(), 0.1)?;
+        ClippedOptimizer::wrap(inner, named.clone(), Clip::norm(1.0))
     };
     let of = |x: f64| -> Result<GradStore> {
         let gradient = tensor(&[x, 1.0], 2, candle_core::DType::F32)?;

@@ -1,8 +1,10 @@
-//! Windows of micro-batches: incomplete, weighted, or empty.
+//! Windows of micro-batches: incomplete, weighted, empty, or of other Vars.
 
 use anyhow::Result;
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
-use candle_grad_clip::{Error, GradAccumulator, NamedVars, NonFinite};
+use candle_grad_clip::optim::Sgd;
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, GradAccumulator, NamedVars, NonFinite};
 use support::device::on_every_backend;
 use support::gradients::{
     all_values, bits_of_gradients, gradients_of, store_for, store_of, tensor, values,
@@ -168,5 +170,50 @@ fn windows_that_end_empty_in_a_row_become_an_error() -> Result<()> {
         accumulator.add(&bad)?;
         assert_eq!(accumulator.finish().is_err(), window == 11);
     }
+    Ok(())
+}
+
+#[test]
+fn a_store_of_other_gradients_is_an_error() -> Result<()> {
+    let one = |value: f64| tensor(&[value], 1, DType::F32);
+    let (vars, good) = store_of(&[one(1.0)?])?;
+    let (_, others) = store_of(&[one(2.0)?])?;
+    for policy in [
+        NonFinite::Propagate,
+        NonFinite::Error,
+        NonFinite::SkipStep,
+        NonFinite::Zero,
+    ] {
+        let mut accumulator = GradAccumulator::mean(vars.clone()).non_finite(policy);
+        accumulator.add(&good)?;
+        for weight in [1.0, 0.0] {
+            let error = accumulator.add_weighted(&others, weight).unwrap_err();
+            assert!(
+                matches!(&error, Error::NoGradients { grads: 1, vars: 1 }),
+                "{error}"
+            );
+        }
+        accumulator.add(&GradStore::default())?; // nothing at all: all gradients are 0
+        assert_eq!(accumulator.micro_batches(), 2);
+        let grads = accumulator.finish()?.unwrap();
+        assert_eq!(values(grads.get(&vars[0]).unwrap())?, [0.5]);
+    }
+    Ok(())
+}
+
+/// The optimizer's Vars that the accumulator was not given are told by name.
+#[test]
+fn a_step_names_the_vars_that_the_accumulator_lacks() -> Result<()> {
+    let net = net(DType::F32)?;
+    let all = NamedVars::from(&net.map);
+    let named = all.names().iter().cloned().zip(all.vars().iter().cloned());
+    let (head, hidden): (Vec<_>, Vec<_>) = named.partition(|(name, _)| name.starts_with("head"));
+    let mut accumulator = GradAccumulator::mean(head);
+    let sgd = Sgd::named(&net.map, 0.1)?;
+    let mut opt = ClippedOptimizer::wrap(sgd, &net.map, Clip::norm(1.0))?;
+    accumulator.add(&loss(&net, &batch(DType::F32)?)?.backward()?)?;
+    let report = opt.step_report(accumulator.finish()?.unwrap())?;
+    let names: Vec<String> = hidden.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(report.missing(), names);
     Ok(())
 }
