@@ -1,6 +1,7 @@
 //! Rules that users write.
 
 use std::sync::{Arc, Mutex};
+
 use support::device::{backends, device, kernels};
 
 use anyhow::Result;
