@@ -4,10 +4,9 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use crate::case::{CLIP_COEF, CLIP_VALUE, Op, PARAMS_SCALE, PARAMS_START, uniform};
 use crate::element::Element;
+use crate::op::{CLIP_COEF, CLIP_VALUE, Op, PARAMS_SCALE, PARAMS_START, params_adamw, uniform};
 use crate::oracle;
-use crate::steps::params_adamw;
 
 /// About how many elements a peer shows: see `peers/protocol.py`.
 pub(crate) const SAMPLES: usize = 4096;

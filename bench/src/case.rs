@@ -11,79 +11,16 @@ use rayon::prelude::*;
 
 use crate::element::Element;
 use crate::memory::with_elements;
+use crate::op::{
+    CLIP_COEF, CLIP_VALUE, Impl, LR, OTHER_BYTES, Op, PARAMS_SCALE, PARAMS_START, params_adamw,
+    uniform,
+};
 use crate::sets::Set;
 use crate::steps::{self, Step};
 use crate::{floor, oracle, paste_in};
 
-/// Elements outside of `[-CLIP_VALUE, CLIP_VALUE]` are one in eight.
-pub(crate) const CLIP_VALUE: f64 = 0.875;
-/// What a norm clip scales by.
-pub(crate) const CLIP_COEF: f64 = 0.9;
-/// Read before a call on a set that starts cold: four times a large cache.
-pub(crate) const OTHER_BYTES: usize = 128 << 20;
-/// Parameters come from indices that no gradient has, and are small, as in a model.
-pub(crate) const PARAMS_START: u64 = 1 << 40;
-pub(crate) const PARAMS_SCALE: f64 = 0.0625;
 /// Elements of each tensor that are checked.
 const SAMPLE: usize = 64;
-
-/// What is timed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Op {
-    TotalNorm,
-    ClipGradNorm,
-    ClipGradNormNoop,
-    ClipGradValue,
-    ClipAdamW,
-    ClipSgd,
-}
-
-impl Op {
-    pub(crate) const ALL: [Self; 6] = [
-        Self::TotalNorm,
-        Self::ClipGradNorm,
-        Self::ClipGradNormNoop,
-        Self::ClipGradValue,
-        Self::ClipAdamW,
-        Self::ClipSgd,
-    ];
-
-    /// Whether it changes parameters.
-    pub(crate) fn is_step(self) -> bool {
-        matches!(self, Self::ClipAdamW | Self::ClipSgd)
-    }
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::TotalNorm => "total_norm",
-            Self::ClipGradNorm => "clip_grad_norm",
-            Self::ClipGradNormNoop => "clip_grad_norm_noop",
-            Self::ClipGradValue => "clip_grad_value",
-            Self::ClipAdamW => "clip_adamw",
-            Self::ClipSgd => "clip_sgd",
-        }
-    }
-}
-
-/// Who does it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Impl {
-    CandleGradClip,
-    PasteIn,
-    Floor,
-}
-
-impl Impl {
-    pub(crate) const ALL: [Self; 3] = [Self::CandleGradClip, Self::PasteIn, Self::Floor];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::CandleGradClip => "candle-grad-clip",
-            Self::PasteIn => "paste-in",
-            Self::Floor => "floor",
-        }
-    }
-}
 
 /// A gradient set in dtype `E`.
 pub(crate) struct Case<E> {
@@ -257,8 +194,8 @@ impl<E: Element> Case<E> {
         }
         let clip_coef = self.max_norm(op) / (self.total_norm + 1e-6);
         let expected = |start: f64, g: f64| match op {
-            Op::ClipSgd => oracle::sgd(start, &[g * clip_coef, g / 2.0], steps::LR),
-            _ => oracle::adamw(start, &[g * clip_coef, g / 2.0], &steps::params_adamw()),
+            Op::ClipSgd => oracle::sgd(start, &[g * clip_coef, g / 2.0], LR),
+            _ => oracle::adamw(start, &[g * clip_coef, g / 2.0], &params_adamw()),
         };
         let mut start = PARAMS_START;
         for ((var, fresh), tensor) in self.vars.iter().zip(&self.fresh).zip(0..) {
@@ -373,15 +310,6 @@ fn samples(len: usize) -> impl Iterator<Item = usize> {
     (0..=last).step_by((len / SAMPLE).max(1)).chain([last])
 }
 
-/// A number in [-1, 1) for an index: the top 24 bits of splitmix64, exact in f32, easy to have in any language.
-pub(crate) fn uniform(index: u64) -> f64 {
-    let mut z = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
-    (z >> 40) as f64 * 2f64.powi(-23) - 1.0
-}
-
 /// How far a parameter may be from the expected one after two steps: a rounding each, and a few of its moments.
 fn step_tolerance<E: Element>(rival: Impl, largest: f64) -> f64 {
     let moments = match (rival, size_of::<E>()) {
@@ -390,7 +318,7 @@ fn step_tolerance<E: Element>(rival: Impl, largest: f64) -> f64 {
         (Impl::PasteIn, _) => 2e-2, // of its norm
         _ => 1e-4,
     };
-    2.0 * tolerance::<E>(Impl::Floor) * (largest + steps::LR) + moments * steps::LR
+    2.0 * tolerance::<E>(Impl::Floor) * (largest + LR) + moments * LR
 }
 
 /// Relative error that a norm may have. Pasted code sums f32 in f32.

@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use half::bf16;
-use serde::Serialize;
 
 use crate::answer::Question;
-use crate::case::{Case, Impl, Op};
+use crate::case::Case;
 use crate::element::Element;
+use crate::op::{Impl, Op, PASTE_IN_KEPT};
 use crate::peer::{Known, Peer};
+use crate::record::{Findings, Measured, median};
 use crate::rival::{Rival, take_turns};
 use crate::sets::Set;
-use crate::timing::{Threads, median};
+use crate::timing::Threads;
 use crate::{chart, kept, results};
 
 /// Times other frameworks too, those that are installed, and writes RESULTS.md with a chart.
@@ -42,48 +43,6 @@ pub(crate) struct Compare {
     out: PathBuf,
 }
 
-/// One rival's times for one operation on one set.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Measured {
-    pub(crate) set: &'static str,
-    pub(crate) dtype: &'static str,
-    pub(crate) op: &'static str,
-    pub(crate) rival: String,
-    pub(crate) calls: usize,
-    pub(crate) median_ms: f64,
-    pub(crate) min_ms: f64,
-    /// Relative, where the rival says what the norm is.
-    pub(crate) norm_error: Option<f64>,
-}
-
-/// All that a run found out.
-#[derive(Default)]
-pub(crate) struct Findings {
-    pub(crate) measured: Vec<Measured>,
-    /// Names and versions of the frameworks.
-    pub(crate) versions: Vec<String>,
-    /// What was not timed, and why.
-    pub(crate) notes: Vec<String>,
-}
-
-impl Findings {
-    /// Puts what was timed later beside the rest of its set.
-    fn add_beside(&mut self, later: Vec<Measured>) {
-        for row in later {
-            let beside = |other: &Measured| other.set == row.set && other.dtype == row.dtype;
-            let end = self.measured.iter().rposition(beside).map_or(0, |i| i + 1);
-            self.measured.insert(end, row);
-        }
-    }
-
-    pub(crate) fn note(&mut self, note: String) {
-        eprintln!("{note}");
-        if !self.notes.contains(&note) {
-            self.notes.push(note);
-        }
-    }
-}
-
 impl Compare {
     pub(crate) fn run(&self) -> Result<()> {
         std::fs::create_dir_all(&self.out)?; // now, not after all the timing
@@ -109,7 +68,7 @@ impl Compare {
         drop(peers);
         for set in [Set::A, Set::B] {
             if kept::is_possible() && self.sets.contains(&set) {
-                eprintln!("{} {}", set.name(), kept::NAME);
+                eprintln!("{} {}", set.name(), PASTE_IN_KEPT);
                 let kept = kept::time(set, threads.count())?;
                 found.add_beside(kept);
             }

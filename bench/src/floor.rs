@@ -11,9 +11,9 @@ use anyhow::Result;
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
-use crate::case::Op;
 use crate::element::Element;
 use crate::memory::with_elements;
+use crate::op::Op;
 
 /// The memory that one task walks over.
 const PIECE_BYTES: usize = 1 << 18;

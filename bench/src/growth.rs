@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::case::{Case, Impl, Op};
+use crate::case::Case;
 use crate::chart;
+use crate::op::{Impl, Op};
+use crate::record::{Point, median};
 use crate::sets::uniform_lengths;
-use crate::timing::{Threads, median};
+use crate::timing::Threads;
 
 /// Time that a point may take, for all rivals together: large ones get fewer rounds.
 const SECONDS: f64 = 6.0;
@@ -28,18 +30,6 @@ pub(crate) struct Growth {
     /// Where growth.csv and the pictures go.
     #[arg(long, default_value = env!("CARGO_MANIFEST_DIR"))]
     out: PathBuf,
-}
-
-/// One rival's time for one size.
-#[derive(Debug)]
-pub(crate) struct Point {
-    pub(crate) op: &'static str,
-    /// What grows.
-    pub(crate) of: &'static str,
-    pub(crate) count: usize,
-    pub(crate) rival: &'static str,
-    pub(crate) median_ms: f64,
-    pub(crate) calls: usize,
 }
 
 impl Growth {

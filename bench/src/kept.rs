@@ -8,13 +8,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::case::{Case, Impl, Op};
-use crate::compare::Measured;
+use crate::case::Case;
+use crate::op::{Impl, Op, PASTE_IN_KEPT};
+use crate::record::{Measured, median};
 use crate::sets::Set;
-use crate::timing::{Threads, median};
+use crate::timing::Threads;
 
-/// The rival's name in tables.
-pub(crate) const NAME: &str = "paste-in, memory kept";
 /// What is timed.
 const OPS: [Op; 3] = [Op::ClipGradNorm, Op::ClipAdamW, Op::ClipSgd];
 /// After the check, which has made room already.
@@ -69,7 +68,7 @@ pub(crate) fn time(set: Set, threads: usize) -> Result<Vec<Measured>> {
         .output()?;
     ensure!(
         output.status.success(),
-        "{NAME} ends with {}",
+        "{PASTE_IN_KEPT} ends with {}",
         output.status
     );
     let text = String::from_utf8(output.stdout)?;
@@ -88,7 +87,7 @@ fn measured(set: Set, line: &str) -> Result<Measured> {
         set: set.name(),
         dtype: "f32",
         op: op.name(),
-        rival: NAME.to_owned(),
+        rival: PASTE_IN_KEPT.to_owned(),
         calls: times.len(),
         median_ms: median(&times),
         min_ms: times[0],

@@ -15,6 +15,7 @@ mod floor;
 mod growth;
 mod kept;
 mod memory;
+mod op;
 mod oracle;
 mod paste_in;
 mod peer;

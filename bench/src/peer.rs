@@ -10,10 +10,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
-use crate::case::{CLIP_VALUE, OTHER_BYTES, Op};
 use crate::element::Element;
+use crate::op::{CLIP_VALUE, OTHER_BYTES, Op, params_adamw};
 use crate::sets::Set;
-use crate::steps::params_adamw;
 
 /// A framework that is known here, whether installed or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

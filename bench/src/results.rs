@@ -5,9 +5,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::case::{Impl, Op};
-use crate::compare::{Findings, Measured};
-use crate::kept;
+use crate::op::{Impl, Op, PASTE_IN_KEPT};
+use crate::record::{Findings, Measured};
 
 /// What `found` says, for people.
 pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
@@ -24,11 +23,11 @@ pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
     )?;
     writeln!(text, "- Machine: {}, {threads} threads", machine())?;
     writeln!(text, "- Versions: {}", versions(found).join("; "))?;
-    if found.measured.iter().any(|row| row.rival == kept::NAME) {
+    if found.measured.iter().any(|row| row.rival == PASTE_IN_KEPT) {
         writeln!(
             text,
             "- {}: afterwards, in a process of its own with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=1000000000000",
-            kept::NAME
+            PASTE_IN_KEPT
         )?;
     }
     for note in &found.notes {

@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 
-use crate::case::{Case, Impl, Op};
+use crate::case::Case;
 use crate::element::Element;
+use crate::op::{Impl, Op};
 use crate::peer::Peer;
 
 /// A rival this many times slower than the fastest ...

@@ -12,12 +12,15 @@ use candle_grad_clip::{Clip, ClippedOptimizer};
 use candle_nn::Optimizer;
 use rayon::prelude::*;
 
-use crate::case::{CLIP_COEF, CLIP_VALUE, OTHER_BYTES, PARAMS_SCALE, PARAMS_START, uniform};
 use crate::memory::with_elements;
+use crate::op::{
+    CLIP_COEF, CLIP_VALUE, LR, OTHER_BYTES, PARAMS_SCALE, PARAMS_START, params_adamw, uniform,
+};
+use crate::oracle;
+use crate::record::median;
 use crate::results::machine;
 use crate::sets::Set;
-use crate::timing::{Threads, median};
-use crate::{oracle, steps};
+use crate::timing::Threads;
 
 /// Steps before the clock starts: moments are made, warm-ups over, histories begun.
 const WARM_UP: usize = 8;
@@ -82,9 +85,9 @@ impl Rules {
                 };
                 times(
                     "AdamW",
-                    model.time::<AdamW>(&steps::params_adamw(), &clip, rounds)?,
+                    model.time::<AdamW>(&params_adamw(), &clip, rounds)?,
                 );
-                times("SGD", model.time::<Sgd>(&steps::LR.into(), &clip, rounds)?);
+                times("SGD", model.time::<Sgd>(&LR.into(), &clip, rounds)?);
             }
         }
         let text = markdown(&all, &self.sets, threads)?;

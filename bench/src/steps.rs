@@ -4,19 +4,10 @@ use anyhow::Result;
 use candle_core::Var;
 use candle_core::backprop::GradStore;
 use candle_grad_clip::{Clip, ClippedOptimizer, NonFinite, optim};
-use candle_nn::{Optimizer, ParamsAdamW};
+use candle_nn::Optimizer;
 
-use crate::case::{Impl, Op};
+use crate::op::{Impl, LR, Op, params_adamw};
 use crate::paste_in;
-
-pub(crate) const LR: f64 = 1e-3;
-
-pub(crate) fn params_adamw() -> ParamsAdamW {
-    ParamsAdamW {
-        lr: LR,
-        ..ParamsAdamW::default()
-    }
-}
 
 /// Clips the gradients by their global norm, takes a step, and returns the norm.
 pub(crate) trait Step {

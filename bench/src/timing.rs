@@ -3,9 +3,10 @@
 use anyhow::Result;
 use rayon::ThreadPoolBuilder;
 
-use crate::case::{Case, Impl, Op};
+use crate::case::Case;
 use crate::element::Element;
-use crate::record::{Output, Record};
+use crate::op::{Impl, Op};
+use crate::record::{Output, Record, median};
 use crate::sets::Set;
 
 /// How many threads every rival has.
@@ -73,23 +74,4 @@ pub(crate) fn time_set<E: Element>(
         }
     }
     Ok(())
-}
-
-/// Of sorted times, at least one.
-pub(crate) fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 {
-        sorted[middle]
-    } else {
-        f64::midpoint(sorted[middle - 1], sorted[middle])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_median_of_an_even_number_is_between_the_middle_two() {
-        assert_eq!(super::median(&[1.0, 2.0, 9.0]), 2.0);
-        assert_eq!(super::median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
-    }
 }

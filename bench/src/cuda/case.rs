@@ -6,11 +6,11 @@ use candle_core::{Device, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::answer::{Answer, Question, SAMPLES};
-use crate::case::{PARAMS_SCALE, PARAMS_START, uniform};
 use crate::cuda::gpu::Gpu;
 use crate::cuda::steps::{self, Call, Norm};
 use crate::cuda::task::{Start, Task};
 use crate::element::Element;
+use crate::op::{PARAMS_SCALE, PARAMS_START, uniform};
 use crate::sets::Set;
 
 /// Relative error that our norms may have on a GPU; those of pasted code are summed in f32.

@@ -14,14 +14,14 @@ use anyhow::Result;
 use half::bf16;
 use serde::Serialize;
 
-use crate::compare::{Findings, Measured};
 use crate::cuda::case::{Case, Impl};
 use crate::cuda::gpu::Gpu;
 use crate::cuda::rival::{PyTorch, Rival, Who, take_turns};
 use crate::cuda::task::{Start, Task};
 use crate::element::Element;
+use crate::record::median;
+use crate::record::{Findings, Measured};
 use crate::sets::Set;
-use crate::timing::median;
 
 /// Times clipping on a GPU beside pasted code, PyTorch and plain copies, and writes RESULTS-cuda.md.
 #[derive(Debug, clap::Args)]

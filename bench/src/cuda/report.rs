@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::compare::{Findings, Measured};
 use crate::cuda::Row;
 use crate::cuda::case::Impl;
 use crate::cuda::targets::TARGETS;
 use crate::cuda::task::{Start, Task};
+use crate::record::{Findings, Measured};
 use crate::results::{about, digits, machine, median_of, table, versions};
 
 /// Prints the results and writes them into `out`.

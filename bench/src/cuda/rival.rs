@@ -12,9 +12,9 @@ use crate::cuda::case::{Case, Impl};
 use crate::cuda::gpu::{BUSY_FILLS, Gpu, SCRATCH_BYTES};
 use crate::cuda::task::{Start, Task};
 use crate::element::Element;
+use crate::op::params_adamw;
 use crate::peer::Peer;
 use crate::sets::Set;
-use crate::steps::params_adamw;
 
 /// Calls before the first that counts: drivers compile candle's kernels when they are first used.
 const WARM_UPS: usize = 10;

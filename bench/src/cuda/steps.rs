@@ -7,8 +7,8 @@ use candle_grad_clip::{Clip, ClippedOptimizer, NormType, StepReport, optim};
 use candle_nn::Optimizer;
 
 use crate::cuda::task::Task;
+use crate::op::{LR, params_adamw};
 use crate::paste_in;
-use crate::steps::{LR, params_adamw};
 
 /// A norm that may still be on the GPU.
 pub(crate) enum Norm {

@@ -135,7 +135,7 @@ fn median_of(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::Measured;
+    use crate::record::Measured;
 
     fn row(start: Start, op: &'static str, rival: &str, median_ms: f64) -> Row {
         Row {

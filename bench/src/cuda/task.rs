@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::answer::Question;
-use crate::case::Op;
 use crate::element::Element;
+use crate::op::Op;
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
