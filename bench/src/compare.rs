@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use half::bf16;
 
-use crate::answer::Question;
 use crate::case::Case;
 use crate::element::Element;
 use crate::op::{Impl, Op, PASTE_IN_KEPT};
 use crate::peer::{Known, Peer};
-use crate::record::{Findings, Measured, median};
-use crate::rival::{Rival, take_turns};
+use crate::record::Findings;
+use crate::rival::{Plan, Rival, Times, measure};
 use crate::sets::Set;
-use crate::timing::Threads;
+use crate::threads::Threads;
 use crate::{chart, kept, results};
 
 /// Times other frameworks too, those that are installed, and writes RESULTS.md with a chart.
@@ -32,7 +31,7 @@ pub(crate) struct Compare {
     /// Threads of every rival [default: all cores].
     #[arg(long)]
     threads: Option<usize>,
-    /// Rounds [default: as many as make the set's medians stable].
+    /// Plan [default: as many as make the set's medians stable].
     #[arg(long)]
     rounds: Option<usize>,
     /// Where Python's environments are: venv-pytorch, venv-tensorflow, venv-optax [default: the system's temporary folder].
@@ -84,7 +83,7 @@ impl Compare {
         peers: &mut [Peer],
         found: &mut Findings,
     ) -> Result<()> {
-        let mut case = Case::<E>::new(set)?;
+        let mut case = Case::<E, _>::of_set(set)?;
         let mut active: Vec<&mut Peer> = Vec::new();
         for peer in peers {
             match reason_against::<E>(peer, set, ops) {
@@ -102,7 +101,7 @@ impl Compare {
             groups.push(&mut []); // ours alone
         }
         let mut ours = Impl::ALL.to_vec();
-        let mut rows: Vec<Row> = Vec::new();
+        let mut rows: Vec<(Op, Times)> = Vec::new();
         for group in groups {
             for peer in group.iter_mut() {
                 if let Err(error) = peer.load::<E>(set) {
@@ -111,8 +110,15 @@ impl Compare {
             }
             for op in ops {
                 eprintln!("{} {} {}", set.name(), E::DTYPE.as_str(), op.name());
-                for rival in self.time(&mut case, set, *op, &ours, group, found)? {
-                    Row::add(&mut rows, *op, rival);
+                let mut rivals: Vec<&mut dyn Rival<_>> = Vec::new();
+                rivals.extend(ours.iter_mut().map(|of| of as &mut dyn Rival<_>));
+                let peers = group.iter_mut().filter(|peer| peer.has::<E>(*op));
+                rivals.extend(peers.map(|peer| &mut **peer as &mut dyn Rival<_>));
+                let mut note = |note| found.note(format!("{}: {note}", set.name()));
+                let plan = self.plan(set, *op);
+                let timed = measure(&mut case, *op, rivals, &plan, &mut note)?;
+                for times in timed {
+                    add(&mut rows, *op, times);
                 }
             }
             // Once is enough for who takes so long.
@@ -121,60 +127,21 @@ impl Compare {
                 empty(group, found);
             }
         }
-        let dtype = E::DTYPE.as_str();
-        let measured = rows.into_iter().map(|row| row.measured(set, dtype));
+        let measured = rows.into_iter();
+        let measured = measured.map(|(op, times)| times.measured::<E>(set, op));
         found.measured.extend(measured);
         Ok(())
     }
 
-    /// Checks and times an operation.
-    fn time<'a, E: Element>(
-        &self,
-        case: &mut Case<E>,
-        set: Set,
-        op: Op,
-        ours: &[Impl],
-        peers: &'a mut [&mut Peer],
-        found: &mut Findings,
-    ) -> Result<Vec<Rival<'a>>> {
-        for of in ours {
-            case.check(*of, op)?;
-        }
-        case.prepare(op)?;
-        if op.is_step() {
-            // The first makes the moments; peers take theirs in the check.
-            for of in ours {
-                case.time(*of, op)?;
-            }
-        }
-        let mut rivals: Vec<Rival> = ours.iter().copied().map(Rival::ours).collect();
-        for peer in peers.iter_mut().filter(|peer| peer.has::<E>(op)) {
-            let question = Question::new::<E>(&set.shapes(), op, peer.hello.clips_each_tensor);
-            let answer = peer.check(op, question.max_norm);
-            match answer.and_then(|answer| question.check::<E>(&answer)) {
-                Ok(norm_error) => rivals.push(Rival::peer(peer, norm_error)),
-                Err(error) => found.note(format!(
-                    "{}: {} on {} is not right: {error:#}",
-                    peer.hello.peer,
-                    op.name(),
-                    set.name()
-                )),
-            }
-        }
+    fn plan(&self, set: Set, op: Op) -> Plan {
         let (turns, calls) = set.turns();
-        take_turns(
-            case,
-            op,
-            &mut rivals,
-            self.rounds.unwrap_or(turns).max(1),
+        Plan {
+            // The first step makes the moments.
+            warm_ups: usize::from(op.is_step()),
             calls,
-        )?;
-        for rival in &rivals {
-            if let Some(failure) = &rival.failure {
-                found.note(format!("{} on {}: {failure}", rival.name, set.name()));
-            }
+            spares_slow: true,
+            ..Plan::new(self.rounds.unwrap_or(turns).max(1))
         }
-        Ok(rivals)
     }
 }
 
@@ -200,41 +167,12 @@ fn reason_against<E: Element>(peer: &Peer, set: Set, ops: &[Op]) -> Option<Strin
     (!has_some).then(|| format!("not in {}", E::DTYPE.as_str()))
 }
 
-/// A rival's times for an operation, from all groups it was in.
-struct Row {
-    op: Op,
-    rival: String,
-    norm_error: Option<f64>,
-    times: Vec<f64>,
-}
-
-impl Row {
-    fn add(rows: &mut Vec<Self>, op: Op, rival: Rival) {
-        let mut same = rows.iter_mut().filter(|row| row.op == op);
-        if let Some(row) = same.find(|row| row.rival == rival.name) {
-            row.times.extend(rival.times);
-        } else if !rival.times.is_empty() {
-            rows.push(Self {
-                op,
-                rival: rival.name,
-                norm_error: rival.norm_error,
-                times: rival.times,
-            });
-        }
-    }
-
-    fn measured(mut self, set: Set, dtype: &'static str) -> Measured {
-        self.times.sort_by(f64::total_cmp);
-        Measured {
-            set: set.name(),
-            dtype,
-            op: self.op.name(),
-            rival: self.rival,
-            calls: self.times.len(),
-            median_ms: median(&self.times),
-            min_ms: self.times[0],
-            norm_error: self.norm_error,
-        }
+/// Adds a rival's times for an operation to those from other groups.
+fn add(rows: &mut Vec<(Op, Times)>, op: Op, times: Times) {
+    let mut same = rows.iter_mut().filter(|(of, _)| *of == op);
+    match same.find(|(_, row)| row.name == times.name) {
+        Some((_, row)) => row.ms.extend(times.ms),
+        None => rows.push((op, times)),
     }
 }
 

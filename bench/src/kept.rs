@@ -11,8 +11,9 @@ use anyhow::{Context, Result, ensure};
 use crate::case::Case;
 use crate::op::{Impl, Op, PASTE_IN_KEPT};
 use crate::record::{Measured, median};
+use crate::rival::{Plan, measure};
 use crate::sets::Set;
-use crate::timing::Threads;
+use crate::threads::Threads;
 
 /// What is timed.
 const OPS: [Op; 3] = [Op::ClipGradNorm, Op::ClipAdamW, Op::ClipSgd];
@@ -32,16 +33,15 @@ impl Kept {
     /// Prints an operation and its times in milliseconds on each line.
     pub(crate) fn run(&self) -> Result<()> {
         Threads::start(Some(self.threads))?;
-        let mut case = Case::<f32>::new(self.set)?;
+        let mut case = Case::<f32, _>::of_set(self.set)?;
+        let mut plan = Plan::new(CALLS);
+        plan.warm_ups = 1; // the optimizer's first step is another
         for op in OPS {
-            case.check(Impl::PasteIn, op)?;
-            case.prepare(op)?;
-            case.time(Impl::PasteIn, op)?; // the optimizer's first step is another
-            print!("{}", op.name());
-            for _ in 0..CALLS {
-                print!(" {}", case.time(Impl::PasteIn, op)?.as_secs_f64() * 1e3);
-            }
-            println!();
+            let mut pasted = Impl::PasteIn;
+            let timed = measure(&mut case, op, vec![&mut pasted], &plan, &mut |_| {})?;
+            let times = timed.iter().flat_map(|one| &one.ms);
+            let times: Vec<String> = times.map(f64::to_string).collect();
+            println!("{} {}", op.name(), times.join(" "));
         }
         Ok(())
     }

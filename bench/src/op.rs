@@ -30,6 +30,9 @@ pub(crate) enum Op {
     ClipGradValue,
     ClipAdamW,
     ClipSgd,
+    /// Measures and steps: what a step with clipping is compared with.
+    #[cfg(feature = "cuda")]
+    NoneSgd,
 }
 
 impl Op {
@@ -42,9 +45,24 @@ impl Op {
         Self::ClipSgd,
     ];
 
+    /// What is timed on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) const ON_GPU: [Self; 5] = [
+        Self::TotalNorm,
+        Self::ClipGradNorm,
+        Self::ClipAdamW,
+        Self::ClipSgd,
+        Self::NoneSgd,
+    ];
+
     /// Whether it changes parameters.
     pub(crate) fn is_step(self) -> bool {
-        matches!(self, Self::ClipAdamW | Self::ClipSgd)
+        match self {
+            Self::ClipAdamW | Self::ClipSgd => true,
+            #[cfg(feature = "cuda")]
+            Self::NoneSgd => true,
+            _ => false,
+        }
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -55,6 +73,8 @@ impl Op {
             Self::ClipGradValue => "clip_grad_value",
             Self::ClipAdamW => "clip_adamw",
             Self::ClipSgd => "clip_sgd",
+            #[cfg(feature = "cuda")]
+            Self::NoneSgd => "none_sgd",
         }
     }
 }
@@ -65,6 +85,9 @@ pub(crate) enum Impl {
     CandleGradClip,
     PasteIn,
     Floor,
+    /// The step of [`Op::NoneSgd`] without the norm.
+    #[cfg(feature = "cuda")]
+    StepAlone,
 }
 
 impl Impl {
@@ -75,6 +98,8 @@ impl Impl {
             Self::CandleGradClip => "candle-grad-clip",
             Self::PasteIn => "paste-in",
             Self::Floor => "floor",
+            #[cfg(feature = "cuda")]
+            Self::StepAlone => "candle-grad-clip, step alone",
         }
     }
 }

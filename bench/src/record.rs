@@ -8,12 +8,12 @@ use serde::Serialize;
 
 /// One rival's times for one operation on one set.
 #[derive(Debug, Serialize)]
-pub(crate) struct Record {
+pub(crate) struct Record<'a> {
     pub(crate) set: &'static str,
     pub(crate) dtype: &'static str,
     pub(crate) op: &'static str,
     #[serde(rename = "impl")]
-    pub(crate) rival: &'static str,
+    pub(crate) rival: &'a str,
     pub(crate) threads: usize,
     pub(crate) median_ms: f64,
     pub(crate) min_ms: f64,
@@ -70,7 +70,7 @@ pub(crate) struct Point {
     /// What grows.
     pub(crate) of: &'static str,
     pub(crate) count: usize,
-    pub(crate) rival: &'static str,
+    pub(crate) rival: String,
     pub(crate) median_ms: f64,
     pub(crate) calls: usize,
 }

@@ -7,7 +7,7 @@ use candle_core::Device;
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, CudaStream};
 
-use crate::cuda::task::Start;
+use crate::cuda::Start;
 use crate::results::first_line;
 
 /// More than any GPU's cache, several times.
