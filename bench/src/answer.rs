@@ -217,15 +217,19 @@ impl Question {
                 let largest = start.abs().max(after.abs()) + params.lr;
                 (after, 2.0 * self.rounding * largest + of_step * params.lr)
             }
-            // The SGDs.
-            _ => {
-                let after = oracle::sgd(start, &steps, params.lr);
-                // Where a step all but cancels a parameter, it is the parameter's rounding that counts.
-                let largest = start.abs().max(after.abs());
-                let of_step = 2.0 * (self.rounding + self.norm_tolerance) * params.lr;
-                (after, 2.0 * self.rounding * largest + of_step * g.abs())
-            }
+            Op::ClipSgd => self.after_sgd(start, &steps, g),
+            #[cfg(feature = "cuda")]
+            Op::NoneSgd => self.after_sgd(start, &steps, g),
         }
+    }
+
+    fn after_sgd(&self, start: f64, steps: &[f64], g: f64) -> (f64, f64) {
+        let lr = params_adamw().lr;
+        let after = oracle::sgd(start, steps, lr);
+        // Where a step all but cancels a parameter, it is the parameter's rounding that counts.
+        let largest = start.abs().max(after.abs());
+        let of_step = 2.0 * (self.rounding + self.norm_tolerance) * lr;
+        (after, 2.0 * self.rounding * largest + of_step * g.abs())
     }
 }
 

@@ -187,8 +187,8 @@ fn write(out: &Path, found: &Findings, threads: usize) -> Result<()> {
     }
     // What can't be written costs nothing else.
     let numbers = std::fs::write(out.join("results.jsonl"), lines);
-    let chart = plot::line_chart(&chart::compared(&found.measured), &out.join("results"));
+    let chart = plot::svg(&chart::compared(&found.measured))?;
+    std::fs::write(out.join("results.svg"), chart)?;
     table?;
-    numbers?;
-    chart
+    Ok(numbers?)
 }

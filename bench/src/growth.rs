@@ -63,14 +63,13 @@ impl Growth {
             lines.collect::<String>()
         );
         println!("{csv}");
-        let mut written = std::fs::write(self.out.join("growth.csv"), csv).map_err(Into::into);
+        let written = std::fs::write(self.out.join("growth.csv"), csv);
         for op in OPS {
             let name = op.name();
-            let chart = chart::growth(name, &points);
-            let stem = self.out.join(format!("growth-{name}"));
-            written = written.and(plot::line_chart(&chart, &stem));
+            let chart = plot::svg(&chart::growth(name, &points))?;
+            std::fs::write(self.out.join(format!("growth-{name}.svg")), chart)?;
         }
-        written
+        Ok(written?)
     }
 }
 
