@@ -201,6 +201,8 @@ fn norm_tolerance<E: Element, M: Machine<E>>(rival: Impl) -> f64 {
 
 /// The numbers that all sides work out for themselves, from index `start` on.
 fn numbers<E: Element>(start: u64, len: usize, scale: f64) -> Vec<E> {
-    let indices = (start..start + len as u64).into_par_iter();
-    indices.map(|i| E::from_f64(scale * uniform(i))).collect()
+    // By usize, so that no thread has a vector of its own: where tensors lie in memory counts in small sets.
+    let indices = (0..len).into_par_iter();
+    let number = |i| E::from_f64(scale * uniform(start + i as u64));
+    indices.map(number).collect()
 }

@@ -31,10 +31,11 @@ type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 
 /// Draws the chart as an SVG document.
 pub(super) fn svg(chart: &Chart) -> anyhow::Result<String> {
+    style::load_font()?;
     let panels = i32::try_from(chart.panels.len())?;
     let height = (4 * PANEL_HEIGHT / panels.max(1)).clamp(LEAST_PANEL_HEIGHT, PANEL_HEIGHT);
     let entries = entries(chart);
-    let top = TITLE_HEIGHT + legend_grid(&entries).0 * LEGEND_ROW;
+    let top = TITLE_HEIGHT + legend_grid(&entries)?.0 * LEGEND_ROW;
     style::picture(&chart.title, top + panels * height + MARGIN, |canvas| {
         legend(canvas, &entries)?;
         let axes: Vec<_> = chart
@@ -43,22 +44,12 @@ pub(super) fn svg(chart: &Chart) -> anyhow::Result<String> {
             .map(|panel| axes_of(panel, height))
             .collect();
         let labels = axes.iter().flat_map(|(_, y)| y.labels());
-        let widths = labels.map(|label| style::text_width(&label, TICK_EM));
-        let widest = widths
-            .collect::<anyhow::Result<Vec<_>>>()?
-            .into_iter()
-            .max();
+        let widest = style::widest(labels, TICK_EM)?;
         let mut rest = canvas.split_vertically(top).1;
         for (panel, (x, y)) in chart.panels.iter().zip(&axes) {
             let (area, below) = rest.split_vertically(height);
             rest = below;
-            draw_panel(
-                panel,
-                [x, y],
-                &area,
-                height,
-                widest.unwrap_or(0) + Y_LABEL_WIDTH,
-            )?;
+            draw_panel(panel, [x, y], &area, height, widest + Y_LABEL_WIDTH)?;
         }
         Ok(())
     })
@@ -250,19 +241,17 @@ fn entries(chart: &Chart) -> Vec<(String, Sample<'_>)> {
 }
 
 /// How many rows and columns the entries fill, and how wide each is.
-fn legend_grid(entries: &[(String, Sample)]) -> (i32, i32, i32) {
-    let widths = entries
-        .iter()
-        .map(|(name, _)| style::text_width(name, TEXT_EM).unwrap_or(300));
-    let width = SAMPLE_WIDTH + 18 + 56 + widths.max().unwrap_or(0);
+fn legend_grid(entries: &[(String, Sample)]) -> anyhow::Result<(i32, i32, i32)> {
+    let names = entries.iter().map(|(name, _)| name);
+    let width = SAMPLE_WIDTH + 18 + 56 + style::widest(names, TEXT_EM)?;
     let columns = ((WIDTH - MARGIN) / width).max(1);
-    let count = i32::try_from(entries.len()).unwrap_or(i32::MAX / 2);
-    ((count + columns - 1) / columns, columns, width)
+    let count = i32::try_from(entries.len())?;
+    Ok(((count + columns - 1) / columns, columns, width))
 }
 
 /// A strip of its own above the panels, so that it never covers data.
 fn legend(canvas: &Canvas, entries: &[(String, Sample)]) -> anyhow::Result<()> {
-    let (_, columns, width) = legend_grid(entries);
+    let (_, columns, width) = legend_grid(entries)?;
     for (i, (name, sample)) in (0..).zip(entries) {
         let x = MARGIN + i % columns * width;
         let y = TITLE_HEIGHT + i / columns * LEGEND_ROW + LEGEND_ROW / 2;

@@ -100,11 +100,7 @@ fn draw_rows(
     });
     // The first at the top, where an axis ends.
     let names: Vec<String> = names.rev().collect();
-    let widths = names.iter().map(|name| style::text_width(name, TICK_EM));
-    let widest = widths
-        .collect::<anyhow::Result<Vec<_>>>()?
-        .into_iter()
-        .max();
+    let labels_width = style::widest(names.iter(), TICK_EM)? + 30;
     let ends = [map.x.first(), map.x.last()].map(|end| end.copied().unwrap_or(0.0));
     let x = Axis::new(ends[0] - 0.5..ends[1] + 0.5, false, 8);
     let y = Axis::named(&names);
@@ -117,7 +113,7 @@ fn draw_rows(
         .margin_right(MARGIN)
         .margin_bottom(MARGIN)
         .x_label_area_size(X_LABELS_HEIGHT)
-        .y_label_area_size((widest.unwrap_or(0) + 30).min(WIDTH / 2))
+        .y_label_area_size(labels_width.min(WIDTH / 2))
         .build_cartesian_2d(x.clone(), y.clone())?;
     plot.configure_mesh()
         .disable_mesh()

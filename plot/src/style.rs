@@ -64,6 +64,12 @@ pub(super) fn font() -> &'static [u8] {
     dejavu::sans::regular()
 }
 
+/// Makes it known to plotters, which measures text with it.
+pub(super) fn load_font() -> anyhow::Result<()> {
+    register_font(FONT, FontStyle::Normal, font())
+        .map_err(|_| anyhow!("the compiled-in font cannot be read"))
+}
+
 /// Text of a size, anchored at its left, centre or right, and vertically at its middle.
 pub(super) fn text(em: f64, anchor: HPos) -> TextStyle<'static> {
     let font = (FONT, em * EM).into_font().color(&INK);
@@ -73,6 +79,16 @@ pub(super) fn text(em: f64, anchor: HPos) -> TextStyle<'static> {
 /// The width of a text in pixels.
 pub(super) fn text_width(content: &str, em: f64) -> anyhow::Result<i32> {
     Ok(text(em, HPos::Left).font.box_size(content)?.0.cast_signed())
+}
+
+/// The width of the widest.
+pub(super) fn widest<T: AsRef<str>>(
+    texts: impl Iterator<Item = T>,
+    em: f64,
+) -> anyhow::Result<i32> {
+    texts
+        .map(|one| text_width(one.as_ref(), em))
+        .try_fold(0, |all, one| Ok(all.max(one?)))
 }
 
 /// The largest size up to `em` at which `content` is no wider than `width`.
@@ -93,8 +109,7 @@ pub(super) fn picture(
     height: i32,
     draw: impl FnOnce(&Canvas) -> anyhow::Result<()>,
 ) -> anyhow::Result<String> {
-    register_font(FONT, FontStyle::Normal, font())
-        .map_err(|_| anyhow!("the compiled-in font cannot be read"))?;
+    load_font()?;
     let mut document = String::new();
     {
         let size = (WIDTH as u32, u32::try_from(height)?);
