@@ -6,6 +6,8 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use crate::op::Impl;
+
 /// One rival's times for one operation on one set.
 #[derive(Debug, Serialize)]
 pub(crate) struct Record<'a> {
@@ -33,6 +35,12 @@ pub(crate) struct Measured {
     pub(crate) min_ms: f64,
     /// Relative, where the rival says what the norm is.
     pub(crate) norm_error: Option<f64>,
+}
+
+/// The floor's median, if it is among these rows of one operation.
+pub(crate) fn floor_ms(rows: &[Measured]) -> f64 {
+    let floor = rows.iter().find(|row| row.rival == Impl::Floor.name());
+    floor.map_or(f64::NAN, |floor| floor.median_ms)
 }
 
 /// All that a run found out.

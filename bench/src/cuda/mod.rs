@@ -17,7 +17,7 @@ use crate::cuda::gpu::Gpu;
 use crate::cuda::pytorch::PyTorch;
 use crate::element::Element;
 use crate::op::{Impl, Op};
-use crate::record::{Findings, Measured};
+use crate::record::{Findings, Measured, floor_ms};
 use crate::results::{about, groups, head, of, section};
 use crate::rival::{Plan, Rival, measure};
 use crate::sets::Set;
@@ -77,6 +77,7 @@ struct Row {
     measured: Measured,
     /// The floor of this operation: what has to be read and written.
     bytes_moved: usize,
+    ratio_to_floor: f64,
 }
 
 impl Cuda {
@@ -159,9 +160,13 @@ impl Cuda {
                 let mut note = |note| found.note(format!("{name} in {dtype}: {note}"));
                 let plan = self.plan(set);
                 let timed = measure(&mut case, op, rivals, &plan, &mut note)?;
-                rows.extend(timed.into_iter().map(|times| Row {
+                let timed = timed.into_iter().map(|times| times.measured::<E>(set, op));
+                let timed: Vec<Measured> = timed.collect();
+                let floor_ms = floor_ms(&timed);
+                rows.extend(timed.into_iter().map(|measured| Row {
                     start,
-                    measured: times.measured::<E>(set, op),
+                    ratio_to_floor: measured.median_ms / floor_ms,
+                    measured,
                     bytes_moved: bytes_moved::<E>(op, elements),
                 }));
             }
@@ -286,6 +291,7 @@ mod tests {
                 norm_error: (rival == "pytorch").then_some(3e-4),
             },
             bytes_moved: 6_000_000_000,
+            ratio_to_floor: median_ms / 2.0,
         }
     }
 
