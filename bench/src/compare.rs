@@ -31,7 +31,7 @@ pub(crate) struct Compare {
     /// Threads of every rival [default: all cores].
     #[arg(long)]
     threads: Option<usize>,
-    /// Plan [default: as many as make the set's medians stable].
+    /// Rounds [default: as many as make the set's medians stable].
     #[arg(long)]
     rounds: Option<usize>,
     /// Where Python's environments are: venv-pytorch, venv-tensorflow, venv-optax [default: the system's temporary folder].

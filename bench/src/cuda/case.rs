@@ -6,8 +6,7 @@ use candle_core::{Device, Tensor, Var};
 
 use crate::calls::Call;
 use crate::case::Machine;
-use crate::cuda::Start;
-use crate::cuda::gpu::Gpu;
+use crate::cuda::gpu::{Gpu, Start};
 use crate::element::Element;
 use crate::op::{Impl, Op};
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::case::Case;
 use crate::cuda::case::{OnGpu, bytes_moved};
-use crate::cuda::gpu::Gpu;
+use crate::cuda::gpu::{Gpu, Start};
 use crate::cuda::pytorch::PyTorch;
 use crate::element::Element;
 use crate::op::{Impl, Op};
@@ -57,16 +57,6 @@ pub(crate) struct Cuda {
 enum DTypeArg {
     F32,
     Bf16,
-}
-
-/// In which state a call finds the GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Start {
-    /// It has nothing to do: what the host does before its first launch, and between launches, counts.
-    Idle,
-    /// It has a millisecond of work left, as after a backward pass: what the host does meanwhile counts nothing.
-    Busy,
 }
 
 /// One rival's times for one operation on one set, from one start.
