@@ -1,7 +1,6 @@
-//! Line charts and heat maps as SVG and PNG, on any machine: no system font, no font or image library of the system.
+//! Line charts and heat maps as SVG, on any machine: no font or image library of the system.
 //!
-//! `plotters` draws the SVG, `resvg` renders the PNG from that SVG, so both show the same picture, and a font is compiled in.
-//! Which range an axis shows is ours (`axis`), since a run that diverges has 1e30, NaN or nothing at all.
+//! `plotters` draws them, and measures text with a font that is compiled in. Which range an axis shows is ours (`axis`), since a run that diverges has 1e30, NaN or nothing at all.
 
 #![deny(unsafe_code)]
 
@@ -12,11 +11,8 @@ mod style;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::Context;
-use resvg::tiny_skia::{Color, Pixmap, Transform};
-use resvg::usvg::{Options, Tree, fontdb::Database};
 
 /// A picture: panels stacked under one title and one legend.
 #[derive(Clone, Debug, Default)]
@@ -65,12 +61,12 @@ pub struct Series {
     pub nan_at: Vec<f64>,
 }
 
-/// Writes the chart to `stem.svg` and `stem.png`, each complete or not at all.
+/// Writes the chart to `stem.svg`, complete or not at all.
 ///
 /// # Errors
-/// When a picture cannot be drawn or a file cannot be written.
+/// When it cannot be drawn or the file cannot be written.
 pub fn line_chart(spec: &Chart, stem: &Path) -> anyhow::Result<()> {
-    write(&svg(spec)?, stem)
+    write_whole(stem, &svg(spec)?)
 }
 
 /// The chart as an SVG document.
@@ -79,31 +75,6 @@ pub fn line_chart(spec: &Chart, stem: &Path) -> anyhow::Result<()> {
 /// When it cannot be drawn.
 pub fn svg(spec: &Chart) -> anyhow::Result<String> {
     draw::svg(spec)
-}
-
-fn write(svg: &str, stem: &Path) -> anyhow::Result<()> {
-    let png = png(svg)?;
-    let vector = write_whole(&with_suffix(stem, "svg"), svg.as_bytes());
-    vector.and(write_whole(&with_suffix(stem, "png"), &png))
-}
-
-/// Renders an SVG at its own size on white.
-fn png(svg: &str) -> anyhow::Result<Vec<u8>> {
-    let mut fonts = Database::new();
-    fonts.load_font_data(style::font().to_vec());
-    let options = Options {
-        fontdb: Arc::new(fonts),
-        ..Options::default()
-    };
-    let tree = Tree::from_str(svg, &options).context("cannot read the chart's SVG back")?;
-    let size = tree.size().to_int_size();
-    let pixels = Pixmap::new(size.width(), size.height());
-    let mut pixels = pixels.context("no memory for the picture")?;
-    pixels.fill(Color::WHITE);
-    resvg::render(&tree, Transform::identity(), &mut pixels.as_mut());
-    pixels
-        .encode_png()
-        .context("cannot encode the chart as PNG")
 }
 
 /// Values by name and x, such as the norm of each Var's gradient by step: light is large, on a logarithmic scale.
@@ -122,25 +93,24 @@ pub struct HeatMap {
     pub rows: Vec<(String, Vec<Option<f64>>)>,
 }
 
-/// Writes the map to `stem.svg` and `stem.png`, each complete or not at all.
+/// Writes the map to `stem.svg`, complete or not at all.
 ///
 /// # Errors
-/// When a picture cannot be drawn or a file cannot be written.
+/// When it cannot be drawn or the file cannot be written.
 pub fn heat_map(map: &HeatMap, stem: &Path) -> anyhow::Result<()> {
-    write(&heat::svg(map)?, stem)
+    write_whole(stem, &heat::svg(map)?)
 }
 
 /// Appends `.suffix`; unlike `Path::with_extension` it keeps a dot in the stem (`lr-0.1`).
 fn with_suffix(stem: &Path, suffix: &str) -> PathBuf {
     let mut name = stem.as_os_str().to_owned();
-    name.push(".");
     name.push(suffix);
     name.into()
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let unfinished = with_suffix(path, "tmp");
-    let written = fs::write(&unfinished, bytes).and_then(|()| fs::rename(&unfinished, path));
+fn write_whole(stem: &Path, svg: &str) -> anyhow::Result<()> {
+    let (path, unfinished) = (with_suffix(stem, ".svg"), with_suffix(stem, ".svg.tmp"));
+    let written = fs::write(&unfinished, svg).and_then(|()| fs::rename(&unfinished, &path));
     if written.is_err() {
         // The error that counts is the one of writing.
         let _ = fs::remove_file(&unfinished);

@@ -15,27 +15,19 @@ use crate::ours;
 const PROBE_BYTES: usize = 8 << 20;
 
 /// What commands write into the folder.
-const FILES: [&str; 11] = [
+const FILES: [&str; 8] = [
     "config.json",
     "metrics.csv",
     "summary.json",
     "loss.svg",
-    "loss.png",
     "grad_norm.svg",
-    "grad_norm.png",
     "sweep.svg",
-    "sweep.png",
     "runs.jsonl",
     "tables.md",
 ];
 
 /// What they write into the folder of an arm.
-const FILES_OF_ARM: [&str; 4] = [
-    "weights.safetensors",
-    "param_norms.csv",
-    "param_norms.svg",
-    "param_norms.png",
-];
+const FILES_OF_ARM: [&str; 3] = ["weights.safetensors", "param_norms.csv", "param_norms.svg"];
 
 /// A folder that has been written to.
 #[derive(Debug, Clone)]

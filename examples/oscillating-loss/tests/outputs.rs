@@ -63,7 +63,7 @@ fn files(folder: &Path) -> Vec<String> {
     found
 }
 
-const PICTURES: [&str; 4] = ["grad_norm.png", "grad_norm.svg", "loss.png", "loss.svg"];
+const PICTURES: [&str; 2] = ["grad_norm.svg", "loss.svg"];
 
 #[test]
 fn compare_writes_every_file_and_the_schema_holds() {
@@ -76,8 +76,7 @@ fn compare_writes_every_file_and_the_schema_holds() {
     let mut expected = vec!["config.json", "metrics.csv", "summary.json"];
     expected.extend(PICTURES);
     expected.extend(["none/events.out.tfevents", "none/weights.safetensors"]);
-    expected.extend(["none/param_norms.csv", "none/param_norms.png"]);
-    expected.push("none/param_norms.svg");
+    expected.extend(["none/param_norms.csv", "none/param_norms.svg"]);
     let of_norm = expected
         .iter()
         .filter_map(|file| file.strip_prefix("none/"));
@@ -243,13 +242,7 @@ fn a_sweep_writes_its_picture() {
         "--seeds=1",
     ]);
     call(&args, out.path(), false).unwrap();
-    let expected = [
-        "config.json",
-        "metrics.csv",
-        "summary.json",
-        "sweep.png",
-        "sweep.svg",
-    ];
+    let expected = ["config.json", "metrics.csv", "summary.json", "sweep.svg"];
     assert_eq!(files(out.path()), expected);
     let summary = json(&out.path().join("summary.json"));
     assert_eq!(summary["arms"].as_array().unwrap().len(), 4);
@@ -363,7 +356,7 @@ fn files_of_somebody_else_are_not_replaced() {
     for (args, name) in commands.iter().chain([&study]).zip([
         "config.json",
         "loss.svg",
-        "sweep.png",
+        "sweep.svg",
         "metrics.csv",
         "runs.jsonl",
     ]) {
@@ -432,7 +425,7 @@ fn a_picture_that_cannot_be_written_costs_nothing_else() {
     let sweep = with(&["sweep", "--lr=1e-4", "--clip=none", "--seeds=1"]);
     let error = with_folders_in_place_of(&["sweep.svg"], &sweep, out.path());
     assert!(error.contains("sweep.svg"), "{error}");
-    let expected = ["config.json", "metrics.csv", "summary.json", "sweep.png"];
+    let expected = ["config.json", "metrics.csv", "summary.json"];
     assert_eq!(files(out.path()), expected);
     let metrics = fs::read_to_string(out.path().join("metrics.csv")).unwrap();
     assert_eq!(metrics.lines().count(), 5);
