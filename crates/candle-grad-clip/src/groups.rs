@@ -242,11 +242,18 @@ impl ParamGroups {
         self.iter().any(ParamGroup::has_rates)
     }
 
-    /// The place of each name's group in this list, counted from 1; 0 for none.
+    /// As [`ParamGroups::group_of`], counted from 1; 0 for none.
+    pub(crate) fn assign(&self, names: &[String]) -> Result<Arc<[usize]>> {
+        let groups = self.group_of(names)?;
+        let place = |group: &Option<usize>| group.map_or(0, |index| index + 1);
+        Ok(groups.iter().map(place).collect())
+    }
+
+    /// The group of each name, as its index in this list.
     ///
     /// # Errors
     /// A pattern that matches no name: a typing error, most likely.
-    pub(crate) fn assign(&self, names: &[String]) -> Result<Arc<[usize]>> {
+    pub(crate) fn group_of(&self, names: &[String]) -> Result<Arc<[Option<usize>]>> {
         for group in self {
             for pattern in &group.patterns {
                 let pattern = WildMatch::new(pattern);
@@ -260,11 +267,8 @@ impl ParamGroups {
                 }
             }
         }
-        let place = |name: &String| {
-            let found = self.iter().position(|group| group.matches(name));
-            found.map_or(0, |index| index + 1)
-        };
-        Ok(names.iter().map(place).collect())
+        let group = |name: &String| self.iter().position(|group| group.matches(name));
+        Ok(names.iter().map(group).collect())
     }
 }
 

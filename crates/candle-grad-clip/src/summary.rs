@@ -1,5 +1,5 @@
-use crate::StepReport;
 use crate::error::Result;
+use crate::optimizer::report::StepReport;
 
 /// What many steps together tell: how often clipping acted, and which `max_norm` to take.
 ///

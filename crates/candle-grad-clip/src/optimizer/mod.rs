@@ -3,14 +3,13 @@ pub(crate) mod late;
 mod nested;
 mod on_device;
 mod overflow;
-mod own;
+pub(crate) mod own;
 pub(crate) mod report;
 mod schedule;
-mod trained_vars;
+pub(crate) mod trained_vars;
 
 use std::any::type_name;
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
@@ -21,7 +20,6 @@ use candle_nn::Optimizer;
 use trained_vars::TrainedVars;
 
 use crate::accumulate::hides_overflow;
-use crate::checkpoint::WrapperRecord;
 use crate::clip::{
     Action, Clip, ClipRule, Decision, Edits, Limits, NonFinite, Observed, Own, RuleState,
     SkipReason,
@@ -125,34 +123,34 @@ pub struct ClippedConfig<C> {
 /// A coefficient below 1e-6 in ten steps in a row, which leaves next to nothing of the gradients, is warned of once, whatever the
 /// rule: see [`StepReport::tiny_coefs_in_a_row`].
 pub struct ClippedOptimizer<O: Optimizer> {
-    inner: O,
-    vars: NamedVars,
-    trained: TrainedVars,
-    clip: Clip,
+    pub(crate) inner: O,
+    pub(crate) vars: NamedVars,
+    pub(crate) trained: TrainedVars,
+    pub(crate) clip: Clip,
     /// What the clip remembers of the steps that were taken.
-    rule: RuleState,
+    pub(crate) rule: RuleState,
     /// If the clip has a rule for units.
-    units: Option<Arc<UnitPlan>>,
+    pub(crate) units: Option<Arc<UnitPlan>>,
     /// The limit of each step, in place of the clip's.
-    schedule: Option<schedule::Schedule>,
+    pub(crate) schedule: Option<schedule::Schedule>,
     /// A rule of the user's, in place of the clip's.
-    own: Option<Box<dyn ClipRule>>,
-    limits: Limits,
+    pub(crate) own: Option<Box<dyn ClipRule>>,
+    pub(crate) limits: Limits,
     expect_missing: Vec<String>,
     with_param_norms: bool,
-    loss_scaler: Option<LossScaler>,
+    pub(crate) loss_scaler: Option<LossScaler>,
     /// The number of the last step, taken or skipped.
-    step: u64,
+    pub(crate) step: u64,
     /// As far as the host knows: `late` has counted those that a GPU decided.
-    steps_taken: u64,
-    skips_in_a_row: u32,
+    pub(crate) steps_taken: u64,
+    pub(crate) skips_in_a_row: u32,
     /// Steps whose results are still on a GPU.
-    late: LateSteps,
+    pub(crate) late: LateSteps,
     /// Copies of gradients for `step(&GradStore)`.
     scratch: Scratch,
     missing: Missing,
-    tiny_coefs: frozen::TinyCoefs,
-    last_report: Option<StepReport>,
+    pub(crate) tiny_coefs: frozen::TinyCoefs,
+    pub(crate) last_report: Option<StepReport>,
 }
 
 /// The Vars that got no gradient in the step before, as most steps miss the same.
@@ -962,122 +960,6 @@ fn loss_value(loss: &Tensor) -> Result<f64> {
         .to_device(&Device::Cpu)?
         .to_dtype(DType::F64)?;
     Ok(value.flatten_all()?.to_vec1::<f64>()?[0])
-}
-
-/// Checkpoints, of the optimizers that have them.
-impl<O: optim::Checkpoint> ClippedOptimizer<O> {
-    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the counters of steps and of
-    /// steps taken, the skips in a row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
-    ///
-    /// # Errors
-    /// As [`optim::AdamW::save`].
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.save_with(path.as_ref(), false)
-    }
-
-    /// As [`save`](Self::save), also where the state is NaN or infinite: see
-    /// [`optim::AdamW::save_non_finite`].
-    ///
-    /// # Errors
-    /// As [`save`](Self::save).
-    pub fn save_non_finite(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.save_with(path.as_ref(), true)
-    }
-
-    fn save_with(&self, path: &Path, non_finite: bool) -> Result<()> {
-        let wrapper = WrapperRecord {
-            clip: self.clip.clone(),
-            rule: self.rule.record(self.vars.names()),
-            step: self.step,
-            steps_taken: Some(self.steps_taken()?),
-            skips_in_a_row: self.late.skips_in_a_row()?.unwrap_or(self.skips_in_a_row),
-            loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
-            own_rule: self.own.as_ref().map(|own| own.save()).unwrap_or_default(),
-        };
-        self.inner
-            .save_to(path, Some((&self.vars, wrapper)), non_finite)
-    }
-
-    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters become those of the file, as the inner
-    /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one, and its [`LossScaler`] if the
-    /// file has none. There is no
-    /// [`last_report`](Self::last_report) then. The weights must be loaded as well (see
-    /// [`optim`](crate::optim#checkpoints)).
-    ///
-    /// ```
-    /// use candle_core::{Device, Var};
-    /// use candle_grad_clip::optim::Sgd;
-    /// use candle_grad_clip::{Clip, ClippedOptimizer};
-    /// use candle_nn::Optimizer;
-    ///
-    /// # fn main() -> candle_grad_clip::Result<()> {
-    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-wrapper-{}", std::process::id()));
-    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
-    /// let vars = vec![("w".to_string(), w.clone())];
-    /// let make = |clip| ClippedOptimizer::wrap(Sgd::named(vars.clone(), 0.1)?, vars.clone(), clip);
-    /// let mut opt = make(Clip::norm(1.0))?;
-    /// opt.backward_step(&w.sqr()?.sum_all()?)?;
-    /// opt.save(&path)?;
-    ///
-    /// let mut resumed = make(Clip::none())?;
-    /// resumed.load(&path)?;
-    /// assert_eq!(resumed.clip(), &Clip::norm(1.0));
-    /// resumed.set_clip(Clip::norm(0.5))?; // after `load`
-    /// assert_eq!(resumed.backward_step_report(&w.sqr()?.sum_all()?)?.step(), 2);
-    /// # let _ = std::fs::remove_file(path);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`optim::AdamW::load`]. Nothing is changed then.
-    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.trained.adopt(&mut self.inner, &self.vars)?; // `inner_mut` may have put another in its place
-        let path = path.as_ref();
-        let steps_taken = self.steps_taken()?;
-        let (vars, groups) = (&self.vars, self.limits.groups());
-        let (own_rule, has_schedule) = (&mut self.own, self.schedule.is_some());
-        let mut units = None;
-        let mut check = |wrapper: &WrapperRecord| {
-            let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
-            clip.check_groups(groups.has_limits())?;
-            clip.check_no_clip(groups)?;
-            if has_schedule {
-                clip.check_schedule()?;
-            }
-            units = clip.unit_plan(vars)?;
-            let unknown = wrapper.rule.unknown(vars.names());
-            if !unknown.is_empty() {
-                return Err(Error::CheckpointMismatch {
-                    path: path.to_path_buf(),
-                    differences: vec![format!(
-                        "the clip's means are of Vars that are not here: {}",
-                        unknown.join(", ")
-                    )],
-                });
-            }
-            own::load(own_rule.as_mut(), clip, state, path)
-        };
-        if let Some(wrapper) = self.inner.load_from(path, &mut check)? {
-            self.rule = wrapper.rule.state(self.vars.names());
-            self.clip = wrapper.clip;
-            self.units = units;
-            // Whatever the file says, in the window's length.
-            self.clip.adapt(&mut self.rule);
-            self.step = wrapper.step;
-            self.steps_taken = wrapper.steps_taken.unwrap_or(steps_taken);
-            self.skips_in_a_row = wrapper.skips_in_a_row;
-            if let Some(scaling) = wrapper.loss_scaler {
-                self.loss_scaler = Some(LossScaler(scaling));
-            }
-        } else {
-            self.steps_taken = steps_taken;
-        }
-        self.late = LateSteps::default();
-        self.tiny_coefs = frozen::TinyCoefs::default();
-        self.last_report = None;
-        Ok(())
-    }
 }
 
 impl<O: Optimizer + 'static> Optimizer for ClippedOptimizer<O> {

@@ -76,7 +76,7 @@ pub(super) fn check_none(clip: &Clip) -> Result<()> {
 }
 
 /// Gives the user's rule what a checkpoint has of it; the last of what can fail when one is loaded.
-pub(super) fn load(
+pub(crate) fn load(
     rule: Option<&mut Box<dyn ClipRule>>,
     clip: &Clip,
     state: &[f64],

@@ -9,7 +9,7 @@ use super::ClippedOptimizer;
 use crate::error::Result;
 
 /// `limit(step)`.
-pub(super) struct Schedule(Box<dyn Fn(u64) -> f64 + Send + Sync>);
+pub(crate) struct Schedule(Box<dyn Fn(u64) -> f64 + Send + Sync>);
 
 impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// Takes the limit of each step from a function of the step's number, which counts from 1 and includes skipped steps: the number in

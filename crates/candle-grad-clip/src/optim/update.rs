@@ -1,19 +1,19 @@
-//! What the fused optimizers share: the Vars, what is kept for each, and the walk that takes a step.
+//! The step of a fused optimizer: one walk over the Vars, their gradients and states.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, TensorId, Var};
 use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
+use super::param_states::ParamStates;
 use crate::backend::{self, Counted, DeviceSteps, StepResult, Stepped, UpdateJob};
 use crate::clip::Edits;
 use crate::error::Result;
 use crate::gradients::{Entry, Place, Plan, Request, without_cuda};
-use crate::groups::ParamGroups;
-use crate::param_state::{Kept, State, StepRule};
+use crate::param_state::{State, StepRule};
+use crate::pipeline::collect::{copies_of_unreadable, readable};
 use crate::pipeline::measure::walk;
 use crate::tensors::touch_headers;
 use crate::threads::{for_each, for_each_large};
@@ -22,7 +22,7 @@ use crate::vars::NamedVars;
 /// Vars that one task updates.
 const VARS_PER_TASK: usize = 64;
 
-/// The edit of a Var's gradient, by the Var's place.
+/// The edit of a Var's gradient, by the Var's index.
 type EditOf<'a> = dyn Fn(usize) -> GradEdit<'a> + Sync + 'a;
 
 /// Gradients that were collected already, and what to do to them.
@@ -36,211 +36,7 @@ pub(crate) struct Clipped<'a> {
     pub(crate) others: Edit,
 }
 
-/// The Vars that an optimizer trains.
-#[derive(Debug)]
-pub(crate) struct Trained {
-    vars: NamedVars,
-    /// One for each Var.
-    states: Vec<State>,
-    /// The steps that each Var has taken, those in which it had a gradient; as far as the host knows.
-    counts: Arc<[u64]>,
-    kept: Kept,
-    groups: ParamGroups,
-    /// The place of each Var's group, counted from 1; 0 for none.
-    places: Arc<[usize]>,
-    /// Steps taken, as far as the host knows: see `lead`.
-    steps: u64,
-    /// A GPU that decides the steps, and counts them.
-    lead: Option<Box<dyn DeviceSteps>>,
-    /// The names that were taken on last.
-    adopted: Option<Arc<[String]>>,
-}
-
-/// What is saved.
-#[derive(Debug)]
-pub(crate) struct Snapshot<'a> {
-    /// Steps taken.
-    pub(crate) steps: u64,
-    /// One for each Var.
-    pub(crate) states: Vec<&'a State>,
-    /// The steps that each Var has taken; 0 where its state is fresh.
-    pub(crate) counts: Cow<'a, [u64]>,
-}
-
-impl Trained {
-    pub(crate) fn new(vars: NamedVars, kept: Kept) -> Self {
-        Self {
-            states: vec![State::Fresh; vars.vars().len()],
-            counts: vec![0; vars.vars().len()].into(),
-            places: vec![0; vars.vars().len()].into(),
-            vars,
-            kept,
-            groups: ParamGroups::default(),
-            steps: 0,
-            lead: None,
-            adopted: None,
-        }
-    }
-
-    pub(crate) fn vars(&self) -> &NamedVars {
-        &self.vars
-    }
-
-    /// Steps taken. Where a GPU leads this waits for it, and what fails there shows in the next step: the number is then that of
-    /// the time when it took the lead.
-    pub(crate) fn steps(&self) -> u64 {
-        let counted = self.lead.as_ref().map(|lead| lead.counted());
-        counted.map_or(self.steps, |counted| {
-            counted.map_or(self.steps, |counted| counted.steps)
-        })
-    }
-
-    /// Whether a GPU decides the steps.
-    pub(crate) fn gpu_leads(&self) -> bool {
-        self.lead.is_some()
-    }
-
-    /// The next step's number, as far as the host knows.
-    pub(crate) fn next_step(&self) -> u64 {
-        self.steps + 1
-    }
-
-    /// The steps taken, and the state of each Var. Waits for a GPU that leads.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot<'_>> {
-        static FRESH: State = State::Fresh;
-        let (steps, counts) = match &self.lead {
-            None => (self.steps, Cow::Borrowed(&*self.counts)),
-            Some(lead) => {
-                let counted = lead.counted()?;
-                (counted.steps, Cow::Owned(counted.counts))
-            }
-        };
-        let states = self.states.iter().zip(&*counts);
-        let states = states.map(|(state, count)| if *count > 0 { state } else { &FRESH });
-        Ok(Snapshot {
-            steps,
-            states: states.collect(),
-            counts,
-        })
-    }
-
-    /// Takes the lead back from a GPU that has it: waits for it.
-    pub(crate) fn settle(&mut self) -> Result<()> {
-        let Some(lead) = &self.lead else {
-            return Ok(());
-        };
-        let counted = lead.counted()?;
-        self.steps = counted.steps;
-        self.counts = counted.counts.into();
-        for (state, count) in self.states.iter_mut().zip(&*self.counts) {
-            if *count == 0 {
-                *state = State::Fresh;
-            }
-        }
-        self.lead = None;
-        Ok(())
-    }
-
-    pub(crate) fn kept(&self) -> Kept {
-        self.kept
-    }
-
-    pub(crate) fn groups(&self) -> &ParamGroups {
-        &self.groups
-    }
-
-    /// Takes on groups, by the names that the Vars have now.
-    pub(crate) fn set_groups(&mut self, groups: ParamGroups) -> Result<()> {
-        self.places = groups.assign(self.vars.names())?;
-        self.groups = groups;
-        Ok(())
-    }
-
-    /// Takes on the state of a checkpoint: one for each Var, with the arrays that `kept` says, and the steps that each Var
-    /// has taken.
-    pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64, counts: Vec<u64>) {
-        self.lead = None;
-        self.kept = kept;
-        self.states = states;
-        self.steps = steps;
-        self.counts = counts.into();
-    }
-
-    /// The names of our Vars, those of `vars` first: what [`Trained::adopt`] would give them.
-    pub(crate) fn names_as(&self, vars: &NamedVars) -> Vec<String> {
-        let ids = vars.vars().iter().map(|var| var.id());
-        let theirs: FxHashMap<TensorId, &String> = ids.zip(vars.names()).collect();
-        let ours = self.vars.vars().iter().zip(self.vars.names());
-        ours.map(|(var, name)| theirs.get(&var.id()).copied().unwrap_or(name).clone())
-            .collect()
-    }
-
-    /// Forgets all state, and keeps other arrays from now on.
-    pub(crate) fn restart(&mut self, kept: Kept) {
-        self.lead = None;
-        self.kept = kept;
-        self.states.fill(State::Fresh);
-        self.counts = vec![0; self.states.len()].into();
-        self.steps = 0;
-    }
-
-    /// Whether the names are those of `vars` already.
-    pub(crate) fn has_adopted(&self, vars: &NamedVars) -> bool {
-        let seen = |names| Arc::ptr_eq(names, vars.shared_names());
-        self.adopted.as_ref().is_some_and(seen)
-    }
-
-    /// Takes on the names of `vars`, and their order if they are the same Vars.
-    pub(crate) fn adopt(&mut self, vars: &NamedVars) -> Result<()> {
-        if self.has_adopted(vars) {
-            return Ok(());
-        }
-        self.settle()?; // the GPU counts in the order that was
-        self.adopted = Some(vars.shared_names().clone());
-        let ids = self.vars.vars().iter().map(|var| var.id());
-        let ours: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
-        let indices = vars.vars().iter().map(|var| ours.get(&var.id()).copied());
-        let indices: Vec<Option<usize>> = indices.collect();
-        let all: Option<Vec<usize>> = indices.iter().copied().collect();
-        if let Some(order) = all.filter(|order| order.len() == ours.len()) {
-            let mut states = std::mem::take(&mut self.states);
-            let mut take = |i: usize| std::mem::replace(&mut states[i], State::Fresh);
-            self.places = order.iter().map(|&i| self.places[i]).collect();
-            self.counts = order.iter().map(|&i| self.counts[i]).collect();
-            self.states = order.into_iter().map(&mut take).collect();
-            self.vars = vars.clone();
-            return Ok(());
-        }
-        let has_places = self.has_places_as(vars);
-        let mut names = self.vars.names().to_vec();
-        for (index, name) in indices.iter().zip(vars.names()) {
-            if let Some(index) = index {
-                names[*index].clone_from(name);
-            }
-        }
-        let named = names.into_iter().zip(self.vars.vars().to_vec());
-        self.vars = named.collect::<Vec<(String, Var)>>().into();
-        self.vars.has_places = has_places;
-        Ok(())
-    }
-
-    /// Whether one of our Vars has but a place for a name, once those of `vars` are taken on.
-    pub(crate) fn has_places_as(&self, vars: &NamedVars) -> bool {
-        let theirs: FxHashSet<TensorId> = vars.vars().iter().map(|var| var.id()).collect();
-        let mut ours = self
-            .vars
-            .vars()
-            .iter()
-            .map(|var| theirs.contains(&var.id()));
-        ours.any(|theirs| {
-            if theirs {
-                vars.has_places
-            } else {
-                self.vars.has_places
-            }
-        })
-    }
-
+impl ParamStates {
     /// Takes a step by `rules`: the first for Vars without a group, then one for each group. Whatever can fail comes
     /// before the first write.
     pub(crate) fn step(
@@ -265,7 +61,7 @@ impl Trained {
         Ok(())
     }
 
-    /// As [`Trained::step`], with gradients that are not collected yet, or of other Vars than ours: those of
+    /// As [`ParamStates::step`], with gradients that are not collected yet, or of other Vars than ours: those of
     /// Vars that are not clipped are edited as `others` says.
     fn step_collecting(
         &mut self,
@@ -298,10 +94,10 @@ impl Trained {
         edit: &EditOf<'_>,
         rules: &[StepRule],
     ) -> Result<()> {
-        let owned = self.owned_gradients(entries)?;
+        let owned = copies_of_unreadable(entries, &self.vars.list().storages())?;
         let stepped = self.step_elsewhere(entries, edit, rules)?;
         let started = self.start_states(entries)?;
-        let (places, counts) = (self.places.clone(), self.counts.clone());
+        let (group_of, counts) = (self.group_of.clone(), self.counts.clone());
         let mut jobs = self.update_jobs(entries, &owned, &started, edit)?;
         if !jobs.is_empty() {
             let rules = rules_of(&mut jobs, rules, &counts);
@@ -312,7 +108,7 @@ impl Trained {
             self.states[index] = state;
         }
         self.step_on_cpu(entries, &owned, edit, |index| {
-            rules[places[index]].of(counts[index])
+            rules[rule_index(group_of[index])].of(counts[index])
         })?;
         for (index, stepped) in stepped {
             self.vars.vars()[index].set(&stepped.param)?;
@@ -348,7 +144,7 @@ impl Trained {
         if !Arc::ptr_eq(self.vars.shared_names(), vars.shared_names()) {
             return Ok(None);
         }
-        let owned = self.owned_gradients(entries)?;
+        let owned = copies_of_unreadable(entries, &self.vars.list().storages())?;
         let leads = |lead: &dyn DeviceSteps| lead.device().same_device(&device);
         if !self.lead.as_ref().is_some_and(|lead| leads(&**lead)) {
             self.settle()?;
@@ -381,7 +177,7 @@ impl Trained {
         edit: &EditOf<'_>,
     ) -> Result<Vec<UpdateJob<'a>>> {
         let job = |(index, entry): (usize, &Entry<'a>)| {
-            let grad = ours(entry).filter(|_| entry.place.is_cuda())?;
+            let grad = readable(entry).filter(|_| entry.place.is_cuda())?;
             let fresh = started.binary_search_by_key(&index, |(index, _)| *index);
             let edit = backend::whole(edit(index));
             Some(edit.map(|edit| UpdateJob {
@@ -390,7 +186,7 @@ impl Trained {
                 state: fresh.map_or(&self.states[index], |place| &started[place].1),
                 kept: self.kept,
                 edit,
-                rule: self.places[index],
+                rule: rule_index(self.group_of[index]),
                 is_first: self.counts[index] == 0,
                 index,
             }))
@@ -398,25 +194,11 @@ impl Trained {
         entries.iter().enumerate().filter_map(job).collect()
     }
 
-    /// Copies of the gradients that our kernels can't read while they write Vars: those that are not
-    /// contiguous, and those that share storage with a Var.
-    fn owned_gradients(&self, entries: &[Entry<'_>]) -> Result<FxHashMap<usize, Tensor>> {
-        let storages = self.vars.list().storages();
-        let mut owned = FxHashMap::default();
-        for (index, entry) in entries.iter().enumerate() {
-            let Some(grad) = ours(entry) else { continue };
-            if !entry.place.is_in_place() || storages.contains(&entry.storage) {
-                owned.insert(index, grad.force_contiguous()?);
-            }
-        }
-        Ok(owned)
-    }
-
     /// The first state of the Vars that our kernels update for the first time, in their order.
     fn start_states(&self, entries: &[Entry<'_>]) -> Result<Vec<(usize, State)>> {
         let mut started = Vec::new();
         for (index, (entry, state)) in entries.iter().zip(&self.states).enumerate() {
-            if matches!(state, State::Fresh) && ours(entry).is_some() {
+            if matches!(state, State::Fresh) && readable(entry).is_some() {
                 let state = State::start(&self.vars.vars()[index], self.kept)?;
                 started.push((index, state));
             }
@@ -437,7 +219,7 @@ impl Trained {
             let Some(grad) = entry.grad else { continue };
             if entry.place == Place::Elsewhere && entry.elements > 0 {
                 let (var, state) = (&self.vars.vars()[index], &self.states[index]);
-                let rule = rules[self.places[index]].of(self.counts[index]);
+                let rule = rules[rule_index(self.group_of[index])].of(self.counts[index]);
                 let (edit, is_finite) = (edit(index), entry.is_finite());
                 let next =
                     backend::step_composed(var, grad, state, self.kept, edit, rule, is_finite)?;
@@ -459,7 +241,7 @@ impl Trained {
         let (vars, kept) = (self.vars.vars(), self.kept);
         let one = |index: usize, state: &mut State| {
             let entry = &entries[index];
-            let Some(grad) = ours(entry).filter(|_| entry.place.is_cpu()) else {
+            let Some(grad) = readable(entry).filter(|_| entry.place.is_cpu()) else {
                 return Ok(());
             };
             let grad = owned.get(&index).unwrap_or(grad);
@@ -484,6 +266,11 @@ impl Trained {
     }
 }
 
+/// Where the rule of a group is among those of a step.
+fn rule_index(group: Option<usize>) -> usize {
+    group.map_or(0, |group| group + 1)
+}
+
 /// The equations of the jobs' Vars, once for each group and number of steps taken; the jobs get their places.
 fn rules_of(jobs: &mut [UpdateJob<'_>], rules: &[StepRule], counts: &[u64]) -> Vec<StepRule> {
     let mut own = Vec::new();
@@ -501,17 +288,10 @@ fn rules_of(jobs: &mut [UpdateJob<'_>], rules: &[StepRule], counts: &[u64]) -> V
 /// The device of all gradients, if it is a GPU that our kernels work on.
 fn only_cuda(entries: &[Entry<'_>]) -> Option<Device> {
     let mut found = entries.iter().filter(|entry| entry.grad.is_some());
-    let device = found.clone().find_map(ours)?.device();
+    let device = found.clone().find_map(readable)?.device();
     let is_there = |entry: &Entry<'_>| {
         let grad = entry.grad.filter(|_| entry.place.is_cuda());
         grad.is_some_and(|grad| grad.device().same_device(device))
     };
     found.all(is_there).then(|| device.clone())
-}
-
-/// The gradient, if our kernels are to read it.
-fn ours<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
-    entry
-        .grad
-        .filter(|_| entry.place != Place::Elsewhere && entry.elements > 0)
 }

@@ -7,8 +7,8 @@ use std::io::{self, BufWriter, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::fault::{Checked, Fault};
 use super::file::BUFFER_BYTES;
-use super::{Checked, Fault};
 
 /// Writes beside `path`, and renames over it when all is on the disk: at each moment the old file is there, or the
 /// new one, also after a power cut. A symbolic link stays, and what it points to is replaced. Of several writers, in

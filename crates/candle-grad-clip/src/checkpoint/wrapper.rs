@@ -1,0 +1,128 @@
+//! `save` and `load` of an optimizer in a [`ClippedOptimizer`].
+
+use std::path::Path;
+
+use super::header::WrapperRecord;
+use super::load::load;
+use super::save::save;
+use crate::error::{Error, Result};
+use crate::loss_scaler::LossScaler;
+use crate::optim;
+use crate::optimizer::frozen::TinyCoefs;
+use crate::optimizer::late::LateSteps;
+use crate::optimizer::{ClippedOptimizer, own};
+
+/// Checkpoints, of the optimizers that have them.
+impl<O: optim::Checkpoint> ClippedOptimizer<O> {
+    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the counters of steps and of
+    /// steps taken, the skips in a row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
+    ///
+    /// # Errors
+    /// As [`optim::AdamW::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path.as_ref(), false)
+    }
+
+    /// As [`save`](Self::save), also where the state is NaN or infinite: see
+    /// [`optim::AdamW::save_non_finite`].
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn save_non_finite(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path.as_ref(), true)
+    }
+
+    fn save_with(&self, path: &Path, non_finite: bool) -> Result<()> {
+        let wrapper = WrapperRecord {
+            clip: self.clip.clone(),
+            rule: self.rule.record(self.vars.names()),
+            step: self.step,
+            steps_taken: self.steps_taken()?,
+            skips_in_a_row: self.late.skips_in_a_row()?.unwrap_or(self.skips_in_a_row),
+            loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
+            own_rule: self.own.as_ref().map(|own| own.save()).unwrap_or_default(),
+        };
+        save(path, &self.inner, Some((&self.vars, wrapper)), non_finite)
+    }
+
+    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters become those of the file, as the inner
+    /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one, and its [`LossScaler`] if the
+    /// file has none. There is no
+    /// [`last_report`](Self::last_report) then. The weights must be loaded as well (see
+    /// [`optim`](crate::optim#checkpoints)).
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::Sgd;
+    /// use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// use candle_nn::Optimizer;
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-wrapper-{}", std::process::id()));
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let vars = vec![("w".to_string(), w.clone())];
+    /// let make = |clip| ClippedOptimizer::wrap(Sgd::named(vars.clone(), 0.1)?, vars.clone(), clip);
+    /// let mut opt = make(Clip::norm(1.0))?;
+    /// opt.backward_step(&w.sqr()?.sum_all()?)?;
+    /// opt.save(&path)?;
+    ///
+    /// let mut resumed = make(Clip::none())?;
+    /// resumed.load(&path)?;
+    /// assert_eq!(resumed.clip(), &Clip::norm(1.0));
+    /// resumed.set_clip(Clip::norm(0.5))?; // after `load`
+    /// assert_eq!(resumed.backward_step_report(&w.sqr()?.sum_all()?)?.step(), 2);
+    /// # let _ = std::fs::remove_file(path);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`optim::AdamW::load`]. Nothing is changed then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.trained.adopt(&mut self.inner, &self.vars)?; // `inner_mut` may have put another in its place
+        let path = path.as_ref();
+        let steps_taken = self.steps_taken()?;
+        let (vars, groups) = (&self.vars, self.limits.groups());
+        let (own_rule, has_schedule) = (&mut self.own, self.schedule.is_some());
+        let mut units = None;
+        let mut check = |wrapper: &WrapperRecord| {
+            let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
+            clip.check_groups(groups.has_limits())?;
+            clip.check_no_clip(groups)?;
+            if has_schedule {
+                clip.check_schedule()?;
+            }
+            units = clip.unit_plan(vars)?;
+            let unknown = wrapper.rule.unknown(vars.names());
+            if !unknown.is_empty() {
+                return Err(Error::CheckpointMismatch {
+                    path: path.to_path_buf(),
+                    differences: vec![format!(
+                        "the clip's means are of Vars that are not here: {}",
+                        unknown.join(", ")
+                    )],
+                });
+            }
+            own::load(own_rule.as_mut(), clip, state, path)
+        };
+        if let Some(wrapper) = load(path, &mut self.inner, &mut check)? {
+            self.rule = wrapper.rule.state(self.vars.names());
+            self.clip = wrapper.clip;
+            self.units = units;
+            // Whatever the file says, in the window's length.
+            self.clip.adapt(&mut self.rule);
+            self.step = wrapper.step;
+            self.steps_taken = wrapper.steps_taken;
+            self.skips_in_a_row = wrapper.skips_in_a_row;
+            if let Some(scaling) = wrapper.loss_scaler {
+                self.loss_scaler = Some(LossScaler(scaling));
+            }
+        } else {
+            self.steps_taken = steps_taken;
+        }
+        self.late = LateSteps::default();
+        self.tiny_coefs = TinyCoefs::default();
+        self.last_report = None;
+        Ok(())
+    }
+}
