@@ -166,8 +166,8 @@ impl fmt::Display for ParamGroup {
 ///
 /// A group with [`no_clip`](ParamGroup::no_clip) is in neither: its gradients stay as they are.
 ///
-/// Given to [`ClippedOptimizer::groups`](crate::ClippedOptimizer::groups), to [`AdamW::groups`](super::AdamW::groups) and
-/// [`Sgd::groups`](super::Sgd::groups), or to [`PerGroup`](super::PerGroup) for other optimizers.
+/// Given to [`ClippedOptimizer::groups`](crate::ClippedOptimizer::groups), to [`AdamW::groups`](crate::optim::AdamW::groups) and
+/// [`Sgd::groups`](crate::optim::Sgd::groups), or to [`PerGroup`](crate::optim::PerGroup) for other optimizers.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -223,7 +223,7 @@ impl ParamGroups {
     }
 
     /// The same groups with nothing but their limits: for a [`ClippedOptimizer`](crate::ClippedOptimizer) around an
-    /// optimizer that has the other settings already, such as [`PerGroup`](super::PerGroup).
+    /// optimizer that has the other settings already, such as [`PerGroup`](crate::optim::PerGroup).
     #[must_use]
     pub fn only_limits(&self) -> Self {
         let only_limit = |group: &ParamGroup| ParamGroup {
