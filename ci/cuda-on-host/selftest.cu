@@ -1,4 +1,4 @@
-// Kernels that tests/cuda_on_host.rs launches to see that faults are found, and that what is no
+// Kernels that tests/cuda_on_host/driver.rs launches to see that faults are found, and that what is no
 // fault works.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -54,7 +54,11 @@ pub(crate) fn faults(imports: &[Import], floors: &[&[&str]]) -> Vec<String> {
             continue;
         };
         if here != there && target >= floor {
-            let which = if target == floor { "the same" } else { "a higher" };
+            let which = if target == floor {
+                "the same"
+            } else {
+                "a higher"
+            };
             faults.push(format!(
                 "{from}:{line}: `{here}` imports `{there}`, which is on {which} floor"
             ));
@@ -126,7 +130,10 @@ fn read(folder: &Path, prefix: &str, files: &mut BTreeMap<String, String>) {
         if path.is_dir() {
             read(&path, &format!("{prefix}{name}/"), files);
         } else if name.ends_with(".rs") {
-            files.insert(format!("{prefix}{name}"), fs::read_to_string(&path).unwrap());
+            files.insert(
+                format!("{prefix}{name}"),
+                fs::read_to_string(&path).unwrap(),
+            );
         }
     }
 }
@@ -170,7 +177,8 @@ fn resolve(
 
 /// The paths that a file imports or writes out from the crate's root, with their lines.
 fn paths(text: &str) -> Vec<(usize, Vec<String>)> {
-    let is_test = |line: &&str| line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test");
+    let is_test =
+        |line: &&str| line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test");
     let mut found = Vec::new();
     let mut lines = text.lines().take_while(|line| !is_test(line)).enumerate();
     while let Some((index, line)) = lines.next() {
@@ -223,8 +231,15 @@ fn flatten(tree: &str, prefix: &[String], found: &mut impl FnMut(Vec<String>)) {
     for branch in branches.iter().map(|branch| branch.trim()) {
         let (path, rest) = branch.split_once('{').unwrap_or((branch, ""));
         let path = path.split(" as ").next().unwrap_or(path);
-        let names = path.split("::").map(str::trim).filter(|name| !name.is_empty());
-        let names: Vec<String> = prefix.iter().cloned().chain(names.map(str::to_string)).collect();
+        let names = path
+            .split("::")
+            .map(str::trim)
+            .filter(|name| !name.is_empty());
+        let names: Vec<String> = prefix
+            .iter()
+            .cloned()
+            .chain(names.map(str::to_string))
+            .collect();
         if let Some(inner) = rest.strip_suffix('}') {
             let mut inside = |path| found(path);
             flatten_boxed(inner, &names, &mut inside);

@@ -19,7 +19,7 @@ from optim_inputs import NORM_EPS, OptimCase, makers
 from optim_oracle import HALVES, Answer, answer
 
 # Of PyTorch and of the formulas in f64, relative to the largest value an element had, or to the
-# learning rate: as in tests/support/optim_cases.rs. f64 is given a whole run, f32 a step.
+# learning rate: as in tests/support/optimizer_cases.rs. f64 is given a whole run, f32 a step.
 F64_ERROR = 1e-12
 F32_ERROR_A_STEP = 4 * 2.0**-24
 # Halves are exact, and cases in which f32's error could round to another half are made again.

@@ -169,7 +169,7 @@ class Cases:
         words += [str(repeat)] if repeat else []
         case = Case("/".join(words), op, norm_type, None, self.eps)
         rng = random.Random(case.id)
-        # PyTorch raises for the infinity norm of an empty tensor: tests/conformance.rs has ours.
+        # PyTorch raises for the infinity norm of an empty tensor: frameworks/pytorch.rs has ours.
         may_be_empty = self.framework != "pytorch" or norm_type != math.inf
         case.tensors = gradients(rng, dtypes, kind, may_be_empty)
         if limit:

@@ -4,12 +4,10 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Linear, Module, Optimizer, ParamsAdamW};
 use support::cuda_on_host::Driver;
-use support::gradients::{random_values, values};
+use support::gradients::{FLOATS, random_values, values};
 use support::oracle::tolerance;
 
 use crate::assert_close;
-
-const DTYPES: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
 fn random(shape: (usize, usize), seed: u64, dtype: DType, device: &Device) -> Result<Tensor> {
     let values = random_values(shape.0 * shape.1, seed);
@@ -24,8 +22,7 @@ fn operations(dtype: DType, device: &Device) -> Result<Vec<(&'static str, Tensor
     );
     let row = b.narrow(0, 3, 1)?;
     let positive = (a.abs()? + 0.5)?;
-    let ids = Tensor::new(&[4u32, 0, 8], device)?;
-    Ok(vec![
+    let mut all = vec![
         ("zeros", a.zeros_like()?),
         ("ones", a.ones_like()?),
         (
@@ -58,6 +55,20 @@ fn operations(dtype: DType, device: &Device) -> Result<Vec<(&'static str, Tensor
         ("eq", a.eq(&a.relu()?)?),
         ("lt", a.lt(&b)?),
         ("where", a.lt(&b)?.where_cond(&a, &b)?),
+    ];
+    all.extend(sums_and_shapes(&a, &b, &positive)?);
+    Ok(all)
+}
+
+/// Those of more than one element of their arguments, and conversions.
+fn sums_and_shapes(
+    a: &Tensor,
+    b: &Tensor,
+    positive: &Tensor,
+) -> Result<Vec<(&'static str, Tensor)>> {
+    let row = b.narrow(0, 3, 1)?;
+    let ids = Tensor::new(&[4u32, 0, 8], a.device())?;
+    Ok(vec![
         ("sum", positive.sum(D::Minus1)?),
         ("sum of strided", positive.sum(0)?),
         // Few enough that the CPU, which adds in bf16, does not lose them.
@@ -70,13 +81,13 @@ fn operations(dtype: DType, device: &Device) -> Result<Vec<(&'static str, Tensor
         ("max", a.max(D::Minus1)?),
         ("min", a.min(0)?),
         ("argmax", a.argmax(D::Minus1)?),
-        ("cat", Tensor::cat(&[&a, &b], 0)?),
-        ("cat of columns", Tensor::cat(&[&a, &b], 1)?),
-        ("stack", Tensor::stack(&[&a, &b], 1)?),
+        ("cat", Tensor::cat(&[a, b], 0)?),
+        ("cat of columns", Tensor::cat(&[a, b], 1)?),
+        ("stack", Tensor::stack(&[a, b], 1)?),
         ("index_select", a.index_select(&ids, 0)?),
         ("index_add", a.index_add(&ids, &b.narrow(0, 0, 3)?, 0)?),
         ("matmul", a.matmul(&b.t()?)?),
-        ("softmax", candle_nn::ops::softmax(&a, D::Minus1)?),
+        ("softmax", candle_nn::ops::softmax(a, D::Minus1)?),
         ("f32", a.to_dtype(DType::F32)?),
         ("f64", a.to_dtype(DType::F64)?),
         ("f16", a.to_dtype(DType::F16)?),
@@ -90,7 +101,7 @@ fn operations(dtype: DType, device: &Device) -> Result<Vec<(&'static str, Tensor
 fn operations_are_those_of_the_cpu() -> Result<()> {
     let _driver = Driver::lock();
     let gpu = Device::new_cuda(0)?;
-    for dtype in DTYPES {
+    for dtype in FLOATS {
         let (on_gpu, on_cpu) = (operations(dtype, &gpu)?, operations(dtype, &Device::Cpu)?);
         for ((name, got), (_, want)) in on_gpu.iter().zip(&on_cpu) {
             assert_eq!(got.dtype(), want.dtype());

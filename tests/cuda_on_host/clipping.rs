@@ -8,7 +8,7 @@ use candle_grad_clip::optim::{ParamsSgd, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, NonFinite, NormType, optim, total_norm};
 use candle_nn::{Optimizer, ParamsAdamW};
 use support::cuda_on_host::Driver;
-use support::gradients::{random_values, store_for};
+use support::gradients::{store_for, tensors_of, vars_of};
 use support::oracle::{self, tolerance};
 
 use crate::assert_close;
@@ -17,12 +17,9 @@ const SHAPES: [&[usize]; 5] = [&[40, 30], &[3], &[], &[2, 3, 2], &[2500]];
 
 /// Tensors of all shapes, of dtypes that take turns.
 fn tensors(seed: u64, dtypes: &[DType], device: &Device) -> Result<Vec<Tensor>> {
-    let make = |(i, shape): (usize, &&[usize])| {
-        let values = random_values(shape.iter().product(), seed * 10 + i as u64);
-        let tensor = Tensor::from_vec(values, *shape, device)?;
-        Ok(tensor.to_dtype(dtypes[i % dtypes.len()])?)
-    };
-    SHAPES.iter().enumerate().map(make).collect()
+    let tensors = tensors_of(&SHAPES, seed * 10, dtypes)?;
+    let moved = tensors.iter().map(|tensor| tensor.to_device(device));
+    Ok(moved.collect::<Result<_, _>>()?)
 }
 
 /// The Vars after some clipped steps, and the numbers of the reports.
@@ -32,10 +29,7 @@ fn train<O: Optimizer + 'static>(
     dtypes: &[DType],
     device: &Device,
 ) -> Result<(Vec<Tensor>, Vec<f64>)> {
-    let vars = tensors(100, dtypes, device)?
-        .iter()
-        .map(Var::from_tensor)
-        .collect::<Result<Vec<_>, _>>()?;
+    let vars = vars_of(&tensors(100, dtypes, device)?)?;
     let inner = O::new(vars.clone(), config)?;
     let mut opt = ClippedOptimizer::wrap(inner, vars.clone(), clip.clone())?.with_param_norms(true);
     let mut numbers = Vec::new();

@@ -5,32 +5,18 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, DevicePtrMut, DriverError, HostSlice, LaunchConfig, PushKernelArg, result,
 };
 use candle_core::{CudaDevice, Device};
-use half::{bf16, f16};
 use support::cuda_on_host::Driver;
 
-fn device() -> Result<CudaDevice> {
+pub(super) fn device() -> Result<CudaDevice> {
     Ok(Device::new_cuda(0)?.as_cuda_device()?.clone())
 }
 
-const fn launch(blocks: u32, threads: u32) -> LaunchConfig {
+pub(super) const fn launch(blocks: u32, threads: u32) -> LaunchConfig {
     LaunchConfig {
         grid_dim: (blocks, 1, 1),
         block_dim: (threads, 1, 1),
         shared_mem_bytes: 0,
     }
-}
-
-/// Launches a kernel with arguments.
-macro_rules! launch {
-    ($device:expr, $name:literal, $config:expr $(, $argument:expr)* $(,)?) => {{
-        let function = $device.get_or_load_custom_func($name, "selftest", "")?;
-        let function = function.into_cuda_function();
-        let stream = $device.cuda_stream();
-        let mut builder = stream.launch_builder(&function);
-        $(builder.arg($argument);)*
-        // SAFETY: the arguments are those of the kernel in selftest.cu, the buffers as long as it says.
-        unsafe { builder.launch($config) }.map(|_| ())
-    }};
 }
 
 /// The text of the error of a launch, or of waiting for it.
@@ -41,7 +27,7 @@ fn fault(device: &CudaDevice, launched: Result<(), DriverError>) -> Result<Strin
     }
 }
 
-fn uninitialized<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
+pub(super) fn uninitialized<T: candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
     device: &CudaDevice,
     len: usize,
 ) -> Result<CudaSlice<T>> {
@@ -102,129 +88,6 @@ fn shared_memory_by_the_launch_and_ballots() -> Result<()> {
     let out = device.clone_dtoh(&out)?;
     assert!(out[..32].iter().all(|mask| *mask == bits(0, 32)));
     assert!(out[32..].iter().all(|mask| *mask == bits(32, 8)));
-    Ok(())
-}
-
-/// The bits of a value, of its midpoint to the next, and of what lies just beside that, as f64.
-fn rounded(to_f64: impl Fn(u16) -> f64) -> Vec<(f64, u16)> {
-    let mut cases = vec![(f64::NAN, 0x7fff)]; // CUDA has one NaN
-    for sign in [0, 0x8000] {
-        for bits in (sign..sign + 0x7fff).take_while(|bits| to_f64(*bits).is_finite()) {
-            let (value, next) = (to_f64(bits), to_f64(bits + 1));
-            // Infinity begins half a step after the largest value, as if the exponent went on.
-            let next = if next.is_infinite() {
-                value + (value - to_f64(bits - 1))
-            } else {
-                next
-            };
-            let middle = f64::midpoint(value, next);
-            let (inward, outward) = if sign == 0 {
-                (middle.next_down(), middle.next_up())
-            } else {
-                (middle.next_up(), middle.next_down())
-            };
-            cases.extend([
-                (value, bits),
-                (middle, bits + bits % 2),
-                (inward, bits),
-                (outward, bits + 1),
-            ]);
-        }
-    }
-    cases
-}
-
-#[test]
-fn half_precision_rounds_to_the_bit() -> Result<()> {
-    let _driver = Driver::lock();
-    let device = device()?;
-    let cases = (
-        rounded(|bits| f16::from_bits(bits).to_f64()),
-        rounded(|bits| bf16::from_bits(bits).to_f64()),
-    );
-    let inputs: Vec<f64> = cases.0.iter().chain(&cases.1).map(|case| case.0).collect();
-    let n = inputs.len();
-    let count = n as u32;
-    let input = device.clone_htod(&inputs)?;
-    let mut rounded = (
-        uninitialized::<f16>(&device, n)?,
-        uninitialized::<bf16>(&device, n)?,
-    );
-    let mut from_f32 = (
-        uninitialized::<f16>(&device, n)?,
-        uninitialized::<bf16>(&device, n)?,
-    );
-    let mut widened = (
-        uninitialized::<f32>(&device, n)?,
-        uninitialized::<f32>(&device, n)?,
-    );
-    launch!(
-        device,
-        "selftest_round",
-        launch(3, 256),
-        &input,
-        &count,
-        &mut rounded.0,
-        &mut rounded.1,
-        &mut from_f32.0,
-        &mut from_f32.1,
-        &mut widened.0,
-        &mut widened.1,
-    )?;
-    let rounded = (
-        device.clone_dtoh(&rounded.0)?,
-        device.clone_dtoh(&rounded.1)?,
-    );
-    for (i, (x, bits)) in cases.0.iter().enumerate() {
-        assert_eq!(rounded.0[i].to_bits(), *bits, "{x:e} to f16");
-    }
-    for (i, (x, bits)) in cases.1.iter().enumerate() {
-        assert_eq!(
-            rounded.1[cases.0.len() + i].to_bits(),
-            *bits,
-            "{x:e} to bf16"
-        );
-    }
-    let from_f32 = (
-        device.clone_dtoh(&from_f32.0)?,
-        device.clone_dtoh(&from_f32.1)?,
-    );
-    for (i, x) in inputs
-        .iter()
-        .map(|x| *x as f32)
-        .enumerate()
-        .filter(|(_, x)| !x.is_nan())
-    {
-        assert_eq!(
-            from_f32.0[i].to_bits(),
-            f16::from_f32(x).to_bits(),
-            "{x:e} to f16"
-        );
-        assert_eq!(
-            from_f32.1[i].to_bits(),
-            bf16::from_f32(x).to_bits(),
-            "{x:e} to bf16"
-        );
-    }
-    let widened = (
-        device.clone_dtoh(&widened.0)?,
-        device.clone_dtoh(&widened.1)?,
-    );
-    for bits in 0..=u16::MAX {
-        let (half, brain) = (
-            f16::from_bits(bits).to_f32(),
-            bf16::from_bits(bits).to_f32(),
-        );
-        let got = (widened.0[usize::from(bits)], widened.1[usize::from(bits)]);
-        assert!(
-            got.0 == half || (got.0.is_nan() && half.is_nan()),
-            "{bits:x}"
-        );
-        assert!(
-            got.1 == brain || (got.1.is_nan() && brain.is_nan()),
-            "{bits:x}"
-        );
-    }
     Ok(())
 }
 

@@ -1,54 +1,21 @@
 //! What enters a history, and when.
 
-use std::cell::Cell;
-use std::rc::Rc;
 use support::device::kernels;
+use support::gradients::without_names;
+use support::optimizers::Failing;
 
 use anyhow::Result;
-use candle_core::Var;
-use candle_core::backprop::GradStore;
 use candle_grad_clip::optim::{ParamGroup, ParamGroups};
-use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite};
-use candle_nn::{Optimizer, SGD};
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite, SkipReason};
+use candle_nn::Optimizer;
 use support::oracle::assert_close;
 
-use super::{Gradients, fused, plain, random_history, step, store, vars, with_history, zeros};
-
-/// SGD that fails when told to.
-struct Failing {
-    inner: SGD,
-    fails: Rc<Cell<bool>>,
-}
-
-impl Optimizer for Failing {
-    type Config = (f64, Rc<Cell<bool>>);
-
-    fn new(vars: Vec<Var>, (lr, fails): Self::Config) -> candle_core::Result<Self> {
-        let inner = SGD::new(vars, lr)?;
-        Ok(Self { inner, fails })
-    }
-
-    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
-        if self.fails.get() {
-            candle_core::bail!("told to fail");
-        }
-        self.inner.step(grads)
-    }
-
-    fn learning_rate(&self) -> f64 {
-        self.inner.learning_rate()
-    }
-
-    fn set_learning_rate(&mut self, lr: f64) {
-        self.inner.set_learning_rate(lr);
-    }
-}
+use super::{Gradients, fused, plain, random_history, step, store, with_history, zeros};
 
 /// What each step gave the inner optimizer.
 fn run(clip: &Clip, history: &[Gradients], disturbed: bool) -> Result<Vec<Vec<Vec<f64>>>> {
     let named = zeros()?;
-    let fails = Rc::new(Cell::new(false));
-    let inner = Failing::new(vars(&named), (1.0, fails.clone()))?;
+    let inner = Failing::new(without_names(&named), 1.0)?;
     let mut opt = ClippedOptimizer::wrap(inner, named.clone(), clip.clone())?;
     let mut got = Vec::new();
     for (at, gradients) in history.iter().enumerate() {
@@ -60,12 +27,12 @@ fn run(clip: &Clip, history: &[Gradients], disturbed: bool) -> Result<Vec<Vec<Ve
             assert!(opt.step_report(&store(&named, &bad)?)?.skipped()?, "{clip}");
         }
         if disturbed && at % 4 == 2 {
-            fails.set(true);
+            opt.inner_mut().fails = true;
             let other = store(&named, &history[at / 2])?;
             if let Ok(report) = opt.step_report(&other) {
                 assert!(report.skipped()?, "{clip}"); // by the rule, before it could fail
             }
-            fails.set(false);
+            opt.inner_mut().fails = false;
         }
         got.push(step(&mut opt, &named, gradients, kernels())?.0);
     }
@@ -215,7 +182,8 @@ fn too_many_large_norms_in_a_row_are_an_error() -> Result<()> {
     let error = opt.step_report(&large).unwrap_err();
     let expected = matches!(
         error,
-        Error::TooManyLargeNorms {
+        Error::TooManySkips {
+            reason: SkipReason::LargeNorm,
             skips: 3,
             max_skips: 2,
             total_norm: 7.0,

@@ -11,25 +11,27 @@ fn l2(values: &[f64]) -> f64 {
     values.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
+const LISTS: [&str; 14] = [
+    "value:0.5+norm:1",
+    "value:0.3+param-norm:0.4",
+    "value:0.3+param-norm:0.4+norm:0.5",
+    "norm:2+param-norm:1",
+    "param-norm:1+norm:1.2",
+    "block-rms:0.5+norm:1",
+    "agc:clipping=200+norm:0.1",
+    "norm:0.5+agc:clipping=100",
+    "param-norm:0.5+agc:clipping=100+norm:0.2",
+    "skip:norm=40+value:0.5+norm:1",
+    "skip:norm=40,max_norm=3+param-norm:1",
+    "auto:40+param-norm:0.2",
+    "zclip:warmup=5,z=1+adagc:warmup=4",
+    "quantile:0.5+zclip:warmup=3,max_norm=inf",
+];
+
 /// A list is what wrappers around each other do, each with one of its rules: of which the outermost sees the gradients first.
 #[test]
 fn a_list_is_one_wrapper_in_another() -> Result<()> {
-    for text in [
-        "value:0.5+norm:1",
-        "value:0.3+param-norm:0.4",
-        "value:0.3+param-norm:0.4+norm:0.5",
-        "norm:2+param-norm:1",
-        "param-norm:1+norm:1.2",
-        "block-rms:0.5+norm:1",
-        "agc:clipping=200+norm:0.1",
-        "norm:0.5+agc:clipping=100",
-        "param-norm:0.5+agc:clipping=100+norm:0.2",
-        "skip:norm=40+value:0.5+norm:1",
-        "skip:norm=40,max_norm=3+param-norm:1",
-        "auto:40+param-norm:0.2",
-        "zclip:warmup=5,z=1+adagc:warmup=4",
-        "quantile:0.5+zclip:warmup=3,max_norm=inf",
-    ] {
+    for text in LISTS {
         let rules: Vec<&str> = text.split('+').collect();
         for seed in 0..10 {
             for backend in backends() {

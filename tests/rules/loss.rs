@@ -158,7 +158,14 @@ fn errors() -> Result<()> {
     assert!(opt.backward_step_report(&loss(9.0)?)?.skipped()?);
     let error = opt.backward_step_report(&loss(9.0)?).unwrap_err();
     assert!(
-        matches!(error, Error::TooManyLargeLosses { skips: 2, .. }),
+        matches!(
+            error,
+            Error::TooManySkips {
+                reason: SkipReason::LargeLoss,
+                skips: 2,
+                ..
+            }
+        ),
         "{error}"
     );
     assert!(error.to_string().contains("skip:loss_z=1"), "{error}");

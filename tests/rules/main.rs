@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod agc;
-mod agc_cases;
+mod agc_steps;
 mod conformance;
 mod formulas;
 mod frozen;
@@ -22,7 +22,7 @@ use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{Clip, ClippedOptimizer, StepReport};
 use candle_nn::{Optimizer, SGD};
 use support::device::device;
-use support::gradients::{tensor, values};
+use support::gradients::{tensor, values, without_names};
 
 /// The gradients of a step: of each Var that has one.
 pub(crate) type Gradients = Vec<Option<Vec<f64>>>;
@@ -38,10 +38,6 @@ pub(crate) fn zeros() -> Result<Named> {
         Ok((format!("layer{i}"), Var::zeros(*n, DType::F64, device())?))
     };
     SIZES.iter().enumerate().map(var).collect()
-}
-
-pub(crate) fn vars(named: &[(String, Var)]) -> Vec<Var> {
-    named.iter().map(|(_, var)| var.clone()).collect()
 }
 
 pub(crate) fn store(named: &[(String, Var)], gradients: &[Option<Vec<f64>>]) -> Result<GradStore> {
@@ -73,7 +69,7 @@ pub(crate) fn step<O: Optimizer + 'static>(
 /// candle's SGD in the wrapper, at rate 1.
 pub(crate) fn plain(clip: Clip) -> Result<(Named, ClippedOptimizer<SGD>)> {
     let named = zeros()?;
-    let sgd = SGD::new(vars(&named), 1.0)?;
+    let sgd = SGD::new(without_names(&named), 1.0)?;
     Ok((named.clone(), ClippedOptimizer::wrap(sgd, named, clip)?))
 }
 

@@ -1,6 +1,7 @@
 //! Rules that users write.
 
 use std::sync::{Arc, Mutex};
+
 use support::device::{backends, device, kernels};
 
 use anyhow::Result;
@@ -153,7 +154,14 @@ fn only_steps_that_were_taken_are_observed() -> Result<()> {
     assert_eq!(got[1], [0.0]);
     let error = opt.step_report(&store(&named, &gradients)?).unwrap_err();
     assert!(
-        matches!(error, Error::TooManyRuleSkips { skips: 3, .. }),
+        matches!(
+            error,
+            Error::TooManySkips {
+                reason: SkipReason::Rule,
+                skips: 3,
+                ..
+            }
+        ),
         "{error}"
     );
     for (decision, expected) in [

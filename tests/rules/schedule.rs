@@ -8,10 +8,10 @@ use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite, StepPath};
 use candle_nn::Optimizer;
 use support::checkpoints::Folder;
 use support::device::kernels;
-use support::gradients::loss_with_gradients;
+use support::gradients::{loss_with_gradients, without_names};
 use support::oracle::assert_all_close;
 
-use super::{Named, SIZES, fused, plain, random_history, step, vars};
+use super::{Named, SIZES, fused, plain, random_history, step};
 
 fn warm_up(step: u64) -> f64 {
     0.1 + 0.05 * step.min(20) as f64
@@ -179,7 +179,7 @@ fn the_function_is_called_once_a_step_on_every_path() -> Result<()> {
                     Err(_) => assert!(strict && at == 1),
                 }
             }
-            let before = vars(&named);
+            let before = without_names(&named);
             let tensors: Vec<_> = before
                 .iter()
                 .map(|var| var.ones_like())

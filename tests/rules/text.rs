@@ -10,12 +10,12 @@ fn limit() -> impl Strategy<Value = f64> {
     prop_oneof![Just(1.0), Just(f64::INFINITY), 1e-300..1e300, 0.01..100.0]
 }
 
-fn method() -> impl Strategy<Value = Clip> {
-    let zclip = (
+fn zclip() -> impl Strategy<Value = Clip> {
+    let settings = (
         (0.0..1.0, limit(), 1..1000usize, 0.0..1.0),
         (limit(), 0..3usize, limit(), any::<bool>()),
     );
-    let zclip = zclip.prop_map(
+    settings.prop_map(
         |((alpha, z, warmup, eps), (max_norm, mode, clip_scale, skip))| {
             let mode = [ZClipMode::ZScore, ZClipMode::Percentile, ZClipMode::Mean][mode];
             Clip::from(ZClip {
@@ -29,7 +29,10 @@ fn method() -> impl Strategy<Value = Clip> {
                 skip,
             })
         },
-    );
+    )
+}
+
+fn method() -> impl Strategy<Value = Clip> {
     let adagc = (limit(), limit(), 0.0..1.0, 0..u64::MAX);
     let adagc = adagc.prop_map(|(lambda_abs, lambda_rel, beta, warmup)| {
         Clip::from(AdaGc {
@@ -71,7 +74,7 @@ fn method() -> impl Strategy<Value = Clip> {
         agc,
         auto,
         quantile,
-        zclip,
+        zclip(),
         adagc,
         skip,
     ]

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Error, Result};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
@@ -48,6 +49,37 @@ impl Deref for Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A file system of its own, of 64 KiB; unmounted when dropped.
+#[derive(Debug)]
+pub struct SmallDisk(Folder);
+
+impl SmallDisk {
+    /// None where this user may not mount one.
+    pub fn mount() -> Result<Option<Self>> {
+        let folder = Folder::new()?;
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+            .arg(&*folder)
+            .stderr(Stdio::null())
+            .status();
+        let mounted = cfg!(target_os = "linux") && mounted.is_ok_and(|status| status.success());
+        Ok(mounted.then_some(Self(folder)))
+    }
+}
+
+impl Deref for SmallDisk {
+    type Target = Path;
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&*self.0).status();
     }
 }
 

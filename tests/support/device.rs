@@ -2,8 +2,10 @@
 
 use std::sync::OnceLock;
 
+use anyhow::Result;
 use candle_core::Device;
-use candle_grad_clip::backend::Backend;
+use candle_grad_clip::backend::{self, Backend};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 /// The device of all tensors.
 ///
@@ -37,4 +39,22 @@ pub fn kernels() -> Backend {
 #[must_use]
 pub fn backends() -> [Backend; 2] {
     [kernels(), Backend::Composed]
+}
+
+/// Runs a body on each of [`backends`]; an error names the backend.
+///
+/// # Errors
+/// The first of the body's.
+pub fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
+    backends().into_iter().try_for_each(|backend| {
+        backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
+    })
+}
+
+/// A pool of so many threads.
+///
+/// # Errors
+/// If the system starts no more threads.
+pub fn pool(threads: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
+    ThreadPoolBuilder::new().num_threads(threads).build()
 }

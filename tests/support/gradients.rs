@@ -8,6 +8,9 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, Var};
 use half::{bf16, f16};
 
+/// The dtypes that gradients may have.
+pub const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
+
 /// A tensor of any float dtype from f64 values.
 pub fn tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
     host_tensor(values, shape, dtype)?.to_device(device())
@@ -21,6 +24,38 @@ pub fn host_tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Res
 /// A Var of zeros, shaped and typed as `gradient` is, where it is.
 pub fn var_for(gradient: &Tensor) -> Result<Var> {
     Var::zeros(gradient.shape(), gradient.dtype(), gradient.device())
+}
+
+/// Random tensors of these shapes, from seeds that follow one another, of dtypes in turn.
+pub fn tensors_of(shapes: &[&[usize]], first_seed: u64, dtypes: &[DType]) -> Result<Vec<Tensor>> {
+    let make = |(i, shape): (usize, &&[usize])| {
+        let values = random_values(shape.iter().product(), first_seed + i as u64);
+        tensor(&values, *shape, dtypes[i % dtypes.len()])
+    };
+    shapes.iter().enumerate().map(make).collect()
+}
+
+/// Vars that start at copies of these values.
+pub fn vars_of(starts: &[Tensor]) -> Result<Vec<Var>> {
+    starts.iter().map(Var::from_tensor).collect()
+}
+
+/// The Vars without their names.
+#[must_use]
+pub fn without_names(named: &[(String, Var)]) -> Vec<Var> {
+    named.iter().map(|(_, var)| var.clone()).collect()
+}
+
+/// Vars named by their place: `layer.0` and so on.
+#[must_use]
+pub fn named_by_place(vars: &[Var]) -> Vec<(String, Var)> {
+    let name = |(i, var): (usize, &Var)| (format!("layer.{i}"), var.clone());
+    vars.iter().enumerate().map(name).collect()
+}
+
+/// Copies with storage of their own.
+pub fn copies(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
+    tensors.iter().map(Tensor::copy).collect()
 }
 
 /// Vars of zeros and a store that holds `gradients` as theirs.

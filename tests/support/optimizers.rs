@@ -1,8 +1,8 @@
 //! Optimizers that a user of candle might write.
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var};
-use candle_nn::Optimizer;
+use candle_core::{Error, Result, Tensor, Var};
+use candle_nn::{Optimizer, SGD};
 
 /// SGD with momentum: `v <- momentum * v + g`, `w <- w - lr * v`.
 #[derive(Debug)]
@@ -88,4 +88,36 @@ impl Optimizer for Recorder {
     }
 
     fn set_learning_rate(&mut self, _: f64) {}
+}
+
+/// candle's SGD, but for the steps that fail.
+#[derive(Debug)]
+pub struct Failing {
+    sgd: SGD,
+    /// Whether the next step fails, and says that the disk is full.
+    pub fails: bool,
+}
+
+impl Optimizer for Failing {
+    type Config = f64;
+
+    fn new(vars: Vec<Var>, lr: f64) -> Result<Self> {
+        let sgd = SGD::new(vars, lr)?;
+        Ok(Self { sgd, fails: false })
+    }
+
+    fn step(&mut self, grads: &GradStore) -> Result<()> {
+        if self.fails {
+            return Err(Error::Msg("the disk is full".into()));
+        }
+        self.sgd.step(grads)
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.sgd.learning_rate()
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.sgd.set_learning_rate(lr);
+    }
 }

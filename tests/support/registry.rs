@@ -8,7 +8,7 @@ use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::{Clip, ClippedConfig, ClippedOptimizer, NonFinite};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 
-use crate::gradients::{random_values, tensor};
+use crate::gradients::{tensors_of, vars_of};
 use crate::optimizers::ParamsMomentumSgd;
 
 /// The dtypes of the Vars, in turn.
@@ -47,7 +47,7 @@ impl<O: Optimizer> fmt::Display for Row<O> {
 impl<O: Optimizer + 'static> Row<O> {
     /// Vars with the same values each time.
     pub fn vars(&self) -> Result<Vec<Var>> {
-        self.tensors(1000)?.iter().map(Var::from_tensor).collect()
+        vars_of(&self.tensors(1000)?)
     }
 
     /// Gradients of a step: of another norm each step, so that also an optimizer that rescales its
@@ -58,11 +58,7 @@ impl<O: Optimizer + 'static> Row<O> {
     }
 
     fn tensors(&self, seed: u64) -> Result<Vec<Tensor>> {
-        let make = |(i, shape): (usize, &&[usize])| {
-            let values = random_values(shape.iter().product(), seed * 10 + i as u64);
-            tensor(&values, *shape, self.dtypes[i % self.dtypes.len()])
-        };
-        SHAPES.iter().enumerate().map(make).collect()
+        tensors_of(&SHAPES, seed * 10, self.dtypes)
     }
 
     /// The bare optimizer.

@@ -15,11 +15,14 @@
 //! be ended from outside, a process can. A process also has a pool of rayon of its own, whose size
 //! can be chosen.
 
-use anyhow::{Context, Result, anyhow, bail};
 use std::io::Read;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::again::test_again;
 
 /// Set in the process that runs a body, to which one.
 const MARK: &str = "CANDLE_GRAD_CLIP_WATCHDOG";
@@ -111,12 +114,9 @@ impl Watchdog {
     }
 
     fn watch(&self) -> Result<()> {
-        let binary = std::env::current_exe().context("the path of the test binary")?;
-        let mut command = Command::new(binary);
+        let mut command = test_again(&[], &self.test).context("the path of the test binary")?;
         command
-            .arg(&self.test)
-            .args(["--exact", "--nocapture", "--include-ignored"])
-            .args(["--test-threads", "1"])
+            .arg("--nocapture")
             .env(MARK, self.mark())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -2,8 +2,9 @@ use std::io;
 use std::path::PathBuf;
 
 use candle_core::DType;
-
 use candle_grad_clip_kernels::NormType;
+
+use crate::skip_reason::SkipReason;
 
 /// `Result` with this crate's [`Error`].
 ///
@@ -61,32 +62,12 @@ pub enum Error {
         expected: &'static str,
     },
     /// A norm order that makes no norm.
-    ///
-    /// ```
-    /// use candle_core::backprop::GradStore;
-    /// use candle_grad_clip::{Error, NormType, total_norm};
-    ///
-    /// let error = total_norm(&GradStore::default(), &[], NormType::P(0.0)).unwrap_err();
-    /// assert!(matches!(error, Error::InvalidNormType { p: 0.0 }));
-    /// ```
     #[error("norm_type is {p}, expected 1, 2, inf or any p > 0")]
     InvalidNormType {
         /// The exponent that came.
         p: f64,
     },
     /// NaN or infinite gradients, under [`NonFinite::Error`](crate::NonFinite::Error).
-    ///
-    /// ```
-    /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
-    /// # let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
-    /// # let mut grads = GradStore::default();
-    /// use candle_grad_clip::{Error, clip_grad_norm};
-    ///
-    /// grads.insert(&w, Tensor::new(&[f32::NAN, 1.0], &Device::Cpu)?);
-    /// let error = clip_grad_norm(&mut grads, &[w], 1.0).unwrap_err();
-    /// assert!(matches!(error, Error::NonFinite { var, nan: 1, elements: 2, .. } if var == "var.0"));
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
     #[error(
         "the gradients are not finite, so their {norm_type}-norm is not either: the first bad Var \
          is {var} with {nan} NaN and {infinite} infinite of {elements} values ({total} bad values \
@@ -107,97 +88,42 @@ pub enum Error {
         /// The norm that was to be taken.
         norm_type: NormType,
     },
-    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows.
+    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows. The other fields are about the
+    /// last of them.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
     /// # use candle_nn::{Optimizer, SGD};
     /// # let w = Var::new(3f32, &Device::Cpu)?;
     /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
-    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error};
+    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error, SkipReason};
     ///
     /// let clip = Clip::norm(1.0).max_skips(1);
     /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], clip)?;
     /// let loss = (w.as_tensor() * f64::NAN)?;
     /// assert!(opt.backward_step_report(&loss)?.skipped()?);
     /// let error = opt.backward_step_report(&loss).unwrap_err();
-    /// assert!(matches!(error, Error::TooManySkips { skips: 2, max_skips: 1, .. }));
+    /// let Error::TooManySkips { reason, skips, max_skips, var, .. } = error else { unreachable!() };
+    /// assert_eq!((reason, skips, max_skips), (SkipReason::NonFinite, 2, 1));
+    /// assert_eq!(var.as_deref(), Some("var.0"));
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
-    #[error(
-        "gradients were not finite in {skips} step(s) in a row, more than max_skips = {max_skips}: \
-         the first bad Var is {var}; the weights are as they were before the first of \
-         them; lower the learning rate or look at the data"
-    )]
+    #[error("{}", too_many_skips(*reason, *skips, *max_skips, var.as_deref(), *total_norm, *loss, clip))]
     TooManySkips {
+        /// Why it was skipped.
+        reason: SkipReason,
         /// Skipped steps in a row, this one included.
         skips: u32,
         /// How many are allowed.
         max_skips: u32,
-        /// Name of the first Var whose gradient is bad.
-        var: String,
-    },
-    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows, the last of them by the
-    /// rule: its norm was too large.
-    ///
-    /// ```
-    /// # use candle_core::{Device, Var};
-    /// # use candle_nn::{Optimizer, SGD};
-    /// # let w = Var::new(3f64, &Device::Cpu)?;
-    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
-    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error};
-    ///
-    /// let clip = Clip::skip_norm(1.0).max_skips(1);
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], clip)?;
-    /// let loss = (w.as_tensor() * 7.0)?;
-    /// assert!(opt.backward_step_report(&loss)?.skipped()?);
-    /// let error = opt.backward_step_report(&loss).unwrap_err();
-    /// assert!(matches!(error, Error::TooManyLargeNorms { skips: 2, total_norm: 7.0, .. }));
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    #[error(
-        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the norm {total_norm} is too large \
-         for the rule {clip}; the weights are as they were before the first of them; lower the learning rate, or take \
-         a rule that allows more"
-    )]
-    TooManyLargeNorms {
-        /// Skipped steps in a row, this one included.
-        skips: u32,
-        /// How many are allowed.
-        max_skips: u32,
-        /// The norm of this step's gradients.
+        /// Name of the first Var whose gradient is non-finite, for [`SkipReason::NonFinite`].
+        var: Option<String>,
+        /// The norm of the finite elements of all gradients.
         total_norm: f64,
+        /// The loss, if the rule looks at it.
+        loss: Option<f64>,
         /// The [`Clip`](crate::Clip) as text.
         clip: String,
-    },
-    /// The same, the last of them since its loss was too large.
-    #[error(
-        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the loss {loss} is too large for the \
-         rule {clip}; the weights are as they were before the first of them; look at the data, or take a rule that \
-         allows more"
-    )]
-    TooManyLargeLosses {
-        /// Skipped steps in a row, this one included.
-        skips: u32,
-        /// How many are allowed.
-        max_skips: u32,
-        /// The loss of this step.
-        loss: f64,
-        /// The [`Clip`](crate::Clip) as text.
-        clip: String,
-    },
-    /// The same, the last of them by a [`ClipRule`](crate::ClipRule).
-    #[error(
-        "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the ClipRule skipped a step of norm \
-         {total_norm}; the weights are as they were before the first of them"
-    )]
-    TooManyRuleSkips {
-        /// Skipped steps in a row, this one included.
-        skips: u32,
-        /// How many are allowed.
-        max_skips: u32,
-        /// The norm of this step's gradients.
-        total_norm: f64,
     },
     /// A loss that is not one number, for a rule that looks at it.
     #[error("the loss has shape {shape:?}, expected one number: the clip looks at it (loss_z)")]
@@ -217,14 +143,6 @@ pub enum Error {
         shape: Vec<usize>,
     },
     /// A text that is no [`Clip`](crate::Clip), or clips that can't come one after the other.
-    ///
-    /// ```
-    /// use candle_grad_clip::{Clip, Error};
-    ///
-    /// let error = "zclip:zz=2".parse::<Clip>().unwrap_err();
-    /// assert!(matches!(&error, Error::InvalidClip { .. }));
-    /// assert!(error.to_string().contains("option `zz`"), "{error}");
-    /// ```
     #[error("clip `{text}`: {reason}")]
     InvalidClip {
         /// What came.
@@ -233,18 +151,6 @@ pub enum Error {
         reason: String,
     },
     /// A gradient of a dtype that cannot be clipped.
-    ///
-    /// ```
-    /// # use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
-    /// # let mut grads = GradStore::default();
-    /// use candle_grad_clip::{Error, clip_grad_value};
-    ///
-    /// let w = Var::new(&[3u8, 4], &Device::Cpu)?;
-    /// grads.insert(&w, Tensor::new(&[1u8, 1], &Device::Cpu)?);
-    /// let error = clip_grad_value(&mut grads, &[w], 1.0).unwrap_err();
-    /// assert!(matches!(error, Error::UnsupportedDType { dtype: DType::U8, .. }));
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
     #[error("the gradient of {var} is {dtype:?}, expected F32, F64, F16 or BF16")]
     UnsupportedDType {
         /// Name of the Var.
@@ -253,19 +159,6 @@ pub enum Error {
         dtype: DType,
     },
     /// A gradient whose shape, dtype or device is not its Var's.
-    ///
-    /// ```
-    /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
-    /// # let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
-    /// # let mut grads = GradStore::default();
-    /// use candle_grad_clip::{Error, clip_grad_norm};
-    ///
-    /// grads.insert(&w, Tensor::new(&[1f32, 1.0, 1.0], &Device::Cpu)?);
-    /// let error = clip_grad_norm(&mut grads, &[w], 1.0).unwrap_err();
-    /// assert!(matches!(error, Error::Mismatch { property: "shape", .. }));
-    /// assert_eq!(error.to_string(), "var.0 has shape [2], but its gradient has shape [3]");
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
     #[error("{var} has {property} {expected}, but its gradient has {property} {got}")]
     Mismatch {
         /// Name of the Var.
@@ -333,17 +226,6 @@ pub enum Error {
         differences: Vec<String>,
     },
     /// An error of candle, from `backward`, from the inner optimizer or from a device.
-    ///
-    /// ```
-    /// # use candle_core::{DType, Device, Tensor};
-    /// # let dtype = DType::F32;
-    /// use candle_grad_clip::{Error, loss::weighted_power};
-    ///
-    /// let (two, three) = (Tensor::zeros(2, dtype, &Device::Cpu)?, Tensor::zeros(3, dtype, &Device::Cpu)?);
-    /// let error = weighted_power(&two, &three, &two, 3.0).unwrap_err(); // shapes that don't broadcast
-    /// assert!(matches!(error, Error::Candle(_)));
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
     /// An f64 Var on Metal, whose GPUs don't compute in f64.
@@ -429,35 +311,12 @@ pub enum Error {
         vars: Vec<String>,
     },
     /// Two Vars of one name: neither errors nor groups nor checkpoints could tell them apart.
-    ///
-    /// ```
-    /// # use candle_core::{Device, Var};
-    /// use candle_grad_clip::{Clip, ClippedOptimizer, Error};
-    /// # use candle_nn::{Optimizer, SGD};
-    /// # let (v, w) = (Var::new(3f32, &Device::Cpu)?, Var::new(4f32, &Device::Cpu)?);
-    /// # let sgd = SGD::new(vec![v.clone(), w.clone()], 0.1)?;
-    ///
-    /// let vars = vec![("w".to_string(), v), ("w".to_string(), w)];
-    /// let error = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0)).unwrap_err();
-    /// assert!(matches!(error, Error::DuplicateName { name } if name == "w"));
-    /// # Ok::<(), Error>(())
-    /// ```
     #[error("two Vars are named `{name}`, expected a name of its own for each")]
     DuplicateName {
         /// The name.
         name: String,
     },
     /// A store that has gradients, but none for any of the Vars: they are Vars of another model, most likely.
-    ///
-    /// ```
-    /// # use candle_core::{Device, Var};
-    /// use candle_grad_clip::{Error, clip_grad_norm};
-    ///
-    /// let (v, w) = (Var::new(3f32, &Device::Cpu)?, Var::new(4f32, &Device::Cpu)?);
-    /// let error = clip_grad_norm(&mut v.sqr()?.backward()?, &[w], 1.0).unwrap_err();
-    /// assert!(matches!(error, Error::NoGradients { vars: 1, .. }));
-    /// # Ok::<(), Error>(())
-    /// ```
     #[error(
         "the store has {grads} gradient(s), but none for any of the {vars} Var(s): expected those of backward() on a loss \
          of these Vars; are they Vars of another model?"
@@ -483,4 +342,39 @@ impl From<Error> for candle_core::Error {
             other => Self::msg(other),
         }
     }
+}
+
+fn too_many_skips(
+    reason: SkipReason,
+    skips: u32,
+    max_skips: u32,
+    var: Option<&str>,
+    total_norm: f64,
+    loss: Option<f64>,
+    clip: &str,
+) -> String {
+    let weights = "the weights are as they were before the first of them";
+    if reason == SkipReason::NonFinite {
+        let var = var.unwrap_or("unknown");
+        return format!(
+            "gradients were not finite in {skips} step(s) in a row, more than max_skips = {max_skips}: the first bad Var is \
+             {var}; {weights}; lower the learning rate or look at the data"
+        );
+    }
+    let start =
+        format!("{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: ");
+    let end = match reason {
+        SkipReason::LargeNorm => format!(
+            "the norm {total_norm} is too large for the rule {clip}; {weights}; lower the learning rate, or take a rule that \
+             allows more"
+        ),
+        SkipReason::LargeLoss => {
+            let loss = loss.unwrap_or(f64::NAN);
+            format!(
+                "the loss {loss} is too large for the rule {clip}; {weights}; look at the data, or take a rule that allows more"
+            )
+        }
+        _ => format!("the ClipRule skipped a step of norm {total_norm}; {weights}"),
+    };
+    start + &end
 }

@@ -238,10 +238,6 @@ impl ParamGroups {
         self.iter().any(|group| group.max_norm.is_some())
     }
 
-    pub(crate) fn has_rates(&self) -> bool {
-        self.iter().any(ParamGroup::has_rates)
-    }
-
     /// As [`ParamGroups::group_of`], counted from 1; 0 for none.
     pub(crate) fn assign(&self, names: &[String]) -> Result<Arc<[usize]>> {
         let groups = self.group_of(names)?;

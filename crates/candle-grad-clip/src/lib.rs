@@ -75,6 +75,7 @@ mod optimizer;
 mod param_state;
 mod pipeline;
 mod serde_float;
+mod skip_reason;
 mod summary;
 mod tensors;
 mod threads;
@@ -84,7 +85,7 @@ pub use accumulate::GradAccumulator;
 pub use candle_grad_clip_kernels::NormType;
 pub use clip::{
     AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GroupRecord, Measured, NonFinite,
-    QuantileClip, SkipReason, SkipSteps, ZClip, ZClipMode,
+    QuantileClip, SkipSteps, ZClip, ZClipMode,
 };
 pub use error::{Error, Result};
 pub use functions::{
@@ -92,8 +93,8 @@ pub use functions::{
     clip_grads_with_norm, total_norm,
 };
 pub use loss_scaler::LossScaler;
-pub use optimizer::report::{StepPath, StepRecord, StepReport};
-pub use optimizer::{ClippedConfig, ClippedOptimizer};
+pub use optimizer::{ClippedConfig, ClippedOptimizer, StepPath, StepRecord, StepReport};
+pub use skip_reason::SkipReason;
 pub use summary::{MaxNormSuggestion, Summary};
 pub use vars::NamedVars;
 

@@ -1,5 +1,7 @@
+//! What many steps together tell.
+
 use crate::error::Result;
-use crate::optimizer::report::StepReport;
+use crate::optimizer::StepReport;
 
 /// What many steps together tell: how often clipping acted, and which `max_norm` to take.
 ///

@@ -5,16 +5,15 @@ use std::path::Path;
 use super::header::WrapperRecord;
 use super::load::load;
 use super::save::save;
+use crate::clip::{Clip, ClipRule};
 use crate::error::{Error, Result};
 use crate::loss_scaler::LossScaler;
 use crate::optim;
-use crate::optimizer::frozen::TinyCoefs;
-use crate::optimizer::late::LateSteps;
-use crate::optimizer::{ClippedOptimizer, own};
+use crate::optimizer::{ClippedOptimizer, check_no_clip_beside_rule};
 
 /// Checkpoints, of the optimizers that have them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
-    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`](crate::Clip) with its history, the counters of steps and of
+    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the counters of steps and of
     /// steps taken, the skips in a row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
     ///
     /// # Errors
@@ -33,19 +32,20 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     }
 
     fn save_with(&self, path: &Path, non_finite: bool) -> Result<()> {
+        let core = &self.core;
         let wrapper = WrapperRecord {
-            clip: self.clip.clone(),
-            rule: self.rule.record(self.vars.names()),
-            step: self.step,
-            steps_taken: self.steps_taken()?,
-            skips_in_a_row: self.late.skips_in_a_row()?.unwrap_or(self.skips_in_a_row),
-            loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
-            own_rule: self.own.as_ref().map(|own| own.save()).unwrap_or_default(),
+            clip: core.clip.clone(),
+            rule: core.rule.record(core.vars.names()),
+            step: core.step,
+            steps_taken: core.steps_taken()?,
+            skips_in_a_row: core.skips_in_a_row()?,
+            loss_scaler: core.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
+            own_rule: core.own.as_ref().map(|own| own.save()).unwrap_or_default(),
         };
-        save(path, &self.inner, Some((&self.vars, wrapper)), non_finite)
+        save(path, &self.inner, Some((&core.vars, wrapper)), non_finite)
     }
 
-    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`](crate::Clip), its history and the counters become those of the file, as the inner
+    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters become those of the file, as the inner
     /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one, and its [`LossScaler`] if the
     /// file has none. There is no
     /// [`last_report`](Self::last_report) then. The weights must be loaded as well (see
@@ -79,11 +79,11 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// # Errors
     /// As [`optim::AdamW::load`]. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.trained.adopt(&mut self.inner, &self.vars)?; // `inner_mut` may have put another in its place
+        self.core.trained.adopt(&mut self.inner, &self.core.vars)?; // `inner_mut` may have put another in its place
         let path = path.as_ref();
-        let steps_taken = self.steps_taken()?;
-        let (vars, groups) = (&self.vars, self.limits.groups());
-        let (own_rule, has_schedule) = (&mut self.own, self.schedule.is_some());
+        let steps_taken = self.core.steps_taken()?;
+        let (vars, groups) = (&self.core.vars, self.core.limits.groups());
+        let (own_rule, has_schedule) = (&mut self.core.own, self.core.schedule.is_some());
         let mut units = None;
         let mut check = |wrapper: &WrapperRecord| {
             let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
@@ -103,26 +103,52 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
                     )],
                 });
             }
-            own::load(own_rule.as_mut(), clip, state, path)
+            load_rule(own_rule.as_mut(), clip, state, path)
         };
         if let Some(wrapper) = load(path, &mut self.inner, &mut check)? {
-            self.rule = wrapper.rule.state(self.vars.names());
-            self.clip = wrapper.clip;
-            self.units = units;
+            self.core.rule = wrapper.rule.state(self.core.vars.names());
+            self.core.clip = wrapper.clip;
+            self.core.units = units;
             // Whatever the file says, in the window's length.
-            self.clip.adapt(&mut self.rule);
-            self.step = wrapper.step;
-            self.steps_taken = wrapper.steps_taken;
-            self.skips_in_a_row = wrapper.skips_in_a_row;
+            self.core.clip.adapt(&mut self.core.rule);
+            self.core.step = wrapper.step;
+            self.core.steps_taken = wrapper.steps_taken;
+            self.core.skips.in_a_row = wrapper.skips_in_a_row;
             if let Some(scaling) = wrapper.loss_scaler {
-                self.loss_scaler = Some(LossScaler(scaling));
+                self.core.loss_scaler = Some(LossScaler(scaling));
             }
         } else {
-            self.steps_taken = steps_taken;
+            self.core.steps_taken = steps_taken;
         }
-        self.late = LateSteps::default();
-        self.tiny_coefs = TinyCoefs::default();
-        self.last_report = None;
+        self.core.forget_last_steps();
         Ok(())
+    }
+}
+
+/// Gives the user's rule what a checkpoint has of it; the last of what can fail when one is loaded.
+fn load_rule(
+    rule: Option<&mut Box<dyn ClipRule>>,
+    clip: &Clip,
+    state: &[f64],
+    path: &Path,
+) -> Result<()> {
+    let fault = |reason: String| Error::Checkpoint {
+        path: path.to_path_buf(),
+        reason,
+    };
+    match rule {
+        Some(rule) => {
+            check_no_clip_beside_rule(clip)?;
+            if state.is_empty() {
+                return Ok(());
+            }
+            let loaded = rule.load(state);
+            loaded.map_err(|reason| fault(format!("its ClipRule's state: {reason}")))
+        }
+        None if state.is_empty() => Ok(()),
+        None => Err(fault(
+            "it has the state of a ClipRule, expected a wrapper that was given one by with_rule"
+                .to_string(),
+        )),
     }
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use candle_grad_clip_kernels::NormType;
 
-use super::{Decision, NonFinite, Observed, SkipReason, per_var, value};
+use super::{Decision, NonFinite, Observed, per_var, value};
 use crate::check::check_limit;
 use crate::error::{Error, Result};
 use crate::gradients::Measurements;
+use crate::skip_reason::SkipReason;
 
 /// A clipping rule of your own, for [`ClippedOptimizer::with_rule`](crate::ClippedOptimizer::with_rule): from norms to
 /// what is to be done. Measuring, applying, skipping and reporting stay the wrapper's.

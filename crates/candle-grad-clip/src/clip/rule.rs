@@ -2,12 +2,13 @@
 
 use super::zclip::Verdict;
 use super::{
-    AdaGc, Agc, AutoClip, CLIP_EPS, Decision, Observed, QuantileClip, RuleState, SkipReason,
-    SkipSteps, ZClip, agc, block_rms, history, norm, param_norm, value,
+    AdaGc, Agc, AutoClip, CLIP_EPS, Decision, Observed, QuantileClip, RuleState, SkipSteps, ZClip,
+    agc, block_rms, history, norm, param_norm, value,
 };
 use crate::check::{check_limit, check_not_negative};
 use crate::error::Result;
 use crate::gradients::Measurements;
+use crate::skip_reason::SkipReason;
 
 /// One method, with what it adds to norms.
 #[derive(Debug, Clone, PartialEq)]

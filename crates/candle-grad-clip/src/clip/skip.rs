@@ -5,9 +5,10 @@
 
 use std::collections::VecDeque;
 
-use super::{Clip, Observed, SkipReason, history};
+use super::{Clip, Observed, history};
 use crate::check::check_limit;
 use crate::error::{Error, Result};
+use crate::skip_reason::SkipReason;
 
 /// Steps that are skipped since their norm or loss is too large, of [`Clip::skip_norm`] and [`Clip::skip_zscore`].
 ///

@@ -1,40 +1,36 @@
-pub(crate) mod frozen;
-pub(crate) mod late;
+//! The wrapper: a thin, generic face over [`Core`], which is compiled once.
+
+mod core;
+mod frozen;
+mod inner;
+mod missing;
 mod nested;
 mod on_device;
 mod overflow;
-pub(crate) mod own;
-pub(crate) mod report;
+mod pending;
+mod record;
+mod report;
 mod schedule;
-pub(crate) mod trained_vars;
+mod settings;
+mod skips;
+mod step;
+mod trained_vars;
 
 use std::any::type_name;
 use std::fmt;
-use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
-use candle_grad_clip_kernels::Edit;
+use candle_core::{Tensor, Var};
 use candle_nn::Optimizer;
 
-use trained_vars::TrainedVars;
-
-use crate::accumulate::hides_overflow;
-use crate::clip::{
-    Action, Clip, ClipRule, Decision, Edits, Limits, NonFinite, Observed, Own, RuleState,
-    SkipReason,
-};
-use crate::error::{Error, Result};
-use crate::gradients::{Entry, Measurements, Request, UnitPlan};
-use crate::groups::ParamGroups;
-use crate::loss_scaler::LossScaler;
-use crate::optim::{self, Clipped};
-use crate::optimizer::late::LateSteps;
-use crate::optimizer::report::{StepPath, StepRecord, StepReport};
-use crate::pipeline::edit::{Scratch, edit_copies, edit_in_place, insert};
-use crate::pipeline::measure::{measure_unscaled, non_finite_error};
-use crate::pipeline::units::measure_units;
+pub(crate) use self::core::{Core, check_no_clip_beside_rule};
+use crate::clip::Clip;
+use crate::error::Result;
 use crate::vars::NamedVars;
+use inner::Inner;
+pub use record::{StepPath, StepRecord};
+pub use report::StepReport;
+use step::Grads;
 
 /// An optimizer and what to clip before each of its steps: the config of [`ClippedOptimizer`], for code
 /// that makes its optimizer from Vars and a config.
@@ -124,41 +120,7 @@ pub struct ClippedConfig<C> {
 /// rule: see [`StepReport::tiny_coefs_in_a_row`].
 pub struct ClippedOptimizer<O: Optimizer> {
     pub(crate) inner: O,
-    pub(crate) vars: NamedVars,
-    pub(crate) trained: TrainedVars,
-    pub(crate) clip: Clip,
-    /// What the clip remembers of the steps that were taken.
-    pub(crate) rule: RuleState,
-    /// If the clip has a rule for units.
-    pub(crate) units: Option<Arc<UnitPlan>>,
-    /// The limit of each step, in place of the clip's.
-    pub(crate) schedule: Option<schedule::Schedule>,
-    /// A rule of the user's, in place of the clip's.
-    pub(crate) own: Option<Box<dyn ClipRule>>,
-    pub(crate) limits: Limits,
-    expect_missing: Vec<String>,
-    with_param_norms: bool,
-    pub(crate) loss_scaler: Option<LossScaler>,
-    /// The number of the last step, taken or skipped.
-    pub(crate) step: u64,
-    /// As far as the host knows: `late` has counted those that a GPU decided.
-    pub(crate) steps_taken: u64,
-    pub(crate) skips_in_a_row: u32,
-    /// Steps whose results are still on a GPU.
-    pub(crate) late: LateSteps,
-    /// Copies of gradients for `step(&GradStore)`.
-    scratch: Scratch,
-    missing: Missing,
-    pub(crate) tiny_coefs: frozen::TinyCoefs,
-    pub(crate) last_report: Option<StepReport>,
-}
-
-/// The Vars that got no gradient in the step before, as most steps miss the same.
-#[derive(Default)]
-struct Missing {
-    indices: Vec<usize>,
-    names: Arc<[String]>,
-    warned: bool,
+    pub(crate) core: Core,
 }
 
 impl<O: Optimizer + 'static> ClippedOptimizer<O> {
@@ -214,221 +176,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         clip: Clip,
         allow_unclipped: &[&str],
     ) -> Result<Self> {
-        clip.check()?;
-        let vars = vars.into();
-        vars.check_devices()?;
-        let (trained, vars) = TrainedVars::new(&mut inner, vars, allow_unclipped)?;
-        let units = clip.unit_plan(&vars)?;
-        if let Some(fused) = optim::fused(&mut inner) {
-            trained.adopt(fused, &vars)?;
-            fused.trained_mut().settle()?; // another wrapper's skips are not ours
-        }
-        Ok(Self {
-            inner,
-            scratch: Scratch::default(),
-            vars,
-            trained,
+        let core = Core::new(
+            Inner::of(&mut inner),
+            type_name::<O>(),
+            vars.into(),
             clip,
-            rule: RuleState::default(),
-            units,
-            schedule: None,
-            own: None,
-            limits: Limits::default(),
-            expect_missing: Vec::new(),
-            with_param_norms: false,
-            loss_scaler: None,
-            step: 0,
-            steps_taken: 0,
-            skips_in_a_row: 0,
-            late: LateSteps::default(),
-            missing: Missing::default(),
-            tiny_coefs: frozen::TinyCoefs::default(),
-            last_report: None,
-        })
-    }
-
-    /// Takes another [`Clip`], from the next step on: also in the middle of training.
-    ///
-    /// A clip of the same method keeps what the one before has seen of the training (a shorter window keeps the latest
-    /// norms); another method starts anew.
-    /// A limit that follows the step: [`with_max_norm_schedule`](Self::with_max_norm_schedule).
-    ///
-    /// ```
-    /// # use candle_core::{Device, Var};
-    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
-    /// # use candle_nn::{Optimizer, SGD};
-    /// # fn main() -> candle_grad_clip::Result<()> {
-    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
-    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
-    /// opt.set_clip(Clip::norm(0.1))?;
-    /// assert!(opt.set_clip(Clip::norm(0.0)).is_err()); // would freeze the model
-    /// assert_eq!(opt.clip(), &Clip::norm(0.1));
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`wrap`](Self::wrap); a [`Clip::value`] or [`Clip::agc`] beside groups with limits. The old one stays then.
-    pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
-        let units = self.check_clip(&clip)?;
-        clip.adapt(&mut self.rule);
-        self.clip = clip;
-        self.units = units;
-        Ok(())
-    }
-
-    /// Checks a clip for these Vars and groups, and returns the units that it asks for.
-    fn check_clip(&self, clip: &Clip) -> Result<Option<Arc<UnitPlan>>> {
-        clip.check()?;
-        clip.check_groups(self.limits.groups().has_limits())?;
-        clip.check_no_clip(self.limits.groups())?;
-        if self.schedule.is_some() {
-            clip.check_schedule()?;
-        }
-        if self.own.is_some() {
-            own::check_none(clip)?;
-        }
-        clip.unit_plan(&self.vars)
-    }
-
-    /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
-    /// optimizer is one of [`optim`]'s, learning rate and weight decay. Other optimizers
-    /// have but one of each: see [`PerGroup`](optim::PerGroup). There is an example at
-    /// [`ParamGroups`](optim::ParamGroups).
-    ///
-    /// # Errors
-    /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that can't have its own for
-    /// a group; a group's limit beside [`Clip::value`]; a group without clipping beside [`Clip::agc`], which has patterns of its own.
-    pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
-        self.clip.check_groups(groups.has_limits())?;
-        self.clip.check_no_clip(&groups)?;
-        let limits = Limits::new(groups.clone(), self.vars.names())?;
-        if let Some(fused) = optim::fused(&mut self.inner) {
-            self.trained.adopt(fused, &self.vars)?;
-            fused.trained_mut().set_groups(groups)?;
-        } else if groups.has_rates() {
-            let group = groups.iter().find(|group| group.has_rates());
-            return Err(Error::GroupsNeedFused {
-                group: group.map_or_else(String::new, |group| group.name().to_string()),
-                optimizer: type_name::<O>(),
-            });
-        }
-        self.limits = limits;
-        Ok(self)
-    }
-
-    /// What is done to the gradients.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::value(0.5))?;
-    /// assert_eq!(opt.clip(), &Clip::value(0.5));
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    #[must_use]
-    pub fn clip(&self) -> &Clip {
-        &self.clip
-    }
-
-    /// Vars whose name starts with one of these never get a gradient and are not reported missing:
-    /// the running statistics of a batch norm, frozen layers.
-    ///
-    /// ```
-    /// # use candle_core::{Device, Var};
-    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
-    /// # use candle_nn::{Optimizer, SGD};
-    /// # fn main() -> candle_grad_clip::Result<()> {
-    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
-    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
-    /// let vars = vec![("head".to_string(), w.clone()), ("bn.mean".to_string(), Var::new(0f64, &Device::Cpu)?)];
-    /// let opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// let mut opt = opt.expect_missing(&["bn."]);
-    /// let report = opt.backward_step_report(&w.sqr()?.sum_all()?)?;
-    /// assert!(report.missing().is_empty());
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn expect_missing(mut self, name_prefixes: &[&str]) -> Self {
-        self.expect_missing
-            .extend(name_prefixes.iter().map(ToString::to_string));
-        self.missing = Missing::default();
-        self
-    }
-
-    /// Whether reports carry the norm of each Var's gradient. They are measured anyway; this keeps
-    /// them. Default: no.
-    ///
-    /// ```
-    /// # use candle_core::{Device, Var};
-    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
-    /// # use candle_nn::{Optimizer, SGD};
-    /// # fn main() -> candle_grad_clip::Result<()> {
-    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
-    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
-    /// let vars = vec![("head".to_string(), w.clone())];
-    /// let opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// let mut opt = opt.with_param_norms(true);
-    /// let report = opt.backward_step_report(&(w.sqr()?.sum_all()? / 2.0)?)?;
-    /// assert_eq!(report.largest_param_norms(3)?, [("head", 5.0)]);
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn with_param_norms(mut self, with_param_norms: bool) -> Self {
-        self.with_param_norms = with_param_norms;
-        self
-    }
-
-    /// Lets `loss_scaler` scale the losses. The gradients that [`step`](Optimizer::step) and
-    /// [`step_report`](Self::step_report) get must then be those of [`scale_loss`](Self::scale_loss); `backward_step` and
-    /// [`backward_step_report`](Self::backward_step_report) scale the loss themselves. The scale changes in steps only, so all
-    /// micro-batches of a [`GradAccumulator`](crate::GradAccumulator) have the same.
-    ///
-    /// Reports, limits and the policy are about the unscaled gradients; what an overflow does is said at [`LossScaler`]. Around
-    /// an optimizer that is not one of [`optim`]'s, unscaling writes the gradients (in place or into the wrapper's buffer) as a clip does, and
-    /// gradients of f16 Vars that vanish without a scale vanish there.
-    ///
-    /// ```
-    /// # use candle_core::{Device, Var};
-    /// # use candle_grad_clip::{Clip, ClippedOptimizer, LossScaler, optim::Sgd};
-    /// # let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
-    /// # let sgd = Sgd::named(vec![w.clone()], 0.1)?;
-    /// let opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::norm(1.0))?;
-    /// let mut opt = opt.with_loss_scaler(LossScaler::default())?;
-    /// let loss = (w.sqr()?.sum_all()? / 2.0)?; // the gradient is w
-    /// let grads = opt.scale_loss(&loss)?.backward()?;
-    /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0 * 65536.0, 4.0 * 65536.0]);
-    /// let report = opt.step_report(&grads)?;
-    /// assert_eq!((report.total_norm()?, report.clip_coef()?), (5.0, 1.0 / (5.0 + 1e-6)));
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// A field of `loss_scaler` outside its range.
-    pub fn with_loss_scaler(mut self, loss_scaler: LossScaler) -> Result<Self> {
-        loss_scaler.check()?;
-        self.loss_scaler = Some(loss_scaler);
-        Ok(self)
-    }
-
-    /// What scales the losses, as it is now.
-    #[must_use]
-    pub fn loss_scaler(&self) -> Option<&LossScaler> {
-        self.loss_scaler.as_ref()
-    }
-
-    /// The loss times the current scale: what to call `backward` of for [`step`](Optimizer::step) or a
-    /// [`GradAccumulator`](crate::GradAccumulator). Without a [`LossScaler`] the loss itself.
-    ///
-    /// # Errors
-    /// As [`LossScaler::scale`].
-    pub fn scale_loss(&self, loss: &Tensor) -> Result<Tensor> {
-        match &self.loss_scaler {
-            Some(scaler) => scaler.scale(loss),
-            None => Ok(loss.clone()),
-        }
+            allow_unclipped,
+        )?;
+        Ok(Self { inner, core })
     }
 
     /// Takes a step, as [`Optimizer::step`], with its report and with this crate's typed error.
@@ -457,7 +212,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; an
     /// error of the inner optimizer. But for the last, nothing is changed.
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
-        self.step_with(grads, None)
+        self.step_lent(grads, None)
     }
 
     /// As [`step_report`](Self::step_report), with the loss of the step, for a rule that looks at it
@@ -483,32 +238,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// As [`step_report`](Self::step_report).
     pub fn step_report_with_loss(&mut self, grads: &GradStore, loss: f64) -> Result<StepReport> {
-        self.step_with(grads, Some(loss))
+        self.step_lent(grads, Some(loss))
     }
 
-    fn step_with(&mut self, grads: &GradStore, loss: Option<f64>) -> Result<StepReport> {
-        self.check_before_step()?;
-        if let Some(report) = self.step_on_device(grads)? {
-            return Ok(report);
-        }
-        let (measured, decision) = self.measure_and_decide(grads, loss)?;
-        if let Some(report) = self.fused_step(grads, &measured, &decision)? {
-            return Ok(self.finish(report, &decision.observed));
-        }
-        let report = self.report(&measured, &decision, StepPath::Copied);
-        let skipped = match &decision.action {
-            Action::Refuse(_) => None,
-            Action::Leave => nested::step(|| self.inner.step(grads))?,
-            Action::Edit(edits) => {
-                let others = self.unscaled_others(grads)?;
-                let vars = self.vars.list();
-                let entries = &measured.entries;
-                let mut copies = edit_copies(vars, grads, entries, edits, &mut self.scratch)?;
-                insert(&mut copies, others);
-                nested::step(|| self.inner.step(&copies))?
-            }
-        };
-        Ok(self.finish_foreign(report, &decision, skipped))
+    fn step_lent(&mut self, grads: &GradStore, loss: Option<f64>) -> Result<StepReport> {
+        let mut inner = Inner::of(&mut self.inner);
+        self.core.check_before_step(&inner)?;
+        self.core.step(&mut inner, Grads::Lent(grads), loss)
     }
 
     /// `backward`, then a step, as [`Optimizer::backward_step`], with its report and with this
@@ -532,36 +268,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// As [`ClippedOptimizer::step_report`], and those of `backward`; a loss that is not one number for a rule that looks at it.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
-        self.check_before_step()?;
-        let own = self.own.as_ref();
-        let reads = self.clip.reads_loss() || own.is_some_and(|own| own.reads_loss());
-        let value = reads.then(|| loss_value(loss)).transpose()?;
-        let loss = self.scale_loss(loss)?;
-        let mut grads = loss.backward()?;
-        if let Some(report) = self.step_on_device(&grads)? {
-            return Ok(report);
-        }
-        let (measured, decision) = self.measure_and_decide(&grads, value)?;
-        if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
-            return Ok(self.finish(report, &decision.observed));
-        }
-        let found = measured.entries.iter();
-        let found = found.filter(|entry| entry.grad.is_some()).count();
-        self.notice_unknown(&loss, &grads, found);
-        let report = self.report(&measured, &decision, StepPath::InPlace);
-        let skipped = match &decision.action {
-            Action::Refuse(_) => None,
-            Action::Leave => nested::step(|| self.inner.step(&grads))?,
-            Action::Edit(edits) => {
-                let others = self.unscaled_others(&grads)?;
-                let replacements =
-                    edit_in_place(self.vars.list(), &grads, &measured.entries, edits)?;
-                insert(&mut grads, replacements);
-                insert(&mut grads, others);
-                nested::step(|| self.inner.step(&grads))?
-            }
-        };
-        Ok(self.finish_foreign(report, &decision, skipped))
+        let mut inner = Inner::of(&mut self.inner);
+        self.core.check_before_step(&inner)?;
+        let value = self.core.loss_value(loss)?;
+        let loss = self.core.scale_loss(loss)?;
+        let store = loss.backward()?;
+        let grads = Grads::Owned { store, loss: &loss };
+        self.core.step(&mut inner, grads, value)
     }
 
     /// The report of the last step that did not return an error.
@@ -576,7 +289,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     #[must_use]
     pub fn last_report(&self) -> Option<&StepReport> {
-        self.last_report.as_ref()
+        self.core.last_report.as_ref()
     }
 
     /// How many steps were taken: not skipped, and without an error. What a schedule of learning rates counts by, while
@@ -598,368 +311,31 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// A GPU that has failed.
     pub fn steps_taken(&self) -> Result<u64> {
-        Ok(self.steps_taken + self.late.steps_taken()?)
+        self.core.steps_taken()
     }
 
     /// The Vars whose gradients are clipped, with their names.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
-    /// let elements: usize = opt.vars().vars().iter().map(|var| var.elem_count()).sum();
-    /// assert_eq!(elements, 2);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
     #[must_use]
     pub fn vars(&self) -> &NamedVars {
-        &self.vars
+        &self.core.vars
     }
 
     /// The inner optimizer.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
-    /// assert_eq!(opt.inner().learning_rate(), 0.1);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
     #[must_use]
     pub fn inner(&self) -> &O {
         &self.inner
     }
 
     /// The inner optimizer, to change.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
-    /// opt.inner_mut().set_learning_rate(0.01);
-    /// assert_eq!(opt.learning_rate(), 0.01);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
     pub fn inner_mut(&mut self) -> &mut O {
         &mut self.inner
     }
 
     /// The inner optimizer, without its clipping.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
-    /// let sgd: SGD = opt.into_inner();
-    /// assert_eq!(sgd.learning_rate(), 0.1);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
     #[must_use]
     pub fn into_inner(self) -> O {
         self.inner
     }
-
-    /// A step of an inner optimizer that is one of ours, with what was decided folded into its update.
-    fn fused_step(
-        &mut self,
-        grads: &GradStore,
-        measured: &Measurements<'_>,
-        decision: &Decision,
-    ) -> Result<Option<StepReport>> {
-        let edits = match &decision.action {
-            Action::Refuse(_) => return Ok(None),
-            Action::Leave => &Edits::All(Edit::NOTHING),
-            Action::Edit(edits) => edits,
-        };
-        let scale = self.loss_scale();
-        let Some(fused) = optim::fused(&mut self.inner) else {
-            return Ok(None);
-        };
-        self.trained.adopt(fused, &self.vars)?; // again, as `inner_mut` may have put another in its place
-        let clipped = Clipped {
-            vars: &self.vars,
-            entries: &measured.entries,
-            edits,
-            others: Edit::NOTHING.of_scaled(scale),
-        };
-        fused.fused_step(grads, Some(clipped))?;
-        Ok(Some(self.report(measured, decision, StepPath::Fused)))
-    }
-
-    /// What ends a step before it began, whatever its gradients are; and what is looked for at each step.
-    fn check_before_step(&mut self) -> Result<()> {
-        if self.loss_scaler.is_some() && nested::is_inside() {
-            return Err(Error::NestedLossScaler);
-        }
-        self.check_learning_rate()?;
-        self.trained.notice_growth();
-        Ok(())
-    }
-
-    /// As [`finish`](Self::finish), of an inner optimizer in which another wrapper may have skipped the step.
-    fn finish_foreign(
-        &mut self,
-        mut report: StepReport,
-        decision: &Decision,
-        skipped: Option<SkipReason>,
-    ) -> StepReport {
-        let Some(reason) = skipped else {
-            return self.finish(report, &decision.observed);
-        };
-        report.record.skipped = true;
-        report.record.skip_reason = Some(reason);
-        report.record.path = StepPath::Skipped;
-        self.finish(report, &Observed::Nothing)
-    }
-
-    fn loss_scale(&self) -> f64 {
-        self.loss_scaler
-            .as_ref()
-            .map_or(1.0, LossScaler::current_scale)
-    }
-
-    /// What is measured, and what is to be done, with the errors that end a step before it began.
-    fn measure_and_decide<'g>(
-        &mut self,
-        grads: &'g GradStore,
-        loss: Option<f64>,
-    ) -> Result<(Measurements<'g>, Decision)> {
-        let scaler = self.loss_scaler.as_ref();
-        if scaler.is_some_and(LossScaler::is_enabled) && hides_overflow(grads) {
-            return Err(Error::HiddenOverflow);
-        }
-        let mut measured = self.measure(grads, loss, self.clip.request())?;
-        let policy = self.clip.non_finite;
-        let mut set_aside = self.limits.set_aside(&mut measured, policy);
-        let own = self.ask_own_rule(&measured)?;
-        let clip_value = own.as_ref().and_then(|own| own.decision.bound());
-        if clip_value.is_some() {
-            let request = Request {
-                clip_value,
-                ..self.clip.request()
-            };
-            measured = self.measure(grads, loss, request)?;
-            set_aside = self.limits.set_aside(&mut measured, policy);
-        }
-        let mut decision = self.decide(grads, &measured, own)?;
-        self.limits
-            .put_back(set_aside, &mut measured, &mut decision, self.loss_scale());
-        Ok((measured, decision))
-    }
-
-    /// Measures the gradients as they are without the loss's scale.
-    fn measure<'g>(
-        &self,
-        grads: &'g GradStore,
-        loss: Option<f64>,
-        request: Request,
-    ) -> Result<Measurements<'g>> {
-        let (vars, scale) = (self.vars.list(), self.loss_scale());
-        let measured = match &self.units {
-            Some(units) => measure_units(vars, grads, request.norm_type, units, scale),
-            None => measure_unscaled(vars, grads, request, scale),
-        };
-        Ok(Measurements { loss, ..measured? })
-    }
-
-    /// The decision, with the errors that end a step before it began.
-    fn decide(
-        &mut self,
-        grads: &GradStore,
-        measured: &Measurements<'_>,
-        own: Option<Own>,
-    ) -> Result<Decision> {
-        let scale = self.loss_scale();
-        let bad = measured.total.stats.non_finite();
-        if scale > 1.0 && bad > 0 {
-            let step = self.step + 1;
-            tracing::debug!(
-                step,
-                scale,
-                non_finite = bad,
-                "step skipped: the loss scale is too large"
-            );
-            return Ok(Decision::refuse(SkipReason::NonFinite));
-        }
-        let decision = self
-            .clip
-            .decide(&self.rule, measured, &self.limits, own)
-            .of_scaled(scale);
-        let overflow = self.overflow(grads, &decision)?;
-        let decision = match overflow {
-            Some(_) => Decision::refuse(SkipReason::NonFinite),
-            None => decision,
-        };
-        let Action::Refuse(reason) = decision.action else {
-            return Ok(decision);
-        };
-        if reason == SkipReason::NonFinite && self.clip.non_finite == NonFinite::Error {
-            if let Some(overflow) = overflow {
-                return Err(self.overflow_error(overflow));
-            }
-            return Err(non_finite_error(self.vars.list(), measured));
-        }
-        let skips = self.skips_in_a_row.saturating_add(1);
-        let max_skips = self.clip.max_skips;
-        self.skips_in_a_row = skips;
-        let step = self.step + 1;
-        match reason {
-            SkipReason::NonFinite => {
-                let first = overflow.map(|overflow| overflow.index);
-                let first = first.or_else(|| measured.first_non_finite());
-                let var = self.vars.names()[first.unwrap_or(0)].clone();
-                if skips > max_skips {
-                    return Err(Error::TooManySkips {
-                        skips,
-                        max_skips,
-                        var,
-                    });
-                }
-                let bad = measured.total.stats.non_finite();
-                tracing::warn!(
-                    step,
-                    var,
-                    non_finite = bad,
-                    "step skipped: gradients are not finite"
-                );
-            }
-            SkipReason::LargeNorm => {
-                let total_norm = measured.norm().value();
-                if skips > max_skips {
-                    return Err(Error::TooManyLargeNorms {
-                        skips,
-                        max_skips,
-                        total_norm,
-                        clip: self.clip.to_string(),
-                    });
-                }
-                tracing::warn!(step, total_norm, "step skipped: the norm is too large");
-            }
-            SkipReason::LargeLoss => {
-                let loss = measured.loss.unwrap_or(f64::NAN);
-                if skips > max_skips {
-                    return Err(Error::TooManyLargeLosses {
-                        skips,
-                        max_skips,
-                        loss,
-                        clip: self.clip.to_string(),
-                    });
-                }
-                tracing::warn!(step, loss, "step skipped: the loss is too large");
-            }
-            SkipReason::Rule => {
-                let total_norm = measured.norm().value();
-                if skips > max_skips {
-                    return Err(Error::TooManyRuleSkips {
-                        skips,
-                        max_skips,
-                        total_norm,
-                    });
-                }
-                tracing::warn!(step, total_norm, "step skipped: by the ClipRule");
-            }
-        }
-        Ok(decision)
-    }
-
-    fn report(
-        &mut self,
-        measured: &Measurements<'_>,
-        decision: &Decision,
-        path: StepPath,
-    ) -> StepReport {
-        let step = self.step + 1;
-        let record = StepRecord::new(step, measured, decision, self.clip.non_finite, path);
-        let param_norms = self.with_param_norms.then(|| measured.param_norms().into());
-        let missing = self.missing(&measured.entries);
-        StepReport {
-            record,
-            late: None,
-            missing,
-            names: self.vars.shared_names().clone(),
-            param_norms,
-        }
-    }
-
-    /// Names of the float Vars without a gradient; warns of them once.
-    fn missing(&mut self, entries: &[Entry<'_>]) -> Arc<[String]> {
-        let vars = self.vars.vars();
-        let expected = |name: &str| {
-            self.expect_missing
-                .iter()
-                .any(|prefix| name.starts_with(prefix))
-        };
-        let without = entries
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.grad.is_none());
-        let indices: Vec<usize> = without
-            .map(|(index, _)| index)
-            .filter(|&index| vars[index].dtype().is_float() && !expected(&self.vars.names()[index]))
-            .collect();
-        if indices != self.missing.indices {
-            self.missing.names = indices
-                .iter()
-                .map(|&index| self.vars.names()[index].clone())
-                .collect();
-            self.missing.indices = indices;
-        }
-        if !self.missing.names.is_empty() && !self.missing.warned {
-            self.missing.warned = true;
-            tracing::warn!(
-                missing = ?self.missing.names,
-                of = vars.len(),
-                "Vars without a gradient are not trained: is there an operation without backward in \
-                 front of them (LayerNorm::forward, RmsNorm::forward, softmax_last_dim, rope)?"
-            );
-        }
-        self.missing.names.clone()
-    }
-
-    /// The step is done as decided: only now the rule's history takes it in.
-    fn finish(&mut self, mut report: StepReport, observed: &Observed) -> StepReport {
-        self.clip.observe(&mut self.rule, observed);
-        self.observe_own_rule(observed);
-        self.step = report.record.step;
-        if !report.record.skipped {
-            self.steps_taken += 1;
-            self.skips_in_a_row = 0;
-        }
-        nested::tell(report.record.skip_reason);
-        let finite = report.record.non_finite == 0;
-        // Not for a step that the policy took all the same.
-        if let Some(scaler) = &mut self.loss_scaler
-            && (finite || report.record.skipped)
-        {
-            scaler.update(!finite);
-        }
-        let StepRecord {
-            step,
-            total_norm,
-            clipped_norm,
-            clip_coef,
-            skipped,
-            ..
-        } = report.record;
-        tracing::debug!(step, total_norm, clipped_norm, clip_coef, skipped, "step");
-        report.record.tiny_coefs_in_a_row = if skipped {
-            self.tiny_coefs.in_a_row()
-        } else {
-            self.tiny_coefs.count(step, total_norm, clip_coef)
-        };
-        self.last_report = Some(report.clone());
-        report
-    }
-}
-
-/// The loss as a number, read from its device.
-fn loss_value(loss: &Tensor) -> Result<f64> {
-    if loss.elem_count() != 1 {
-        return Err(Error::LossShape {
-            shape: loss.dims().to_vec(),
-        });
-    }
-    let value = loss
-        .detach()
-        .to_device(&Device::Cpu)?
-        .to_dtype(DType::F64)?;
-    Ok(value.flatten_all()?.to_vec1::<f64>()?[0])
 }
 
 impl<O: Optimizer + 'static> Optimizer for ClippedOptimizer<O> {
@@ -996,11 +372,11 @@ impl<O: Optimizer> fmt::Debug for ClippedOptimizer<O> {
         f.debug_struct("ClippedOptimizer")
             .field("inner", &type_name::<O>())
             .field("learning_rate", &self.inner.learning_rate())
-            .field("clip", &self.clip)
-            .field("vars", &self.vars.vars().len())
-            .field("loss_scaler", &self.loss_scaler)
-            .field("step", &self.step)
-            .field("last_report", &self.last_report)
+            .field("clip", &self.core.clip)
+            .field("vars", &self.core.vars.vars().len())
+            .field("loss_scaler", &self.core.loss_scaler)
+            .field("step", &self.core.step)
+            .field("last_report", &self.core.last_report)
             .finish_non_exhaustive()
     }
 }

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 
-use crate::clip::SkipReason;
+use crate::skip_reason::SkipReason;
 
 thread_local! {
     /// What the wrappers inside have done, while the inner optimizer of one steps.

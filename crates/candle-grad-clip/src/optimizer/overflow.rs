@@ -1,19 +1,19 @@
 //! Gradients that are finite as they came, and would not be as they are written.
 
+use std::sync::Arc;
+
 use candle_core::DType;
 use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels::{Edit, GradEdit, NormType, Stats};
-use candle_nn::Optimizer;
 use half::f16;
 
-use super::ClippedOptimizer;
-use crate::clip::{Action, Decision, NonFinite};
+use crate::clip::Edits;
 use crate::error::{Error, Result};
-use crate::gradients::Request;
-use crate::optim;
+use crate::gradients::{Request, UnitPlan};
 use crate::pipeline::measure::measure;
 use crate::pipeline::units::measure_units;
 use crate::tensors::wide_dtype;
+use crate::vars::NamedVars;
 
 /// The first gradient that would not be finite.
 #[derive(Debug, Clone, Copy)]
@@ -26,81 +26,71 @@ pub(super) struct Overflow {
     dtype: DType,
 }
 
-impl<O: Optimizer + 'static> ClippedOptimizer<O> {
-    /// Finds a gradient that its edit would make infinite, unless the policy lets that pass.
-    ///
-    /// The clips multiply by 1 at most. Only a loss scale below 1 and a rule of the user's make gradients larger; then they are read
-    /// once more.
-    pub(super) fn overflow(
-        &mut self,
-        grads: &GradStore,
-        decision: &Decision,
-    ) -> Result<Option<Overflow>> {
-        let Action::Edit(edits) = &decision.action else {
-            return Ok(None);
-        };
-        let may_grow = self.loss_scale() < 1.0 || self.own.is_some();
-        let grows = |index| largest_coef(edits.of(index)) > 1.0;
-        if !may_grow
-            || self.clip.non_finite == NonFinite::Propagate
-            || !(0..self.vars.vars().len()).any(grows)
-        {
-            return Ok(None);
-        }
-        let vars = self.vars.list();
-        let measured = match &self.units {
-            Some(units) => measure_units(vars, grads, NormType::Inf, units, 1.0)?,
-            None => measure(vars, grads, Request::norm(NormType::Inf))?,
-        };
-        // Around other optimizers the gradients themselves are written.
-        let is_fused = optim::fused(&mut self.inner).is_some();
-        let largest = |stats: Stats| stats.power.root(NormType::Inf).value();
-        for (index, (entry, var)) in measured.entries.iter().zip(self.vars.vars()).enumerate() {
-            if entry.grad.is_none() {
-                continue;
-            }
-            let dtype = match var.dtype() {
-                dtype if is_fused => wide_dtype(dtype),
-                dtype => dtype,
-            };
-            let found = |largest: f64, coef: f64| {
-                (!fits(largest, coef, dtype)).then_some(Overflow {
-                    index,
-                    largest,
-                    coef,
-                    dtype,
-                })
-            };
-            let whole = largest(entry.measured.stats);
-            let overflow = match edits.of(index) {
-                GradEdit::All(Edit::Scale { clip_coef, .. }) => found(whole, clip_coef),
-                GradEdit::All(Edit::Clamp {
-                    clip_value,
-                    clip_coef,
-                    ..
-                }) => found(whole.min(clip_value), clip_coef),
-                GradEdit::Units(edit) => {
-                    let units = measured.units.as_ref();
-                    let units = units.map_or(&[][..], |all| &all.grads[all.plan.range(index)]);
-                    let mut each = units.iter().zip(edit.coefs);
-                    each.find_map(|(unit, coef)| found(largest(*unit), *coef))
-                }
-            };
-            if overflow.is_some() {
-                return Ok(overflow);
-            }
-        }
-        Ok(None)
-    }
-
-    pub(super) fn overflow_error(&self, overflow: Overflow) -> Error {
+impl Overflow {
+    pub(super) fn error(self, names: &[String]) -> Error {
         Error::Overflow {
-            var: self.vars.names()[overflow.index].clone(),
-            largest: overflow.largest,
-            coef: overflow.coef,
-            dtype: overflow.dtype,
+            var: names[self.index].clone(),
+            largest: self.largest,
+            coef: self.coef,
+            dtype: self.dtype,
         }
     }
+}
+
+/// Finds the first gradient that its edit would make infinite. Reads the gradients, if any coefficient is above 1.
+pub(super) fn find(
+    vars: &NamedVars,
+    units: Option<&Arc<UnitPlan>>,
+    grads: &GradStore,
+    edits: &Edits,
+    is_fused: bool,
+) -> Result<Option<Overflow>> {
+    let grows = |index| largest_coef(edits.of(index)) > 1.0;
+    if !(0..vars.vars().len()).any(grows) {
+        return Ok(None);
+    }
+    let measured = match units {
+        Some(units) => measure_units(vars.list(), grads, NormType::Inf, units, 1.0)?,
+        None => measure(vars.list(), grads, Request::norm(NormType::Inf))?,
+    };
+    let largest = |stats: Stats| stats.power.root(NormType::Inf).value();
+    for (index, (entry, var)) in measured.entries.iter().zip(vars.vars()).enumerate() {
+        if entry.grad.is_none() {
+            continue;
+        }
+        let dtype = match var.dtype() {
+            // Around other optimizers the gradients themselves are written.
+            dtype if is_fused => wide_dtype(dtype),
+            dtype => dtype,
+        };
+        let found = |largest: f64, coef: f64| {
+            (!fits(largest, coef, dtype)).then_some(Overflow {
+                index,
+                largest,
+                coef,
+                dtype,
+            })
+        };
+        let whole = largest(entry.measured.stats);
+        let overflow = match edits.of(index) {
+            GradEdit::All(Edit::Scale { clip_coef, .. }) => found(whole, clip_coef),
+            GradEdit::All(Edit::Clamp {
+                clip_value,
+                clip_coef,
+                ..
+            }) => found(whole.min(clip_value), clip_coef),
+            GradEdit::Units(edit) => {
+                let units = measured.units.as_ref();
+                let units = units.map_or(&[][..], |all| &all.grads[all.plan.range(index)]);
+                let mut each = units.iter().zip(edit.coefs);
+                each.find_map(|(unit, coef)| found(largest(*unit), *coef))
+            }
+        };
+        if overflow.is_some() {
+            return Ok(overflow);
+        }
+    }
+    Ok(None)
 }
 
 fn largest_coef(edit: GradEdit<'_>) -> f64 {

@@ -1,41 +1,10 @@
-use std::sync::Arc;
+//! What a step measured and did, as its caller gets it.
 
-use candle_grad_clip_kernels::NormType;
+use std::sync::{Arc, OnceLock};
 
-use crate::clip::{Action, Decision, GroupRecord, NonFinite, SkipReason};
+use super::pending::PendingStep;
+use super::record::{StepPath, StepRecord};
 use crate::error::Result;
-use crate::gradients::Measurements;
-use crate::optimizer::late::LateStep;
-
-/// How a step got its gradients.
-///
-/// ```
-#[doc = include_str!("../step_example.md")]
-/// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-/// assert_eq!(opt.backward_step_report(&loss)?.path(), StepPath::InPlace);
-/// assert_eq!(opt.step_report(&loss.backward()?)?.path(), StepPath::Copied);
-/// assert_eq!(opt.backward_step_report(&(&loss * f64::NAN)?)?.path(), StepPath::Skipped);
-/// opt.set_clip(Clip::norm(100.0))?;
-/// assert_eq!(opt.backward_step_report(&loss)?.path(), StepPath::Unchanged);
-/// # Ok::<(), candle_grad_clip::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum StepPath {
-    /// As they came: nothing was written and nothing copied.
-    Unchanged,
-    /// Edited in the store that `backward` made, on CPU in place.
-    InPlace,
-    /// Edited copies in the wrapper's own buffer, as the store was the caller's.
-    Copied,
-    /// As they came, by one of [`optim`](crate::optim)'s optimizers, which edits them on the way into its update. Where a GPU
-    /// decides, [`StepReport::path`] says so of skipped steps too, as it waits for nothing; [`StepReport::to_record`] knows.
-    Fused,
-    /// The inner optimizer was not called.
-    Skipped,
-}
 
 /// What one step measured and did: of [`ClippedOptimizer::step_report`] and `last_report`.
 ///
@@ -55,12 +24,11 @@ pub enum StepPath {
 /// let mut opt = ClippedOptimizer::wrap(opt, vec![w.clone(), unused], Clip::norm(1.0))?;
 /// let report = opt.backward_step_report(&(w.sqr()?.sum_all()? / 2.0)?)?;
 /// assert_eq!(report.total_norm()?, 5.0); // before
-/// assert!((report.clipped_norm()? - 1.0).abs() < 1e-6); // after
 /// assert!((report.clip_coef()? - 0.2).abs() < 1e-6);
 /// assert_eq!(report.missing(), ["var.1"]);
 /// assert_eq!(report.path(), StepPath::InPlace);
-/// let record = report.to_record()?; // plain data, for a log
-/// assert_eq!(record.step, 1);
+/// let record = report.record()?; // all numbers, as plain data
+/// assert!((record.clipped_norm - 1.0).abs() < 1e-6); // after
 /// # Ok(())
 /// # }
 /// ```
@@ -68,164 +36,56 @@ pub enum StepPath {
 /// [`ClippedOptimizer::step_report`]: crate::ClippedOptimizer::step_report
 #[derive(Clone)]
 pub struct StepReport {
-    /// All of it; of a late step what is known without its numbers.
-    pub(crate) record: StepRecord,
-    /// The numbers of a step that a GPU has decided.
-    pub(crate) late: Option<Arc<LateStep>>,
-    pub(crate) missing: Arc<[String]>,
+    /// What is known without names; of a step that a GPU decides, without its numbers.
+    pub(super) known: StepRecord,
+    /// The numbers of a step that a GPU decides.
+    pub(super) pending: Option<Arc<PendingStep>>,
+    pub(super) missing: Arc<[String]>,
     /// Of all Vars, in their order.
-    pub(crate) names: Arc<[String]>,
-    pub(crate) param_norms: Option<Arc<[f64]>>,
+    pub(super) names: Arc<[String]>,
+    pub(super) param_norms: Option<Arc<[f64]>>,
+    /// All of it, once somebody has asked.
+    pub(super) record: OnceLock<Arc<StepRecord>>,
 }
 
-/// A [`StepReport`] as plain data, for logs.
-///
-/// With the feature `serde` it is `Serialize` and `Deserialize`; in JSON, which has no NaN and no
-/// infinity, such norms are the strings "NaN" and "inf".
-///
-/// ```
-#[doc = include_str!("../step_example.md")]
-/// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-/// let record = opt.backward_step_report(&loss)?.to_record()?;
-/// assert_eq!((record.step, record.total_norm, record.was_clipped), (1, 5.0, true));
-/// # Ok::<(), candle_grad_clip::Error>(())
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct StepRecord {
-    /// The step's number, from 1; skipped steps count.
-    pub step: u64,
-    /// Which norm the norms are.
-    pub norm_type: NormType,
-    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but of
-    /// the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
-    pub total_norm: f64,
-    /// The same after clipping; 0 for a skipped step.
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
-    pub clipped_norm: f64,
-    /// What every gradient was multiplied by, at most 1 (the smallest where each Var or unit has its own); 1 for a value clip, 0
-    /// for a skipped step.
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
-    pub clip_coef: f64,
-    /// Whether clipping changed anything.
-    pub was_clipped: bool,
-    /// Elements that a value clip changed, or units that [`Clip::agc`](crate::Clip::agc) changed; 0 for a norm clip, which changes all
-    /// or none.
-    pub num_clipped: u64,
-    /// Whether the step was skipped.
-    pub skipped: bool,
-    /// Why it was.
-    #[cfg_attr(feature = "serde", serde(default))]
-    pub skip_reason: Option<SkipReason>,
-    /// NaN and infinite elements in all gradients, as they came.
-    pub non_finite: u64,
-    /// How the inner optimizer got its gradients.
-    pub path: StepPath,
-    /// The groups of Vars, if there are some, in their order.
-    pub groups: Vec<GroupRecord>,
-    /// Vars that got no gradient.
-    pub missing: Vec<String>,
-    /// Norm of each Var's gradient before clipping, by name, in the order of the Vars; 0 for those
-    /// without one; empty unless asked for.
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float::named"))]
-    pub param_norms: Vec<(String, f64)>,
-    /// [`StepReport::tiny_coefs_in_a_row`].
-    #[cfg_attr(feature = "serde", serde(default))]
-    pub tiny_coefs_in_a_row: u64,
-}
-
-impl StepRecord {
-    /// What is known of a step that a GPU is still to decide.
-    pub(crate) fn launched(step: u64, norm_type: NormType) -> Self {
-        Self {
-            step,
-            norm_type,
-            total_norm: f64::NAN,
-            clipped_norm: f64::NAN,
-            clip_coef: f64::NAN,
-            was_clipped: false,
-            num_clipped: 0,
-            skipped: false,
-            skip_reason: None,
-            non_finite: 0,
-            path: StepPath::Fused,
-            groups: Vec::new(),
-            missing: Vec::new(),
-            param_norms: Vec::new(),
-            tiny_coefs_in_a_row: 0,
-        }
-    }
-
-    /// The record of a step that was decided so, but for what has names.
-    pub(crate) fn new(
-        step: u64,
-        measured: &Measurements<'_>,
-        decision: &Decision,
-        non_finite: NonFinite,
-        path: StepPath,
-    ) -> Self {
-        Self {
-            step,
-            norm_type: measured.norm_type,
-            total_norm: match non_finite {
-                NonFinite::Zero => measured.norm().value(),
-                _ => measured.total_norm(),
-            },
-            clipped_norm: decision.clipped_norm,
-            clip_coef: decision.clip_coef,
-            was_clipped: decision.was_clipped,
-            num_clipped: decision.num_clipped,
-            skipped: matches!(decision.action, Action::Refuse(_)),
-            skip_reason: match decision.action {
-                Action::Refuse(reason) => Some(reason),
-                Action::Leave | Action::Edit(_) => None,
-            },
-            non_finite: measured.total.stats.non_finite(),
-            path: match decision.action {
-                Action::Refuse(_) => StepPath::Skipped,
-                Action::Leave if path != StepPath::Fused => StepPath::Unchanged,
-                Action::Leave | Action::Edit(_) => path,
-            },
-            groups: decision.groups.clone(),
-            missing: Vec::new(),
-            param_norms: Vec::new(),
-            tiny_coefs_in_a_row: 0,
-        }
-    }
-}
-
-/// Shows [`StepReport::to_record`].
+/// Shows [`StepReport::record`].
 impl std::fmt::Debug for StepReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("StepReport")
-            .field(&self.to_record())
-            .finish()
+        f.debug_tuple("StepReport").field(&self.record()).finish()
     }
 }
 
 impl StepReport {
-    /// The numbers, which may have to be read from a GPU.
-    fn record(&self) -> Result<&StepRecord> {
-        match &self.late {
-            Some(late) => late.record(),
-            None => Ok(&self.record),
-        }
-    }
-
-    /// The step's number, from 1; skipped steps count.
+    /// All that the step measured and did, as plain data.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// assert_eq!(opt.backward_step_report(&loss)?.step(), 1);
-    /// assert_eq!(opt.backward_step_report(&loss)?.step(), 2);
+    /// let report = opt.backward_step_report(&loss)?;
+    /// let record = report.record()?;
+    /// println!("{},{},{}", record.step, record.total_norm, record.clipped_norm); // a line of CSV
+    /// assert!(record.missing.is_empty());
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
+    ///
+    /// # Errors
+    /// The numbers are on a GPU, and reading them fails.
+    pub fn record(&self) -> Result<&StepRecord> {
+        if let Some(record) = self.record.get() {
+            return Ok(record);
+        }
+        let record = StepRecord {
+            missing: self.missing.to_vec(),
+            param_norms: self.named_norms()?,
+            ..self.numbers()?.clone()
+        };
+        Ok(self.record.get_or_init(|| Arc::new(record)))
+    }
+
+    /// The step's number, from 1; skipped steps count.
     #[must_use]
     pub fn step(&self) -> u64 {
-        self.record.step
+        self.known.step
     }
 
     /// Names of the Vars that got no gradient, but for those that were expected to get none.
@@ -252,292 +112,61 @@ impl StepReport {
         &self.missing
     }
 
-    /// The groups of Vars, if there are some (see [`ParamGroups`](crate::optim::ParamGroups)), in their order: the norm of
-    /// each, and what it was multiplied by. Empty for a skipped step.
-    #[must_use]
-    pub fn groups(&self) -> &[GroupRecord] {
-        &self.record.groups
-    }
-
     /// How the inner optimizer got its gradients.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(100.0))?;
-    /// let report = opt.backward_step_report(&loss)?; // norm 5, limit 100
-    /// assert_eq!(report.path(), StepPath::Unchanged);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
     #[must_use]
     pub fn path(&self) -> StepPath {
-        self.record.path
+        self.known.path
     }
 
     /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but of
     /// the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
     ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4), limit 1
-    /// assert_eq!(report.total_norm()?, 5.0);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
     /// # Errors
-    /// If it has to be read from a GPU, and that fails.
+    /// As [`record`](Self::record).
     pub fn total_norm(&self) -> Result<f64> {
-        Ok(self.record()?.total_norm)
-    }
-
-    /// Norm of all gradients as one vector after clipping; 0 for a skipped step. Computed from the
-    /// norm before, so without the rounding of the clipped elements.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4), limit 1
-    /// assert!((report.clipped_norm()? - 1.0).abs() < 1e-6);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// If it has to be read from a GPU, and that fails.
-    pub fn clipped_norm(&self) -> Result<f64> {
-        Ok(self.record()?.clipped_norm)
+        Ok(self.numbers()?.total_norm)
     }
 
     /// What every gradient was multiplied by: `min(1, max_norm / (total_norm + eps))`. The
     /// smallest where each Var or unit has its own, 1 for a value clip, 0 for a skipped step.
     ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4), limit 1
-    /// assert_eq!(report.clip_coef()?, 1.0 / (5.0 + 1e-6));
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
     /// # Errors
-    /// If it has to be read from a GPU, and that fails.
+    /// As [`record`](Self::record).
     pub fn clip_coef(&self) -> Result<f64> {
-        Ok(self.record()?.clip_coef)
-    }
-
-    /// How many steps in a row, up to this one, had a [`clip_coef`](Self::clip_coef) below 1e-6: a model that stands still. At the
-    /// tenth there is a warning. Skipped steps, and those of norm 0, neither count nor end the row. 0 for a step that a GPU decides,
-    /// where only the warning tells.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1e-7))?;
-    /// opt.backward_step(&loss)?; // norm 5
-    /// assert_eq!(opt.backward_step_report(&loss)?.tiny_coefs_in_a_row(), 2);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    #[must_use]
-    pub fn tiny_coefs_in_a_row(&self) -> u64 {
-        self.record.tiny_coefs_in_a_row
+        Ok(self.numbers()?.clip_coef)
     }
 
     /// Whether clipping changed anything.
     ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// assert!(opt.backward_step_report(&loss)?.was_clipped()?); // norm 5, limit 1
-    /// assert!(!opt.backward_step_report(&(loss * 0.1)?)?.was_clipped()?);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
     /// # Errors
-    /// If it has to be read from a GPU, and that fails.
+    /// As [`record`](Self::record).
     pub fn was_clipped(&self) -> Result<bool> {
-        Ok(self.record()?.was_clipped)
+        Ok(self.numbers()?.was_clipped)
     }
 
-    /// How many elements a value clip changed; how many units, for [`Clip::agc`](crate::Clip::agc).
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::value(3.5))?;
-    /// let report = opt.backward_step_report(&loss)?; // gradient (3, 4)
-    /// assert_eq!(report.num_clipped()?, 1);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
+    /// Whether the step was skipped: the reason is in [`record`](Self::record).
     ///
     /// # Errors
-    /// If it has to be read from a GPU, and that fails.
-    pub fn num_clipped(&self) -> Result<u64> {
-        Ok(self.record()?.num_clipped)
-    }
-
-    /// Whether the step was skipped: see [`StepReport::skip_reason`].
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// let report = opt.backward_step_report(&(loss * f64::NAN)?)?;
-    /// assert!(report.skipped()?);
-    /// assert_eq!(w.to_vec1::<f64>()?, [3.0, 4.0]); // as it was
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// If it has to be read from a GPU, and that fails.
+    /// As [`record`](Self::record).
     pub fn skipped(&self) -> Result<bool> {
-        Ok(self.record()?.skipped)
+        Ok(self.numbers()?.skipped)
     }
 
-    /// Why the step was skipped, if it was: gradients that are not finite, or a norm or loss that was too large for the rule.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::skip_norm(1.0))?;
-    /// let report = opt.backward_step_report(&loss)?; // norm 5
-    /// assert_eq!(report.skip_reason()?, Some(candle_grad_clip::SkipReason::LargeNorm));
-    /// assert_eq!(report.non_finite()?, 0);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// If it has to be read from a GPU, and that fails.
-    pub fn skip_reason(&self) -> Result<Option<SkipReason>> {
-        Ok(self.record()?.skip_reason)
+    /// The numbers, which may have to be read from a GPU.
+    fn numbers(&self) -> Result<&StepRecord> {
+        match &self.pending {
+            Some(pending) => pending.record(),
+            None => Ok(&self.known),
+        }
     }
 
-    /// How many elements were NaN or infinite, as the gradients came.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// let report = opt.backward_step_report(&(loss * f64::INFINITY)?)?;
-    /// assert_eq!(report.non_finite()?, 2);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// If it has to be read from a GPU, and that fails.
-    pub fn non_finite(&self) -> Result<u64> {
-        Ok(self.record()?.non_finite)
-    }
-
-    /// The norm of each Var's gradient before clipping, by name, in the order of the Vars: empty
-    /// unless asked for by [`ClippedOptimizer::with_param_norms`]. 0 for Vars without a gradient.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_param_norms(true);
-    /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
-    /// assert_eq!(report.param_norms()?, [("var.0", 5.0)]);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// If it has to be read from a GPU, and that fails.
-    ///
-    /// [`ClippedOptimizer::with_param_norms`]: crate::ClippedOptimizer::with_param_norms
-    pub fn param_norms(&self) -> Result<Vec<(&str, f64)>> {
-        let norms = match (&self.param_norms, &self.late) {
+    fn named_norms(&self) -> Result<Vec<(String, f64)>> {
+        let norms = match (&self.param_norms, &self.pending) {
             (Some(norms), _) => norms,
-            (None, Some(late)) => late.param_norms(self.names.len())?.unwrap_or_default(),
+            (None, Some(pending)) => pending.param_norms(self.names.len())?.unwrap_or_default(),
             (None, None) => return Ok(Vec::new()),
         };
-        Ok(self
-            .names
-            .iter()
-            .map(String::as_str)
-            .zip(norms.iter().copied())
-            .collect())
-    }
-
-    /// The `k` largest of [`StepReport::param_norms`], largest first, NaN before all.
-    ///
-    /// ```
-    /// # use candle_core::{Device, Var};
-    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
-    /// # use candle_nn::{Optimizer, SGD};
-    /// # let (a, b) = (Var::new(0f64, &Device::Cpu)?, Var::new(0f64, &Device::Cpu)?);
-    /// # let sgd = SGD::new(vec![a.clone(), b.clone()], 0.1)?;
-    /// # let vars = vec![("a".to_string(), a.clone()), ("b".to_string(), b.clone())];
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_param_norms(true);
-    /// let report = opt.backward_step_report(&((a.as_tensor() * 2.0)? + (b.as_tensor() * 7.0)?)?)?;
-    /// assert_eq!(report.largest_param_norms(1)?, [("b", 7.0)]);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// If it has to be read from a GPU, and that fails.
-    pub fn largest_param_norms(&self, k: usize) -> Result<Vec<(&str, f64)>> {
-        let mut norms = self.param_norms()?;
-        let key = |norm: f64| if norm.is_nan() { f64::INFINITY } else { norm };
-        norms.sort_by(|a, b| {
-            b.1.is_nan()
-                .cmp(&a.1.is_nan())
-                .then(key(b.1).total_cmp(&key(a.1)))
-        });
-        norms.truncate(k);
-        Ok(norms)
-    }
-
-    /// All of it as plain data.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// let record = opt.backward_step_report(&loss)?.to_record()?;
-    /// println!("{},{},{}", record.step, record.total_norm, record.clipped_norm); // a line of CSV
-    /// assert!(record.missing.is_empty());
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// If it has to be read from a GPU, and that fails.
-    pub fn to_record(&self) -> Result<StepRecord> {
-        let param_norms = self
-            .param_norms()?
-            .into_iter()
-            .map(|(name, norm)| (name.into(), norm));
-        Ok(StepRecord {
-            missing: self.missing.to_vec(),
-            param_norms: param_norms.collect(),
-            ..self.record()?.clone()
-        })
-    }
-}
-
-#[cfg(all(test, feature = "serde"))]
-mod tests {
-    use super::{NormType, StepPath, StepRecord};
-
-    #[test]
-    fn a_record_survives_json() -> Result<(), serde_json::Error> {
-        let record = StepRecord {
-            step: 3,
-            norm_type: NormType::P(1.5),
-            total_norm: f64::INFINITY,
-            clipped_norm: 0.25,
-            clip_coef: 0.0,
-            was_clipped: false,
-            num_clipped: 0,
-            skipped: true,
-            skip_reason: Some(super::SkipReason::NonFinite),
-            non_finite: 2,
-            path: StepPath::Skipped,
-            groups: Vec::new(),
-            missing: vec!["a".into()],
-            param_norms: vec![("b".into(), f64::INFINITY), ("c".into(), 1.5)],
-            tiny_coefs_in_a_row: 4,
-        };
-        let json = serde_json::to_string(&record)?;
-        assert!(json.contains(r#""total_norm":"inf""#), "{json}");
-        assert_eq!(serde_json::from_str::<StepRecord>(&json)?, record);
-        let nan = json.replace("\"inf\"", "\"NaN\"");
-        assert!(
-            serde_json::from_str::<StepRecord>(&nan)?
-                .total_norm
-                .is_nan()
-        );
-        Ok(())
+        let names = self.names.iter().cloned();
+        Ok(names.zip(norms.iter().copied()).collect())
     }
 }

@@ -1,17 +1,17 @@
 //! Whether the inner optimizer trains the Vars that the wrapper has: known of our own optimizers, looked for in others.
 
-use std::any::type_name;
-
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, TensorId, Var};
-use candle_nn::Optimizer;
 use rustc_hash::FxHashSet;
 use wildmatch::WildMatch;
 
-use super::ClippedOptimizer;
+use super::inner::Inner;
 use crate::error::{Error, Result};
-use crate::optim::{self, Fused};
+use crate::optim::Fused;
 use crate::vars::{NamedVars, Source};
+
+/// What the names of all wrappers' types begin with.
+const WRAPPER: &str = concat!(env!("CARGO_CRATE_NAME"), "::optimizer::ClippedOptimizer");
 
 /// What the wrapper knows of the Vars that are trained.
 #[derive(Debug)]
@@ -29,8 +29,9 @@ pub(crate) struct TrainedVars {
 
 impl TrainedVars {
     /// Looks at the Vars of `inner`, and returns those of `given` that it trains, as far as that can be known.
-    pub(super) fn new<O: Optimizer + 'static>(
-        inner: &mut O,
+    pub(super) fn new(
+        inner: &Inner<'_>,
+        inner_name: &'static str,
         given: NamedVars,
         allow_unclipped: &[&str],
     ) -> Result<(Self, NamedVars)> {
@@ -43,8 +44,8 @@ impl TrainedVars {
             warned: false,
         };
         let given = given.with_own_names();
-        let Some(fused) = optim::fused(inner) else {
-            warn_of_halves::<O>(&given);
+        let Inner::Fused(fused) = inner else {
+            warn_of_halves(inner_name, &given);
             return Ok((trained, given));
         };
         trained.check_unclipped(fused.trained().vars())?;
@@ -117,7 +118,7 @@ impl TrainedVars {
 
     /// Warns once of Vars with a gradient that the wrapper was not given, for an inner optimizer that may train them.
     /// `found` is how many of the store's gradients are of the wrapper's Vars.
-    fn notice_unknown(&mut self, loss: &Tensor, grads: &GradStore, found: usize) {
+    pub(super) fn notice_unknown(&mut self, loss: &Tensor, grads: &GradStore, found: usize) {
         let others = grads.get_ids().count() - found;
         // The graph is searched again only when it has changed: constants have gradients, too.
         if self.warned || others == 0 || self.searched == Some(others) {
@@ -138,40 +139,19 @@ impl TrainedVars {
              measured nor clipped; wrap with all that it trains"
         );
     }
-}
-
-impl<O: Optimizer + 'static> ClippedOptimizer<O> {
-    /// The error of a learning rate that would ruin weights. Our own optimizers have theirs.
-    pub(super) fn check_learning_rate(&mut self) -> Result<()> {
-        if optim::fused(&mut self.inner).is_some() {
-            return Ok(());
-        }
-        let learning_rate = self.inner.learning_rate();
-        if learning_rate >= 0.0 && learning_rate.is_finite() {
-            return Ok(());
-        }
-        Err(Error::InvalidOption {
-            name: "the inner optimizer's learning rate",
-            value: learning_rate,
-            expected: "0 or a finite value above",
-        })
-    }
-
-    /// Warns once of Vars that the inner optimizer may train without us.
-    pub(super) fn notice_unknown(&mut self, loss: &Tensor, grads: &GradStore, found: usize) {
-        if optim::fused(&mut self.inner).is_none() {
-            self.trained.notice_unknown(loss, grads, found);
-        }
-    }
 
     /// The gradients of `grads` that are not of the wrapper's Vars, without the loss's scale: which of them are of Vars that
     /// the inner optimizer trains, a store does not tell.
-    pub(super) fn unscaled_others(&self, grads: &GradStore) -> Result<Vec<(TensorId, Tensor)>> {
-        let scale = self.loss_scale();
+    pub(super) fn unscaled_others(
+        &self,
+        vars: &NamedVars,
+        grads: &GradStore,
+        scale: f64,
+    ) -> Result<Vec<(TensorId, Tensor)>> {
         if scale == 1.0 {
             return Ok(Vec::new());
         }
-        let known = ids(&self.vars);
+        let known = ids(vars);
         let mut unscaled = Vec::new();
         for id in grads.get_ids().filter(|id| !known.contains(id)) {
             let Some(grad) = grads.get_id(*id) else {
@@ -204,7 +184,7 @@ fn untrained(trained: &NamedVars, vars: &NamedVars) -> Vec<String> {
 }
 
 /// Warns of what candle's optimizers do to halves.
-fn warn_of_halves<O>(vars: &NamedVars) {
+fn warn_of_halves(optimizer: &'static str, vars: &NamedVars) {
     let is_half = |dtype| matches!(dtype, DType::F16 | DType::BF16);
     let halves: Vec<&String> = vars
         .vars()
@@ -213,9 +193,8 @@ fn warn_of_halves<O>(vars: &NamedVars) {
         .filter(|(var, _)| is_half(var.dtype()))
         .map(|(_, name)| name)
         .collect();
-    let optimizer = type_name::<O>();
     // One in it has looked already; a name that says so wrongly costs a warning, and no more.
-    if halves.is_empty() || optimizer.starts_with(type_name_of_wrappers()) {
+    if halves.is_empty() || optimizer.starts_with(WRAPPER) {
         return;
     }
     tracing::warn!(
@@ -225,10 +204,4 @@ fn warn_of_halves<O>(vars: &NamedVars) {
         "Vars are F16 or BF16: an optimizer that computes in their dtype, as candle's do, can make them non-finite from \
          finite gradients (an eps of 1e-8 is 0 in F16) and loses small updates; optim::AdamW and optim::Sgd compute in F32"
     );
-}
-
-/// What the names of all wrappers' types begin with.
-fn type_name_of_wrappers() -> &'static str {
-    let name = type_name::<ClippedOptimizer<candle_nn::SGD>>();
-    name.split_once('<').map_or(name, |(start, _)| start)
 }

@@ -1,0 +1,62 @@
+//! The inner optimizer, as a step sees it.
+
+use candle_core::backprop::GradStore;
+use candle_nn::Optimizer;
+
+use crate::error::{Error, Result};
+use crate::optim::{self, Fused};
+
+/// One of our optimizers, which the clip is folded into, or any other.
+pub(crate) enum Inner<'o> {
+    Fused(&'o mut dyn Fused),
+    Foreign(&'o mut dyn Foreign),
+}
+
+/// What a step needs of an optimizer that we know nothing of.
+pub(crate) trait Foreign {
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()>;
+    fn learning_rate(&self) -> f64;
+}
+
+impl<O: Optimizer> Foreign for O {
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        Optimizer::step(self, grads)
+    }
+
+    fn learning_rate(&self) -> f64 {
+        Optimizer::learning_rate(self)
+    }
+}
+
+impl<'o> Inner<'o> {
+    pub(crate) fn of<O: Optimizer + 'static>(inner: &'o mut O) -> Self {
+        // Asked twice, as a borrow that is returned from one branch would last through the other.
+        if optim::fused(inner).is_none() {
+            return Self::Foreign(inner);
+        }
+        match optim::fused(inner) {
+            Some(fused) => Self::Fused(fused),
+            None => unreachable!("it was one of ours a line before"),
+        }
+    }
+
+    pub(crate) fn is_fused(&self) -> bool {
+        matches!(self, Self::Fused(_))
+    }
+
+    /// The error of a learning rate that would ruin weights. Our own optimizers check theirs.
+    pub(crate) fn check_learning_rate(&self) -> Result<()> {
+        let Self::Foreign(inner) = self else {
+            return Ok(());
+        };
+        let learning_rate = inner.learning_rate();
+        if learning_rate >= 0.0 && learning_rate.is_finite() {
+            return Ok(());
+        }
+        Err(Error::InvalidOption {
+            name: "the inner optimizer's learning rate",
+            value: learning_rate,
+            expected: "0 or a finite value above",
+        })
+    }
+}

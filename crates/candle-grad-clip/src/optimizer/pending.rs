@@ -1,0 +1,206 @@
+//! Steps that a GPU decides: their results stay there until somebody asks.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::frozen::TinyCoefs;
+use super::record::{StepPath, StepRecord};
+use super::skips::{Skip, Skips};
+use crate::backend::{Outcome, StepResult};
+use crate::clip::{Clip, Limits, RuleState};
+use crate::error::Result;
+use crate::gradients::{GradStats, Measurements, norm_of};
+use crate::skip_reason::SkipReason;
+
+/// A step whose numbers are on a GPU, or were.
+pub(crate) struct PendingStep {
+    /// What holds memory of the GPU's: until the numbers are here.
+    result: Mutex<Option<Arc<dyn StepResult>>>,
+    outcome: OnceLock<Outcome>,
+    keeps_norms: bool,
+    clip: Clip,
+    step: u64,
+    /// The places of the Vars that got a gradient.
+    with_grad: Arc<[usize]>,
+    record: OnceLock<StepRecord>,
+    param_norms: OnceLock<Vec<f64>>,
+}
+
+impl PendingStep {
+    pub(crate) fn new(
+        result: Arc<dyn StepResult>,
+        clip: Clip,
+        step: u64,
+        with_grad: Arc<[usize]>,
+        keeps_norms: bool,
+    ) -> Self {
+        Self {
+            result: Mutex::new(Some(result)),
+            outcome: OnceLock::new(),
+            keeps_norms,
+            clip,
+            step,
+            with_grad,
+            record: OnceLock::new(),
+            param_norms: OnceLock::new(),
+        }
+    }
+
+    fn result(&self) -> Option<Arc<dyn StepResult>> {
+        let result = self.result.lock();
+        result.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn forget_result(&self) {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether reading would not wait.
+    fn is_ready(&self) -> bool {
+        self.result().is_none_or(|result| result.is_ready())
+    }
+
+    /// What the GPU told. Waits for it once.
+    fn outcome(&self) -> Result<Outcome> {
+        // In this order: the result is forgotten once the outcome is there.
+        let result = self.result();
+        if let Some(outcome) = self.outcome.get() {
+            return Ok(*outcome);
+        }
+        let Some(result) = result else {
+            return Err(candle_core::Error::msg("the step's result is gone").into());
+        };
+        let outcome = *self.outcome.get_or_init({
+            let outcome = result.read()?;
+            move || outcome
+        });
+        if !self.keeps_norms {
+            self.forget_result();
+        }
+        Ok(outcome)
+    }
+
+    /// What the step measured and did, but for what depends on names. Waits for the GPU once.
+    pub(crate) fn record(&self) -> Result<&StepRecord> {
+        if let Some(record) = self.record.get() {
+            return Ok(record);
+        }
+        let outcome = self.outcome()?;
+        let measured = Measurements {
+            entries: Vec::new(),
+            total: outcome.total,
+            norm_type: self.clip.request().norm_type,
+            units: None,
+            loss: None,
+        };
+        // The GPU has decided so by the same numbers; the last bit of its coefficient may be another.
+        let decision = self
+            .clip
+            .decide(&RuleState::default(), &measured, &Limits::default(), None);
+        let non_finite = self.clip.non_finite;
+        let mut record =
+            StepRecord::new(self.step, &measured, &decision, non_finite, StepPath::Fused);
+        if !outcome.skipped {
+            record.clip_coef = outcome.clip_coef;
+        }
+        Ok(self.record.get_or_init(|| record))
+    }
+
+    /// The norm of each of `vars` Vars' gradients, 0 for those without one; nothing if they were not asked for.
+    pub(crate) fn param_norms(&self, vars: usize) -> Result<Option<&[f64]>> {
+        if let Some(norms) = self.param_norms.get() {
+            return Ok(Some(norms));
+        }
+        let result = self.result().filter(|_| self.keeps_norms);
+        let Some(grads) = result
+            .map(|result| result.read_grads())
+            .transpose()?
+            .flatten()
+        else {
+            return Ok(None);
+        };
+        let norm_type = self.clip.request().norm_type;
+        let mut norms = vec![0.0; vars];
+        for (&index, GradStats { stats, .. }) in self.with_grad.iter().zip(grads) {
+            norms[index] = norm_of(stats, norm_type);
+        }
+        self.outcome()?;
+        self.forget_result();
+        Ok(Some(self.param_norms.get_or_init(|| norms)))
+    }
+}
+
+/// The steps whose results nobody has looked at yet, the oldest first, and what those before have told.
+#[derive(Default)]
+pub(crate) struct PendingSteps {
+    waiting: VecDeque<Arc<PendingStep>>,
+    /// Steps taken, of those whose results were looked at.
+    steps_taken: u64,
+    tiny_coefs: TinyCoefs,
+}
+
+impl PendingSteps {
+    pub(crate) fn push(&mut self, step: Arc<PendingStep>) {
+        self.waiting.push_back(step);
+    }
+
+    /// Looks at the results that have arrived, waiting for none.
+    pub(super) fn notice(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
+        while self.waiting.front().is_some_and(|step| step.is_ready()) {
+            self.look_at_first(names, skips)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all results, and counts their skips.
+    pub(super) fn settle(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
+        while !self.waiting.is_empty() {
+            self.look_at_first(names, skips)?;
+        }
+        Ok(())
+    }
+
+    /// The skips in a row after the last step, if its result was not looked at: for a save.
+    pub(super) fn skips_in_a_row(&self) -> Result<Option<u32>> {
+        let last = self.waiting.back().map(|last| last.outcome());
+        Ok(last.transpose()?.map(|outcome| outcome.skips_in_a_row))
+    }
+
+    /// Steps taken, of all that were launched. Waits for their results.
+    pub(crate) fn steps_taken(&self) -> Result<u64> {
+        let mut taken = self.steps_taken;
+        for step in &self.waiting {
+            taken += u64::from(!step.outcome()?.skipped);
+        }
+        Ok(taken)
+    }
+
+    fn look_at_first(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
+        let Some(step) = self.waiting.front().cloned() else {
+            return Ok(());
+        };
+        let outcome = step.outcome()?;
+        self.waiting.pop_front();
+        let stats = outcome.total.stats;
+        let norm_type = step.clip.request().norm_type;
+        if !outcome.skipped {
+            skips.end();
+            self.steps_taken += 1;
+            let total_norm = norm_of(stats, norm_type);
+            self.tiny_coefs
+                .count(step.step, total_norm, outcome.clip_coef);
+            return Ok(());
+        }
+        let bad = step.with_grad.get(outcome.first_bad);
+        skips.in_a_row = outcome.skips_in_a_row.saturating_sub(1); // the GPU has counted this one
+        skips.count(Skip {
+            reason: SkipReason::NonFinite,
+            step: step.step,
+            var: bad.map(|&index| names[index].clone()),
+            non_finite: stats.non_finite(),
+            total_norm: stats.power.root(norm_type).value(),
+            loss: None,
+            clip: &step.clip,
+        })
+    }
+}

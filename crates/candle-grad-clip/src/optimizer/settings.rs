@@ -1,0 +1,203 @@
+//! The wrapper's settings.
+
+use std::any::type_name;
+
+use candle_core::Tensor;
+use candle_nn::Optimizer;
+
+use super::ClippedOptimizer;
+use super::inner::Inner;
+use super::schedule::Schedule;
+use crate::clip::{Clip, ClipRule};
+use crate::error::Result;
+use crate::groups::ParamGroups;
+use crate::loss_scaler::LossScaler;
+
+impl<O: Optimizer + 'static> ClippedOptimizer<O> {
+    /// Takes another [`Clip`], from the next step on: also in the middle of training.
+    ///
+    /// A clip of the same method keeps what the one before has seen of the training (a shorter window keeps the latest
+    /// norms); another method starts anew.
+    /// A limit that follows the step: [`with_max_norm_schedule`](Self::with_max_norm_schedule).
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w], Clip::norm(1.0))?;
+    /// opt.set_clip(Clip::norm(0.1))?;
+    /// assert!(opt.set_clip(Clip::norm(0.0)).is_err()); // would freeze the model
+    /// assert_eq!(opt.clip(), &Clip::norm(0.1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`wrap`](Self::wrap); a [`Clip::value`] or [`Clip::agc`] beside groups with limits. The old one stays then.
+    pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
+        self.core.set_clip(clip)
+    }
+
+    /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
+    /// optimizer is one of [`optim`]'s, learning rate and weight decay. Other optimizers
+    /// have but one of each: see [`PerGroup`](optim::PerGroup). There is an example at
+    /// [`ParamGroups`](optim::ParamGroups).
+    ///
+    /// # Errors
+    /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that can't have its own for
+    /// a group; a group's limit beside [`Clip::value`]; a group without clipping beside [`Clip::agc`], which has patterns of its own.
+    pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
+        self.core
+            .set_groups(&mut Inner::of(&mut self.inner), groups, type_name::<O>())?;
+        Ok(self)
+    }
+
+    /// What is done to the gradients.
+    #[must_use]
+    pub fn clip(&self) -> &Clip {
+        &self.core.clip
+    }
+
+    /// Vars whose name starts with one of these never get a gradient and are not reported missing:
+    /// the running statistics of a batch norm, frozen layers.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let vars = vec![("head".to_string(), w.clone()), ("bn.mean".to_string(), Var::new(0f64, &Device::Cpu)?)];
+    /// let opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let mut opt = opt.expect_missing(&["bn."]);
+    /// let report = opt.backward_step_report(&w.sqr()?.sum_all()?)?;
+    /// assert!(report.missing().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn expect_missing(mut self, name_prefixes: &[&str]) -> Self {
+        self.core.missing.expect(name_prefixes);
+        self
+    }
+
+    /// Whether reports carry the norm of each Var's gradient. They are measured anyway; this keeps
+    /// them. Default: no.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
+    /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
+    /// let vars = vec![("head".to_string(), w.clone())];
+    /// let opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let mut opt = opt.with_param_norms(true);
+    /// let report = opt.backward_step_report(&(w.sqr()?.sum_all()? / 2.0)?)?;
+    /// assert_eq!(report.largest_param_norms(3)?, [("head", 5.0)]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_param_norms(mut self, with_param_norms: bool) -> Self {
+        self.core.with_param_norms = with_param_norms;
+        self
+    }
+
+    /// Lets `loss_scaler` scale the losses. The gradients that [`step`](Optimizer::step) and
+    /// [`step_report`](Self::step_report) get must then be those of [`scale_loss`](Self::scale_loss); `backward_step` and
+    /// [`backward_step_report`](Self::backward_step_report) scale the loss themselves. The scale changes in steps only, so all
+    /// micro-batches of a [`GradAccumulator`](crate::GradAccumulator) have the same.
+    ///
+    /// Reports, limits and the policy are about the unscaled gradients; what an overflow does is said at [`LossScaler`]. Around
+    /// an optimizer that is not one of [`optim`]'s, unscaling writes the gradients (in place or into the wrapper's buffer) as a clip does, and
+    /// gradients of f16 Vars that vanish without a scale vanish there.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Var};
+    /// # use candle_grad_clip::{Clip, ClippedOptimizer, LossScaler, optim::Sgd};
+    /// # let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// # let sgd = Sgd::named(vec![w.clone()], 0.1)?;
+    /// let opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::norm(1.0))?;
+    /// let mut opt = opt.with_loss_scaler(LossScaler::default())?;
+    /// let loss = (w.sqr()?.sum_all()? / 2.0)?; // the gradient is w
+    /// let grads = opt.scale_loss(&loss)?.backward()?;
+    /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0 * 65536.0, 4.0 * 65536.0]);
+    /// let report = opt.step_report(&grads)?;
+    /// assert_eq!((report.total_norm()?, report.clip_coef()?), (5.0, 1.0 / (5.0 + 1e-6)));
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A field of `loss_scaler` outside its range.
+    pub fn with_loss_scaler(mut self, loss_scaler: LossScaler) -> Result<Self> {
+        loss_scaler.check()?;
+        self.core.loss_scaler = Some(loss_scaler);
+        Ok(self)
+    }
+
+    /// What scales the losses, as it is now.
+    #[must_use]
+    pub fn loss_scaler(&self) -> Option<&LossScaler> {
+        self.core.loss_scaler.as_ref()
+    }
+
+    /// The loss times the current scale: what to call `backward` of for [`step`](Optimizer::step) or a
+    /// [`GradAccumulator`](crate::GradAccumulator). Without a [`LossScaler`] the loss itself.
+    ///
+    /// # Errors
+    /// As [`LossScaler::scale`].
+    pub fn scale_loss(&self, loss: &Tensor) -> Result<Tensor> {
+        self.core.scale_loss(loss)
+    }
+
+    /// Lets a rule of your own decide, in front of the inner optimizer as any [`Clip`] is. The wrapper's `Clip` must be
+    /// [`Clip::none`], whose [`norm_type`](Clip::norm_type), [`non_finite`](Clip::non_finite) and
+    /// [`max_skips`](Clip::max_skips) hold; groups may have limits of their own. There is an example at [`ClipRule`].
+    ///
+    /// A checkpoint has what [`ClipRule::save`] returns: give the rule to the wrapper before it loads one.
+    ///
+    /// # Errors
+    /// A clip that is not `Clip::none()`.
+    pub fn with_rule(mut self, rule: impl ClipRule + 'static) -> Result<Self> {
+        self.core.set_rule(Box::new(rule))?;
+        Ok(self)
+    }
+
+    /// Takes the limit of each step from a function of the step's number, which counts from 1 and includes skipped steps: the number in
+    /// the report, not [`steps_taken`](Self::steps_taken).
+    ///
+    /// It is the `max_norm` of [`Clip::norm`] or [`Clip::param_norm`]; in a clip without these that of [`ZClip`](crate::ZClip) or
+    /// [`SkipSteps`](crate::SkipSteps); without those the limit of [`Clip::value`] or [`Clip::block_rms`]. [`clip`](Self::clip) shows the limit of the latest step.
+    /// A checkpoint has the step's number, not the function: a resumed run gives it again, and goes on where it was.
+    ///
+    /// The function is called once in every call that takes a step, skips it or fails. A step that has failed is tried again with
+    /// the same number.
+    ///
+    /// A linear warm-up, from 0.1 to 1 in 1000 steps:
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let warm_up = |step: u64| 0.1 + 0.9 * (step as f64 / 1000.0).min(1.0);
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_max_norm_schedule(warm_up)?;
+    /// let report = opt.backward_step_report(&loss)?; // norm 5, step 1
+    /// assert!((report.clipped_norm()? - 0.1009).abs() < 1e-6);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A clip without a limit, or with two that it could be. A function that returns 0, less or NaN makes its step an error,
+    /// which changes nothing.
+    pub fn with_max_norm_schedule(
+        mut self,
+        max_norm: impl Fn(u64) -> f64 + Send + Sync + 'static,
+    ) -> Result<Self> {
+        self.core.set_schedule(Schedule(Box::new(max_norm)))?;
+        Ok(self)
+    }
+}

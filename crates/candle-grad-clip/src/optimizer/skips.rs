@@ -1,0 +1,81 @@
+//! Steps skipped in a row: one counter, one error, one warning.
+
+use crate::clip::Clip;
+use crate::error::{Error, Result};
+use crate::skip_reason::SkipReason;
+
+/// How many steps in a row were skipped, up to the latest.
+#[derive(Debug, Default)]
+pub(crate) struct Skips {
+    pub(crate) in_a_row: u32,
+}
+
+/// A step that is skipped.
+pub(super) struct Skip<'a> {
+    pub(super) reason: SkipReason,
+    pub(super) step: u64,
+    /// The first Var whose gradient is non-finite.
+    pub(super) var: Option<String>,
+    /// Elements that are non-finite.
+    pub(super) non_finite: u64,
+    pub(super) total_norm: f64,
+    pub(super) loss: Option<f64>,
+    pub(super) clip: &'a Clip,
+}
+
+impl Skips {
+    pub(super) fn end(&mut self) {
+        self.in_a_row = 0;
+    }
+
+    /// Counts a step and warns of it.
+    ///
+    /// # Errors
+    /// If it is one too many.
+    pub(super) fn count(&mut self, skip: Skip<'_>) -> Result<()> {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        let (skips, max_skips) = (self.in_a_row, skip.clip.max_skips);
+        let Skip {
+            reason,
+            step,
+            var,
+            non_finite,
+            total_norm,
+            loss,
+            clip,
+        } = skip;
+        if skips > max_skips {
+            return Err(Error::TooManySkips {
+                reason,
+                skips,
+                max_skips,
+                var,
+                total_norm,
+                loss,
+                clip: clip.to_string(),
+            });
+        }
+        match reason {
+            SkipReason::NonFinite => {
+                let var = var.unwrap_or_default();
+                tracing::warn!(
+                    step,
+                    var,
+                    non_finite,
+                    "step skipped: gradients are not finite"
+                );
+            }
+            SkipReason::LargeNorm => {
+                tracing::warn!(step, total_norm, "step skipped: the norm is too large");
+            }
+            SkipReason::LargeLoss => {
+                let loss = loss.unwrap_or(f64::NAN);
+                tracing::warn!(step, loss, "step skipped: the loss is too large");
+            }
+            SkipReason::Rule => {
+                tracing::warn!(step, total_norm, "step skipped: by the ClipRule");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,402 @@
+//! The step: schedule, collect and measure, decide, apply, report, observe.
+
+use candle_core::backprop::GradStore;
+use std::sync::OnceLock;
+
+use candle_core::{Tensor, TensorId};
+use candle_grad_clip_kernels::Edit;
+
+use super::core::Core;
+use super::inner::{Foreign, Inner};
+use super::overflow::{self, Overflow};
+use super::record::{StepPath, StepRecord};
+use super::report::StepReport;
+use super::skips::Skip;
+use super::{nested, schedule::Schedule};
+use crate::accumulate::hides_overflow;
+use crate::clip::{Action, Decision, Edits, Measured, NonFinite, Observed, Own};
+use crate::error::{Error, Result};
+use crate::gradients::{Measurements, Request};
+use crate::loss_scaler::LossScaler;
+use crate::optim::{Clipped, Fused};
+use crate::pipeline::edit::{edit_copies, edit_in_place, insert};
+use crate::pipeline::measure::{measure_unscaled, non_finite_error};
+use crate::pipeline::units::measure_units;
+use crate::skip_reason::SkipReason;
+
+/// Whose the gradients are.
+pub(super) enum Grads<'g> {
+    /// The caller's: copies are edited.
+    Lent(&'g GradStore),
+    /// Ours, of this loss: edited in place.
+    Owned { store: GradStore, loss: &'g Tensor },
+}
+
+impl Grads<'_> {
+    fn store(&self) -> &GradStore {
+        match self {
+            Self::Lent(store) => store,
+            Self::Owned { store, .. } => store,
+        }
+    }
+
+    /// Lets an optimizer step with the edited gradients.
+    fn step(self, inner: &mut dyn Foreign, edited: Edited) -> candle_core::Result<()> {
+        let mut store = match (self, edited.copies) {
+            (Self::Lent(store), None) => return inner.step(store),
+            (Self::Lent(_), Some(copies)) => copies,
+            (Self::Owned { store, .. }, _) => store,
+        };
+        insert(&mut store, edited.replacements);
+        inner.step(&store)
+    }
+}
+
+/// What is to be changed in the gradients, beside those that were edited in place.
+#[derive(Default)]
+struct Edited {
+    /// All gradients, if those that came must stay as they are.
+    copies: Option<GradStore>,
+    replacements: Vec<(TensorId, Tensor)>,
+}
+
+impl Core {
+    /// What ends a step before it began, whatever its gradients are; and what is looked for at each step.
+    pub(super) fn check_before_step(&mut self, inner: &Inner<'_>) -> Result<()> {
+        if self.loss_scaler.is_some() && nested::is_inside() {
+            return Err(Error::NestedLossScaler);
+        }
+        inner.check_learning_rate()?;
+        self.trained.notice_growth();
+        Ok(())
+    }
+
+    /// Takes a step, or skips it. All steps go through here.
+    pub(super) fn step(
+        &mut self,
+        inner: &mut Inner<'_>,
+        grads: Grads<'_>,
+        loss: Option<f64>,
+    ) -> Result<StepReport> {
+        self.pending.notice(self.vars.names(), &mut self.skips)?;
+        self.set_scheduled_limit()?;
+        if let Some(report) = self.step_on_device(inner, grads.store())? {
+            return Ok(report);
+        }
+        self.settle(inner)?;
+
+        let (measured, decision) = self.measure_and_decide(inner, grads.store(), loss)?;
+        let path = match (&*inner, &grads) {
+            (Inner::Fused(_), _) => StepPath::Fused,
+            (_, Grads::Lent(_)) => StepPath::Copied,
+            (_, Grads::Owned { .. }) => StepPath::InPlace,
+        };
+        let report = self.report(&measured, &decision, path);
+        let skipped_inside = match (inner, &decision.action) {
+            (_, Action::Refuse(_)) => None,
+            (Inner::Fused(fused), action) => {
+                self.fused_step(*fused, grads.store(), &measured, action)?;
+                None
+            }
+            (Inner::Foreign(inner), action) => {
+                let edited = self.edit(&grads, &measured, action)?;
+                nested::step(|| grads.step(*inner, edited))?
+            }
+        };
+        Ok(self.finish(report, &decision, skipped_inside))
+    }
+
+    fn set_scheduled_limit(&mut self) -> Result<()> {
+        if let Some(Schedule(limit)) = &self.schedule {
+            self.clip.set_limit(limit(self.step + 1))?;
+        }
+        Ok(())
+    }
+
+    /// What was measured, and what is to be done, with the errors that end a step before it began.
+    fn measure_and_decide<'g>(
+        &mut self,
+        inner: &Inner<'_>,
+        grads: &'g GradStore,
+        loss: Option<f64>,
+    ) -> Result<(Measurements<'g>, Decision)> {
+        let scaler = self.loss_scaler.as_ref();
+        if scaler.is_some_and(LossScaler::is_enabled) && hides_overflow(grads) {
+            return Err(Error::HiddenOverflow);
+        }
+        let mut measured = self.measure(grads, loss, self.clip.request())?;
+        let policy = self.clip.non_finite;
+        let mut set_aside = self.limits.set_aside(&mut measured, policy);
+        let own = self.ask_own_rule(&measured)?;
+        let clip_value = own.as_ref().and_then(|own| own.decision.bound());
+        if clip_value.is_some() {
+            let request = Request {
+                clip_value,
+                ..self.clip.request()
+            };
+            measured = self.measure(grads, loss, request)?;
+            set_aside = self.limits.set_aside(&mut measured, policy);
+        }
+        let mut decision = self.decide(inner, grads, &measured, own)?;
+        self.limits
+            .put_back(set_aside, &mut measured, &mut decision, self.loss_scale());
+        Ok((measured, decision))
+    }
+
+    /// Measures the gradients as they are without the loss's scale.
+    fn measure<'g>(
+        &self,
+        grads: &'g GradStore,
+        loss: Option<f64>,
+        request: Request,
+    ) -> Result<Measurements<'g>> {
+        let (vars, scale) = (self.vars.list(), self.loss_scale());
+        let measured = match &self.units {
+            Some(units) => measure_units(vars, grads, request.norm_type, units, scale),
+            None => measure_unscaled(vars, grads, request, scale),
+        };
+        Ok(Measurements { loss, ..measured? })
+    }
+
+    /// The decision; a skip is counted.
+    fn decide(
+        &mut self,
+        inner: &Inner<'_>,
+        grads: &GradStore,
+        measured: &Measurements<'_>,
+        own: Option<Own>,
+    ) -> Result<Decision> {
+        let scale = self.loss_scale();
+        let non_finite = measured.total.stats.non_finite();
+        if scale > 1.0 && non_finite > 0 {
+            let step = self.step + 1;
+            tracing::debug!(
+                step,
+                scale,
+                non_finite,
+                "step skipped: the loss scale is too large"
+            );
+            return Ok(Decision::refuse(SkipReason::NonFinite));
+        }
+        let clip = &self.clip;
+        let decision = clip.decide(&self.rule, measured, &self.limits, own);
+        let decision = decision.of_scaled(scale);
+        if let Action::Refuse(reason) = decision.action {
+            self.skip(reason, measured, None)?;
+            return Ok(decision);
+        }
+        match self.overflow(inner, grads, &decision.action)? {
+            Some(overflow) => {
+                self.skip(SkipReason::NonFinite, measured, Some(overflow))?;
+                Ok(Decision::refuse(SkipReason::NonFinite))
+            }
+            None => Ok(decision),
+        }
+    }
+
+    /// Counts a skip, or returns the error that the policy wants.
+    fn skip(
+        &mut self,
+        reason: SkipReason,
+        measured: &Measurements<'_>,
+        overflow: Option<Overflow>,
+    ) -> Result<()> {
+        let names = self.vars.names();
+        if reason == SkipReason::NonFinite && self.clip.non_finite == NonFinite::Error {
+            return Err(match overflow {
+                Some(overflow) => overflow.error(names),
+                None => non_finite_error(self.vars.list(), measured),
+            });
+        }
+        let first = overflow.map(|overflow| overflow.index);
+        let first = first.or_else(|| measured.first_non_finite());
+        let is_finite = reason != SkipReason::NonFinite;
+        self.skips.count(Skip {
+            reason,
+            step: self.step + 1,
+            var: first
+                .filter(|_| !is_finite)
+                .map(|index| names[index].clone()),
+            non_finite: measured.total.stats.non_finite(),
+            total_norm: measured.norm().value(),
+            loss: measured.loss,
+            clip: &self.clip,
+        })
+    }
+
+    /// The first gradient that its edit would make infinite, unless the policy lets that pass.
+    ///
+    /// The clips multiply by 1 at most. Only a loss scale below 1 and a rule of the user's make gradients larger; then they are read
+    /// once more.
+    fn overflow(
+        &self,
+        inner: &Inner<'_>,
+        grads: &GradStore,
+        action: &Action,
+    ) -> Result<Option<Overflow>> {
+        let may_grow = self.loss_scale() < 1.0 || self.own.is_some();
+        match action {
+            Action::Edit(edits) if may_grow && self.clip.non_finite != NonFinite::Propagate => {
+                let (vars, units) = (&self.vars, self.units.as_ref());
+                overflow::find(vars, units, grads, edits, inner.is_fused())
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A step of an inner optimizer that is one of ours, with what was decided folded into its update.
+    fn fused_step(
+        &mut self,
+        fused: &mut dyn Fused,
+        grads: &GradStore,
+        measured: &Measurements<'_>,
+        action: &Action,
+    ) -> Result<()> {
+        self.trained.adopt(fused, &self.vars)?; // again, as `inner_mut` may have put another in its place
+        let edits = match action {
+            Action::Edit(edits) => edits,
+            Action::Leave | Action::Refuse(_) => &Edits::All(Edit::NOTHING),
+        };
+        let clipped = Clipped {
+            vars: &self.vars,
+            entries: &measured.entries,
+            edits,
+            others: Edit::NOTHING.of_scaled(self.loss_scale()),
+        };
+        fused.fused_step(grads, Some(clipped))
+    }
+
+    /// The gradients as an inner optimizer that is not ours should get them.
+    fn edit(
+        &mut self,
+        grads: &Grads<'_>,
+        measured: &Measurements<'_>,
+        action: &Action,
+    ) -> Result<Edited> {
+        let (vars, entries) = (self.vars.list(), &measured.entries);
+        if let Grads::Owned { store, loss } = grads {
+            let found = entries.iter().filter(|entry| entry.grad.is_some()).count();
+            self.trained.notice_unknown(loss, store, found);
+        }
+        let Action::Edit(edits) = action else {
+            return Ok(Edited::default());
+        };
+        let (store, scale) = (grads.store(), self.loss_scale());
+        let others = self.trained.unscaled_others(&self.vars, store, scale)?;
+        let mut edited = match grads {
+            Grads::Lent(store) => Edited {
+                copies: Some(edit_copies(vars, store, entries, edits, &mut self.scratch)?),
+                replacements: Vec::new(),
+            },
+            Grads::Owned { store, .. } => Edited {
+                copies: None,
+                replacements: edit_in_place(vars, store, entries, edits)?,
+            },
+        };
+        edited.replacements.extend(others);
+        Ok(edited)
+    }
+
+    fn report(
+        &mut self,
+        measured: &Measurements<'_>,
+        decision: &Decision,
+        path: StepPath,
+    ) -> StepReport {
+        let step = self.step + 1;
+        let known = StepRecord::new(step, measured, decision, self.clip.non_finite, path);
+        let param_norms = self.with_param_norms.then(|| measured.param_norms().into());
+        StepReport {
+            known,
+            pending: None,
+            missing: self.missing.notice(&self.vars, &measured.entries),
+            names: self.vars.shared_names().clone(),
+            param_norms,
+            record: OnceLock::new(),
+        }
+    }
+
+    /// The step is done as decided, or skipped: only now the rule's history takes it in.
+    fn finish(
+        &mut self,
+        mut report: StepReport,
+        decision: &Decision,
+        skipped_inside: Option<SkipReason>,
+    ) -> StepReport {
+        let record = &mut report.known;
+        if let Some(reason) = skipped_inside {
+            record.skipped = true;
+            record.skip_reason = Some(reason);
+            record.path = StepPath::Skipped;
+        } else {
+            self.clip.observe(&mut self.rule, &decision.observed);
+            self.observe_own_rule(&decision.observed);
+        }
+        self.step = record.step;
+        if !record.skipped {
+            self.steps_taken += 1;
+            self.skips.end();
+        }
+        nested::tell(record.skip_reason);
+        let is_finite = record.non_finite == 0;
+        // Not for a step that the policy took all the same.
+        if let Some(scaler) = &mut self.loss_scaler
+            && (is_finite || record.skipped)
+        {
+            scaler.update(!is_finite);
+        }
+        let StepRecord {
+            step,
+            total_norm,
+            clipped_norm,
+            clip_coef,
+            skipped,
+            ..
+        } = *record;
+        tracing::debug!(step, total_norm, clipped_norm, clip_coef, skipped, "step");
+        record.tiny_coefs_in_a_row = if skipped {
+            self.tiny_coefs.in_a_row()
+        } else {
+            self.tiny_coefs.count(step, total_norm, clip_coef)
+        };
+        self.last_report = Some(report.clone());
+        report
+    }
+
+    /// What the user's rule decides, if there is one and the policy lets it.
+    fn ask_own_rule(&self, measured: &Measurements<'_>) -> Result<Option<Own>> {
+        let Some(rule) = &self.own else {
+            return Ok(None);
+        };
+        let bad = measured.total.stats.non_finite() > 0;
+        let policy = self.clip.non_finite;
+        let refused = matches!(policy, NonFinite::Error | NonFinite::SkipStep);
+        if bad && (refused || self.loss_scale() > 1.0) {
+            return Ok(None);
+        }
+        let names = self.vars.shared_names().clone();
+        let view = Measured::new(measured, policy, names, self.step + 1);
+        let decision = rule.decide(&view);
+        decision.check(measured.entries.len())?;
+        if let Some(value) = decision.bound()
+            && self.limits.groups().has_limits()
+        {
+            return Err(Error::InvalidOption {
+                name: "the bound of the ClipRule",
+                value,
+                expected: "no Clamp beside groups that have a max_norm",
+            });
+        }
+        Ok(Some(Own {
+            measured: view,
+            decision,
+        }))
+    }
+
+    /// The step was taken.
+    fn observe_own_rule(&mut self, observed: &Observed) {
+        if let (Some(rule), Observed::Own(own)) = (&mut self.own, observed) {
+            rule.observe(&own.measured, &own.decision);
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! `ClippedOptimizer` around any optimizer: what a step does, reports and refuses.
+#![allow(clippy::unwrap_used)]
+
+mod accumulation;
+mod contract;
+mod errors;
+mod groups;
+mod half_precision;
+mod inner;
+mod loss_scaler;
+mod missing_gradients;
+mod non_finite;
+mod reports;
+mod special_values;
+mod steps_taken;
+mod summary;
+mod unclipped_groups;
+mod windows;
