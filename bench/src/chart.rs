@@ -2,10 +2,8 @@
 
 use plot::{Chart, Panel, Series};
 
-use crate::case::{Impl, Op};
-use crate::compare::Measured;
-use crate::growth::Point;
-use crate::kept;
+use crate::op::{Impl, Op, PASTE_IN_KEPT};
+use crate::record::{Measured, Point};
 use crate::results::{groups, median_of, of};
 
 /// Everyone who may be in a picture, in the order of colours: ours first.
@@ -16,7 +14,7 @@ const RIVALS: [&str; 7] = [
     "tensorflow",
     "optax",
     "burn",
-    kept::NAME,
+    PASTE_IN_KEPT,
 ];
 
 /// How many times the floor each rival takes: a panel an operation, a place a set.

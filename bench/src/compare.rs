@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use half::bf16;
-use serde::Serialize;
 
-use crate::answer::Question;
-use crate::case::{Case, Impl, Op};
+use crate::case::Case;
 use crate::element::Element;
+use crate::op::{Impl, Op, PASTE_IN_KEPT};
 use crate::peer::{Known, Peer};
-use crate::rival::{Rival, take_turns};
+use crate::record::Findings;
+use crate::rival::{Plan, Rival, Times, measure};
 use crate::sets::Set;
-use crate::timing::{Threads, median};
+use crate::threads::Threads;
 use crate::{chart, kept, results};
 
 /// Times other frameworks too, those that are installed, and writes RESULTS.md with a chart.
@@ -42,48 +42,6 @@ pub(crate) struct Compare {
     out: PathBuf,
 }
 
-/// One rival's times for one operation on one set.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Measured {
-    pub(crate) set: &'static str,
-    pub(crate) dtype: &'static str,
-    pub(crate) op: &'static str,
-    pub(crate) rival: String,
-    pub(crate) calls: usize,
-    pub(crate) median_ms: f64,
-    pub(crate) min_ms: f64,
-    /// Relative, where the rival says what the norm is.
-    pub(crate) norm_error: Option<f64>,
-}
-
-/// All that a run found out.
-#[derive(Default)]
-pub(crate) struct Findings {
-    pub(crate) measured: Vec<Measured>,
-    /// Names and versions of the frameworks.
-    pub(crate) versions: Vec<String>,
-    /// What was not timed, and why.
-    pub(crate) notes: Vec<String>,
-}
-
-impl Findings {
-    /// Puts what was timed later beside the rest of its set.
-    fn add_beside(&mut self, later: Vec<Measured>) {
-        for row in later {
-            let beside = |other: &Measured| other.set == row.set && other.dtype == row.dtype;
-            let end = self.measured.iter().rposition(beside).map_or(0, |i| i + 1);
-            self.measured.insert(end, row);
-        }
-    }
-
-    pub(crate) fn note(&mut self, note: String) {
-        eprintln!("{note}");
-        if !self.notes.contains(&note) {
-            self.notes.push(note);
-        }
-    }
-}
-
 impl Compare {
     pub(crate) fn run(&self) -> Result<()> {
         std::fs::create_dir_all(&self.out)?; // now, not after all the timing
@@ -109,7 +67,7 @@ impl Compare {
         drop(peers);
         for set in [Set::A, Set::B] {
             if kept::is_possible() && self.sets.contains(&set) {
-                eprintln!("{} {}", set.name(), kept::NAME);
+                eprintln!("{} {}", set.name(), PASTE_IN_KEPT);
                 let kept = kept::time(set, threads.count())?;
                 found.add_beside(kept);
             }
@@ -125,7 +83,7 @@ impl Compare {
         peers: &mut [Peer],
         found: &mut Findings,
     ) -> Result<()> {
-        let mut case = Case::<E>::new(set)?;
+        let mut case = Case::<E, _>::of_set(set)?;
         let mut active: Vec<&mut Peer> = Vec::new();
         for peer in peers {
             match reason_against::<E>(peer, set, ops) {
@@ -143,7 +101,7 @@ impl Compare {
             groups.push(&mut []); // ours alone
         }
         let mut ours = Impl::ALL.to_vec();
-        let mut rows: Vec<Row> = Vec::new();
+        let mut rows: Vec<(Op, Times)> = Vec::new();
         for group in groups {
             for peer in group.iter_mut() {
                 if let Err(error) = peer.load::<E>(set) {
@@ -152,8 +110,15 @@ impl Compare {
             }
             for op in ops {
                 eprintln!("{} {} {}", set.name(), E::DTYPE.as_str(), op.name());
-                for rival in self.time(&mut case, set, *op, &ours, group, found)? {
-                    Row::add(&mut rows, *op, rival);
+                let mut rivals: Vec<&mut dyn Rival<_>> = Vec::new();
+                rivals.extend(ours.iter_mut().map(|of| of as &mut dyn Rival<_>));
+                let peers = group.iter_mut().filter(|peer| peer.has::<E>(*op));
+                rivals.extend(peers.map(|peer| &mut **peer as &mut dyn Rival<_>));
+                let mut note = |note| found.note(format!("{}: {note}", set.name()));
+                let plan = self.plan(set, *op);
+                let timed = measure(&mut case, *op, rivals, &plan, &mut note)?;
+                for times in timed {
+                    add(&mut rows, *op, times);
                 }
             }
             // Once is enough for who takes so long.
@@ -162,60 +127,21 @@ impl Compare {
                 empty(group, found);
             }
         }
-        let dtype = E::DTYPE.as_str();
-        let measured = rows.into_iter().map(|row| row.measured(set, dtype));
+        let measured = rows.into_iter();
+        let measured = measured.map(|(op, times)| times.measured::<E>(set, op));
         found.measured.extend(measured);
         Ok(())
     }
 
-    /// Checks and times an operation.
-    fn time<'a, E: Element>(
-        &self,
-        case: &mut Case<E>,
-        set: Set,
-        op: Op,
-        ours: &[Impl],
-        peers: &'a mut [&mut Peer],
-        found: &mut Findings,
-    ) -> Result<Vec<Rival<'a>>> {
-        for of in ours {
-            case.check(*of, op)?;
-        }
-        case.prepare(op)?;
-        if op.is_step() {
-            // The first makes the moments; peers take theirs in the check.
-            for of in ours {
-                case.time(*of, op)?;
-            }
-        }
-        let mut rivals: Vec<Rival> = ours.iter().copied().map(Rival::ours).collect();
-        for peer in peers.iter_mut().filter(|peer| peer.has::<E>(op)) {
-            let question = Question::new::<E>(&set.shapes(), op, peer.hello.clips_each_tensor);
-            let answer = peer.check(op, question.max_norm);
-            match answer.and_then(|answer| question.check::<E>(&answer)) {
-                Ok(norm_error) => rivals.push(Rival::peer(peer, norm_error)),
-                Err(error) => found.note(format!(
-                    "{}: {} on {} is not right: {error:#}",
-                    peer.hello.peer,
-                    op.name(),
-                    set.name()
-                )),
-            }
-        }
+    fn plan(&self, set: Set, op: Op) -> Plan {
         let (turns, calls) = set.turns();
-        take_turns(
-            case,
-            op,
-            &mut rivals,
-            self.rounds.unwrap_or(turns).max(1),
+        Plan {
+            // The first step makes the moments.
+            warm_ups: usize::from(op.is_step()),
             calls,
-        )?;
-        for rival in &rivals {
-            if let Some(failure) = &rival.failure {
-                found.note(format!("{} on {}: {failure}", rival.name, set.name()));
-            }
+            spares_slow: true,
+            ..Plan::new(self.rounds.unwrap_or(turns).max(1))
         }
-        Ok(rivals)
     }
 }
 
@@ -241,41 +167,12 @@ fn reason_against<E: Element>(peer: &Peer, set: Set, ops: &[Op]) -> Option<Strin
     (!has_some).then(|| format!("not in {}", E::DTYPE.as_str()))
 }
 
-/// A rival's times for an operation, from all groups it was in.
-struct Row {
-    op: Op,
-    rival: String,
-    norm_error: Option<f64>,
-    times: Vec<f64>,
-}
-
-impl Row {
-    fn add(rows: &mut Vec<Self>, op: Op, rival: Rival) {
-        let mut same = rows.iter_mut().filter(|row| row.op == op);
-        if let Some(row) = same.find(|row| row.rival == rival.name) {
-            row.times.extend(rival.times);
-        } else if !rival.times.is_empty() {
-            rows.push(Self {
-                op,
-                rival: rival.name,
-                norm_error: rival.norm_error,
-                times: rival.times,
-            });
-        }
-    }
-
-    fn measured(mut self, set: Set, dtype: &'static str) -> Measured {
-        self.times.sort_by(f64::total_cmp);
-        Measured {
-            set: set.name(),
-            dtype,
-            op: self.op.name(),
-            rival: self.rival,
-            calls: self.times.len(),
-            median_ms: median(&self.times),
-            min_ms: self.times[0],
-            norm_error: self.norm_error,
-        }
+/// Adds a rival's times for an operation to those from other groups.
+fn add(rows: &mut Vec<(Op, Times)>, op: Op, times: Times) {
+    let mut same = rows.iter_mut().filter(|(of, _)| *of == op);
+    match same.find(|(_, row)| row.name == times.name) {
+        Some((_, row)) => row.ms.extend(times.ms),
+        None => rows.push((op, times)),
     }
 }
 
@@ -290,8 +187,8 @@ fn write(out: &Path, found: &Findings, threads: usize) -> Result<()> {
     }
     // What can't be written costs nothing else.
     let numbers = std::fs::write(out.join("results.jsonl"), lines);
-    let chart = plot::line_chart(&chart::compared(&found.measured), &out.join("results"));
+    let chart = plot::svg(&chart::compared(&found.measured))?;
+    std::fs::write(out.join("results.svg"), chart)?;
     table?;
-    numbers?;
-    chart
+    Ok(numbers?)
 }

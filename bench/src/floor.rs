@@ -11,9 +11,9 @@ use anyhow::Result;
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
-use crate::case::Op;
 use crate::element::Element;
 use crate::memory::with_elements;
+use crate::op::Op;
 
 /// The memory that one task walks over.
 const PIECE_BYTES: usize = 1 << 18;
@@ -31,7 +31,7 @@ pub(crate) fn time<E: Element>(op: Op, grads: &[&Tensor], coef: f64) -> Result<D
                 scale(&mut pieces, coef, true);
             }
             Op::ClipGradValue => scale(&mut pieces, coef, false),
-            Op::ClipAdamW | Op::ClipSgd => unreachable!("`time_step` does steps"),
+            _ => unreachable!("`time_step` does steps"),
         }
         start.elapsed()
     })

@@ -1,17 +1,22 @@
 //! How cost grows with the number of elements and of tensors.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::case::{Case, Impl, Op};
+use crate::case::Case;
 use crate::chart;
+use crate::cpu::Cpu;
+use crate::op::{Impl, Op};
+use crate::record::{Point, median};
+use crate::rival::{Plan, Rival, measure};
 use crate::sets::uniform_lengths;
-use crate::timing::{Threads, median};
+use crate::threads::Threads;
 
 /// Time that a point may take, for all rivals together: large ones get fewer rounds.
-const SECONDS: f64 = 6.0;
-const ROUNDS: std::ops::RangeInclusive<usize> = 3..=41;
+const TIME: Duration = Duration::from_secs(6);
+const ROUNDS: usize = 41;
 
 /// Times clipping from 1,000 to 100 million elements and from 1 to 100,000 tensors, and draws it.
 #[derive(Debug, clap::Args)]
@@ -30,29 +35,17 @@ pub(crate) struct Growth {
     out: PathBuf,
 }
 
-/// One rival's time for one size.
-#[derive(Debug)]
-pub(crate) struct Point {
-    pub(crate) op: &'static str,
-    /// What grows.
-    pub(crate) of: &'static str,
-    pub(crate) count: usize,
-    pub(crate) rival: &'static str,
-    pub(crate) median_ms: f64,
-    pub(crate) calls: usize,
-}
-
 impl Growth {
     pub(crate) fn run(&self) -> Result<()> {
         std::fs::create_dir_all(&self.out)?; // now, not after all the timing
         Threads::start(self.threads)?;
         let mut points = Vec::new();
         for elements in sizes(1000, self.max_elements) {
-            time("elements", elements, &[vec![elements]], &mut points)?;
+            time("elements", elements, vec![vec![elements]], &mut points)?;
         }
         for tensors in sizes(1, self.max_tensors) {
             let shapes = uniform_lengths(tensors, 100..=1000);
-            time("tensors", tensors, &shapes, &mut points)?;
+            time("tensors", tensors, shapes, &mut points)?;
         }
         let lines = points.iter().map(|point| {
             let Point {
@@ -70,14 +63,13 @@ impl Growth {
             lines.collect::<String>()
         );
         println!("{csv}");
-        let mut written = std::fs::write(self.out.join("growth.csv"), csv).map_err(Into::into);
+        let written = std::fs::write(self.out.join("growth.csv"), csv);
         for op in OPS {
             let name = op.name();
-            let chart = chart::growth(name, &points);
-            let stem = self.out.join(format!("growth-{name}"));
-            written = written.and(plot::line_chart(&chart, &stem));
+            let chart = plot::svg(&chart::growth(name, &points))?;
+            std::fs::write(self.out.join(format!("growth-{name}.svg")), chart)?;
         }
-        written
+        Ok(written?)
     }
 }
 
@@ -86,41 +78,26 @@ const OPS: [Op; 2] = [Op::ClipGradNorm, Op::ClipAdamW];
 fn time(
     of: &'static str,
     count: usize,
-    shapes: &[Vec<usize>],
+    shapes: Vec<Vec<usize>>,
     points: &mut Vec<Point>,
 ) -> Result<()> {
-    let mut case = Case::<f32>::with_shapes(shapes, true)?;
+    let mut case = Case::new(shapes, Cpu::<f32>::new(true))?;
     for op in OPS {
         eprintln!("{} of {count} {of}", op.name());
-        let start = std::time::Instant::now();
-        for rival in Impl::ALL {
-            case.check(rival, op)?;
-        }
-        case.prepare(op)?;
-        for rival in Impl::ALL {
-            case.time(rival, op)?; // the first step makes the moments
-        }
-        let mut times = Impl::ALL.map(|_| Vec::new());
-        let mut rounds = *ROUNDS.end();
-        while times[0].len() < rounds {
-            let turn = times[0].len();
-            for i in 0..Impl::ALL.len() {
-                let i = (turn + i) % Impl::ALL.len();
-                times[i].push(case.time(Impl::ALL[i], op)?.as_secs_f64() * 1e3);
-            }
-            if start.elapsed().as_secs_f64() > SECONDS {
-                rounds = (turn + 1).max(*ROUNDS.start());
-            }
-        }
-        for (rival, mut times) in Impl::ALL.into_iter().zip(times) {
-            times.sort_by(f64::total_cmp);
+        let mut plan = Plan::new(ROUNDS);
+        plan.warm_ups = 1; // the first step makes the moments
+        plan.deadline = Some(Instant::now() + TIME);
+        let mut rivals = Impl::ALL;
+        let rivals = rivals.iter_mut().map(|rival| rival as &mut dyn Rival<_>);
+        for mut times in measure(&mut case, op, rivals.collect(), &plan, &mut |_| {})? {
+            times.ms.sort_by(f64::total_cmp);
             points.push(Point {
                 op: op.name(),
                 of,
                 count,
-                rival: rival.name(),
-                median_ms: median(&times),
-                calls: times.len(),
+                rival: times.name,
+                median_ms: median(&times.ms),
+                calls: times.ms.len(),
             });
         }
     }

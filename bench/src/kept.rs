@@ -8,13 +8,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::case::{Case, Impl, Op};
-use crate::compare::Measured;
+use crate::case::Case;
+use crate::op::{Impl, Op, PASTE_IN_KEPT};
+use crate::record::{Measured, median};
+use crate::rival::{Plan, measure};
 use crate::sets::Set;
-use crate::timing::{Threads, median};
+use crate::threads::Threads;
 
-/// The rival's name in tables.
-pub(crate) const NAME: &str = "paste-in, memory kept";
 /// What is timed.
 const OPS: [Op; 3] = [Op::ClipGradNorm, Op::ClipAdamW, Op::ClipSgd];
 /// After the check, which has made room already.
@@ -33,16 +33,15 @@ impl Kept {
     /// Prints an operation and its times in milliseconds on each line.
     pub(crate) fn run(&self) -> Result<()> {
         Threads::start(Some(self.threads))?;
-        let mut case = Case::<f32>::new(self.set)?;
+        let mut case = Case::<f32, _>::of_set(self.set)?;
+        let mut plan = Plan::new(CALLS);
+        plan.warm_ups = 1; // the optimizer's first step is another
         for op in OPS {
-            case.check(Impl::PasteIn, op)?;
-            case.prepare(op)?;
-            case.time(Impl::PasteIn, op)?; // the optimizer's first step is another
-            print!("{}", op.name());
-            for _ in 0..CALLS {
-                print!(" {}", case.time(Impl::PasteIn, op)?.as_secs_f64() * 1e3);
-            }
-            println!();
+            let mut pasted = Impl::PasteIn;
+            let timed = measure(&mut case, op, vec![&mut pasted], &plan, &mut |_| {})?;
+            let times = timed.iter().flat_map(|one| &one.ms);
+            let times: Vec<String> = times.map(f64::to_string).collect();
+            println!("{} {}", op.name(), times.join(" "));
         }
         Ok(())
     }
@@ -69,7 +68,7 @@ pub(crate) fn time(set: Set, threads: usize) -> Result<Vec<Measured>> {
         .output()?;
     ensure!(
         output.status.success(),
-        "{NAME} ends with {}",
+        "{PASTE_IN_KEPT} ends with {}",
         output.status
     );
     let text = String::from_utf8(output.stdout)?;
@@ -88,7 +87,7 @@ fn measured(set: Set, line: &str) -> Result<Measured> {
         set: set.name(),
         dtype: "f32",
         op: op.name(),
-        rival: NAME.to_owned(),
+        rival: PASTE_IN_KEPT.to_owned(),
         calls: times.len(),
         median_ms: median(&times),
         min_ms: times[0],

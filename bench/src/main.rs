@@ -5,9 +5,11 @@
 #![deny(unsafe_code)]
 
 mod answer;
+mod calls;
 mod case;
 mod chart;
 mod compare;
+mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod element;
@@ -15,6 +17,7 @@ mod floor;
 mod growth;
 mod kept;
 mod memory;
+mod op;
 mod oracle;
 mod paste_in;
 mod peer;
@@ -22,9 +25,9 @@ mod record;
 mod results;
 mod rival;
 mod rules;
+mod run;
 mod sets;
-mod steps;
-mod timing;
+mod threads;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -35,8 +38,9 @@ use crate::growth::Growth;
 use crate::kept::Kept;
 use crate::record::Output;
 use crate::rules::Rules;
+use crate::run::time_set;
 use crate::sets::Set;
-use crate::timing::{Threads, time_set};
+use crate::threads::Threads;
 
 /// Times gradient clipping beside pasted code and the floor: a plain loop over the same memory.
 #[derive(Debug, Parser)]

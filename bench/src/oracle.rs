@@ -2,20 +2,24 @@
 
 use candle_nn::ParamsAdamW;
 
-/// The L2 norm in f64 with Neumaier's compensated sum.
-pub(crate) fn l2_norm(values: impl Iterator<Item = f64>) -> f64 {
+/// Neumaier's compensated sum.
+pub(crate) fn sum(values: impl Iterator<Item = f64>) -> f64 {
     let (mut sum, mut lost) = (0f64, 0f64);
     for x in values {
-        let square = x * x;
-        let next = sum + square;
-        lost += if sum >= square {
-            (sum - next) + square
+        let next = sum + x;
+        lost += if sum.abs() >= x.abs() {
+            (sum - next) + x
         } else {
-            (square - next) + sum
+            (x - next) + sum
         };
         sum = next;
     }
-    (sum + lost).sqrt()
+    sum + lost
+}
+
+/// The L2 norm in f64.
+pub(crate) fn l2_norm(values: impl Iterator<Item = f64>) -> f64 {
+    sum(values.map(|x| x * x)).sqrt()
 }
 
 /// A parameter after steps with these gradients, from moments of zero: AdamW's equation in f64.

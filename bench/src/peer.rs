@@ -9,11 +9,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::answer::Answer;
-use crate::case::{CLIP_VALUE, OTHER_BYTES, Op};
+use crate::answer::{Answer, Question};
+use crate::case::{Case, Machine};
 use crate::element::Element;
+use crate::op::{CLIP_VALUE, OTHER_BYTES, Op, params_adamw};
+use crate::rival::Rival;
 use crate::sets::Set;
-use crate::steps::params_adamw;
 
 /// A framework that is known here, whether installed or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -141,12 +142,12 @@ impl Peer {
     }
 
     /// Prepares an operation and says what it does: once, or if it is a step, twice.
-    pub(crate) fn check(&mut self, op: Op, max_norm: f64) -> Result<Answer> {
+    pub(crate) fn check(&mut self, question: &Question) -> Result<Answer> {
         let params = params_adamw();
         self.ask(&json!({
             "do": "check",
-            "op": op.name(),
-            "max_norm": max_norm,
+            "op": question.op.name(),
+            "max_norm": question.max_norm,
             "clip_value": CLIP_VALUE,
             "lr": params.lr,
             "beta1": params.beta1,
@@ -156,8 +157,36 @@ impl Peer {
         }))
     }
 
-    /// Times, in milliseconds, of calls of the operation prepared last.
-    pub(crate) fn time(&mut self, calls: usize) -> Result<Vec<f64>> {
+    /// Sends a request, and waits for its answer.
+    pub(crate) fn ask<T: DeserializeOwned>(&mut self, request: &Value) -> Result<T> {
+        let requests = self.requests.as_mut().context("it has ended")?;
+        writeln!(requests, "{request}")?;
+        receive(&mut self.answers)
+    }
+}
+
+impl<E: Element, M: Machine<E>> Rival<Case<E, M>> for Peer {
+    fn name(&self) -> &str {
+        &self.hello.peer
+    }
+
+    fn question(&self, case: &Case<E, M>, op: Op) -> Question {
+        if self.hello.clips_each_tensor {
+            return Question::new::<E>(&case.shapes, true).about(op);
+        }
+        case.question.about(op)
+    }
+
+    fn answer(&mut self, _: &mut Case<E, M>, question: &Question) -> Result<Option<Answer>> {
+        self.check(question).map(Some)
+    }
+
+    /// Its answer has prepared it.
+    fn prepare(&mut self, _: &mut Case<E, M>, _: &Question) -> Result<()> {
+        Ok(())
+    }
+
+    fn time(&mut self, _: &mut Case<E, M>, calls: usize) -> Result<Vec<f64>> {
         #[derive(Deserialize)]
         struct Times {
             ms: Vec<f64>,
@@ -166,11 +195,8 @@ impl Peer {
         Ok(times.ms)
     }
 
-    /// Sends a request, and waits for its answer.
-    pub(crate) fn ask<T: DeserializeOwned>(&mut self, request: &Value) -> Result<T> {
-        let requests = self.requests.as_mut().context("it has ended")?;
-        writeln!(requests, "{request}")?;
-        receive(&mut self.answers)
+    fn is_elsewhere(&self) -> bool {
+        true
     }
 }
 

@@ -5,68 +5,70 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::case::{Impl, Op};
-use crate::compare::{Findings, Measured};
-use crate::kept;
+use crate::op::{Impl, Op, PASTE_IN_KEPT};
+use crate::record::{Findings, Measured};
 
 /// What `found` says, for people.
 pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
-    let mut text = String::new();
-    writeln!(text, "# Results\n")?;
-    writeln!(
-        text,
-        "Written by `cargo run --release -p bench -- compare`; README.md says what is timed and how.\n"
-    )?;
-    writeln!(
-        text,
-        "- Date: {}",
-        jiff::Timestamp::now().strftime("%Y-%m-%d")
-    )?;
-    writeln!(text, "- Machine: {}, {threads} threads", machine())?;
-    writeln!(text, "- Versions: {}", versions(found).join("; "))?;
-    if found.measured.iter().any(|row| row.rival == kept::NAME) {
+    let mut text = head("Results", "-- compare", found)?;
+    writeln!(text, "- Threads: {threads}")?;
+    if found.measured.iter().any(|row| row.rival == PASTE_IN_KEPT) {
         writeln!(
             text,
-            "- {}: afterwards, in a process of its own with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=1000000000000",
-            kept::NAME
+            "- {PASTE_IN_KEPT}: afterwards, in a process of its own with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=1000000000000",
         )?;
     }
+    writeln!(text, "\n![Times over the floor](results.svg)")?;
+    for (set, dtype) in groups(&found.measured) {
+        let rows: Vec<&Measured> = of(&found.measured, set, dtype).collect();
+        writeln!(text, "\n## {set}, {dtype}: {}\n", about(set))?;
+        section(&mut text, &Op::ALL.map(Op::name), &rows)?;
+    }
+    Ok(text)
+}
+
+/// What was run where.
+pub(crate) fn head(title: &str, args: &str, found: &Findings) -> Result<String> {
+    let mut text = format!("# {title}\n\n");
+    writeln!(
+        text,
+        "Written by `cargo run --release -p bench {args}`; README.md says what is timed and how.\n"
+    )?;
+    let today = jiff::Timestamp::now();
+    writeln!(text, "- Date: {}", today.strftime("%Y-%m-%d"))?;
+    writeln!(text, "- Machine: {}", machine())?;
+    writeln!(text, "- Versions: {}", versions(found).join("; "))?;
     for note in &found.notes {
         writeln!(text, "- {note}")?;
     }
-    writeln!(text, "\n![Times over the floor](results.svg)\n")?;
-    let ops = Op::ALL.map(Op::name);
-    for (set, dtype) in groups(&found.measured) {
-        let rows: Vec<&Measured> = of(&found.measured, set, dtype).collect();
-        writeln!(text, "## {set}, {dtype}: {}\n", about(set))?;
-        writeln!(
-            text,
-            "Median milliseconds, and how many times the floor's:\n"
-        )?;
-        table(&mut text, &ops, &rows, |row| {
-            let floor = median_of(&rows, row.op, Impl::Floor.name());
-            format!("{} ({:.2})", digits(row.median_ms), row.median_ms / floor)
-        })?;
-        writeln!(
-            text,
-            "\nHow many times {}'s:\n",
-            Impl::CandleGradClip.name()
-        )?;
-        table(&mut text, &ops, &rows, |row| {
-            let ours = median_of(&rows, row.op, Impl::CandleGradClip.name());
-            format!("{:.2}", row.median_ms / ours)
-        })?;
-        let norms: Vec<String> = rows
-            .iter()
-            .filter(|row| row.op == Op::TotalNorm.name())
-            .filter_map(|row| Some(format!("{} {:.0e}", row.rival, row.norm_error?)))
-            .collect();
-        if !norms.is_empty() {
-            writeln!(text, "\nRelative error of the norm: {}.", norms.join(", "))?;
-        }
-        writeln!(text)?;
-    }
     Ok(text)
+}
+
+/// The times of a set, and how they compare.
+pub(crate) fn section(text: &mut String, ops: &[&str], rows: &[&Measured]) -> Result<()> {
+    writeln!(
+        text,
+        "Median milliseconds, and how many times the floor's:\n"
+    )?;
+    table(text, ops, rows, |row| {
+        let floor = median_of(rows, row.op, Impl::Floor.name());
+        format!("{} ({:.2})", digits(row.median_ms), row.median_ms / floor)
+    })?;
+    let ours = Impl::CandleGradClip.name();
+    writeln!(text, "\nHow many times {ours}'s:\n")?;
+    table(text, ops, rows, |row| {
+        let ours = median_of(rows, row.op, ours);
+        format!("{:.2}", row.median_ms / ours)
+    })?;
+    let norms: Vec<String> = rows
+        .iter()
+        .filter(|row| row.op == Op::TotalNorm.name())
+        .filter_map(|row| Some(format!("{} {:.0e}", row.rival, row.norm_error?)))
+        .collect();
+    if !norms.is_empty() {
+        writeln!(text, "\nRelative error of the norm: {}.", norms.join(", "))?;
+    }
+    Ok(())
 }
 
 /// The sets in their dtypes, in the order they were timed.
@@ -93,7 +95,7 @@ pub(crate) fn median_of(rows: &[&Measured], op: &str, rival: &str) -> f64 {
 }
 
 /// A line a rival, a column an operation, if anything of it was timed.
-pub(crate) fn table(
+fn table(
     text: &mut String,
     ops: &[&str],
     rows: &[&Measured],
@@ -136,7 +138,7 @@ pub(crate) fn about(set: &str) -> &'static str {
 }
 
 /// Three significant digits.
-pub(crate) fn digits(ms: f64) -> String {
+fn digits(ms: f64) -> String {
     let before_point = ms.max(1e-9).log10().floor() as i32 + 1;
     format!("{ms:.*}", (3 - before_point).clamp(0, 5) as usize)
 }
@@ -148,7 +150,7 @@ pub(crate) fn first_line(program: &str, args: &[&str]) -> Option<String> {
     text.lines().next().map(str::to_owned)
 }
 
-pub(crate) fn versions(found: &Findings) -> Vec<String> {
+fn versions(found: &Findings) -> Vec<String> {
     let mut ours = format!("candle-grad-clip {}", env!("CARGO_PKG_VERSION"));
     if let Some(commit) = first_line("git", &["describe", "--always", "--dirty"]) {
         write!(ours, " at {commit}").ok();

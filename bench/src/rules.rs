@@ -12,12 +12,14 @@ use candle_grad_clip::{Clip, ClippedOptimizer};
 use candle_nn::Optimizer;
 use rayon::prelude::*;
 
-use crate::case::{CLIP_COEF, CLIP_VALUE, OTHER_BYTES, PARAMS_SCALE, PARAMS_START, uniform};
+use crate::cpu::Other;
 use crate::memory::with_elements;
+use crate::op::{CLIP_COEF, CLIP_VALUE, LR, PARAMS_SCALE, PARAMS_START, params_adamw, uniform};
+use crate::oracle;
+use crate::record::median;
 use crate::results::machine;
 use crate::sets::Set;
-use crate::timing::{Threads, median};
-use crate::{oracle, steps};
+use crate::threads::Threads;
 
 /// Steps before the clock starts: moments are made, warm-ups over, histories begun.
 const WARM_UP: usize = 8;
@@ -56,8 +58,7 @@ struct Model {
     total_norm: f64,
     /// The root mean square of the Vars' norms: below some, above others.
     param_norm: f64,
-    /// Read before each step, so that none finds the gradients in the cache.
-    other: Vec<u64>,
+    other: Other,
 }
 
 impl Rules {
@@ -82,9 +83,9 @@ impl Rules {
                 };
                 times(
                     "AdamW",
-                    model.time::<AdamW>(&steps::params_adamw(), &clip, rounds)?,
+                    model.time::<AdamW>(&params_adamw(), &clip, rounds)?,
                 );
-                times("SGD", model.time::<Sgd>(&steps::LR.into(), &clip, rounds)?);
+                times("SGD", model.time::<Sgd>(&LR.into(), &clip, rounds)?);
             }
         }
         let text = markdown(&all, &self.sets, threads)?;
@@ -115,17 +116,12 @@ impl Model {
             start += len;
         }
         let power: f64 = powers.iter().sum();
-        let other = if set.is_cold() {
-            OTHER_BYTES / size_of::<u64>()
-        } else {
-            0
-        };
         Ok(Self {
             total_norm: power.sqrt(),
             param_norm: (power / powers.len() as f64).sqrt(),
             vars,
             grads,
-            other: vec![1; other],
+            other: Other::new(set.is_cold()),
         })
     }
 
@@ -173,7 +169,7 @@ impl Model {
         for step in 1..=WARM_UP {
             let before = self.params()?;
             let report = optimizer.step_report(&self.grads)?;
-            let (norm, clipped) = (report.total_norm()?, report.clipped_norm()?);
+            let (norm, clipped) = (report.total_norm()?, report.record()?.clipped_norm);
             let error = (norm / self.total_norm - 1.0).abs();
             ensure!(
                 error <= 1e-12,
@@ -236,15 +232,7 @@ impl Model {
         for round in 0..WARM_UP + rounds {
             for turn in 0..2 {
                 let which = (round + turn) % 2;
-                let read: u64 = self
-                    .other
-                    .par_chunks(1 << 16)
-                    .map(|part| part.iter().sum::<u64>())
-                    .sum();
-                ensure!(
-                    read == self.other.len() as u64,
-                    "the other memory has changed"
-                );
+                self.other.read()?;
                 let start = Instant::now();
                 let norm = optimizers[which].step_report(&self.grads)?.total_norm()?;
                 let elapsed = start.elapsed();

@@ -1,140 +1,151 @@
-//! One axis: where its ticks are and what they say. Which range it shows: see [`super::range`].
+//! Which range an axis shows, and its ticks. plotters sees positions: logarithms, if the axis is logarithmic.
 
 use std::ops::Range;
 
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
 
-/// A linear or base-10 logarithmic axis.
-#[derive(Clone, Debug, PartialEq)]
+/// Linear positions end here, so that widths do not overflow.
+const LARGEST: f64 = 1e300;
+/// On a logarithmic axis, how many decades a value may lie outside the middle 80 % of the values
+/// before it is cut off: a run that diverges would otherwise squash all others into a line.
+const OUTLIER_DECADES: f64 = 3.0;
+
+/// The position of a value on an axis, or `None` if it has none.
+pub(super) fn position(value: f64, log: bool) -> Option<f64> {
+    let position = match log {
+        true => value.log10(),
+        false if value.abs() < 1.0 / LARGEST => 0.0,
+        false => value.clamp(-LARGEST, LARGEST),
+    };
+    (value.is_finite() && position.is_finite()).then_some(position)
+}
+
+/// The positions that show all values, or if `trims` and logarithmic all but outliers, with a margin.
+pub(super) fn shown(values: impl Iterator<Item = f64>, log: bool, trims: bool) -> Range<f64> {
+    let mut sorted: Vec<f64> = values.filter_map(|value| position(value, log)).collect();
+    sorted.sort_by(f64::total_cmp);
+    let (Some(&(mut low)), Some(&(mut high))) = (sorted.first(), sorted.last()) else {
+        return 0.0..1.0;
+    };
+    if log && trims {
+        let quantile = |q: f64| sorted[((sorted.len() - 1) as f64 * q).round() as usize];
+        low = low.max(quantile(0.1) - OUTLIER_DECADES);
+        high = high.min(quantile(0.9) + OUTLIER_DECADES);
+    }
+    let largest = low.abs().max(high.abs());
+    let (narrow, instead) = match (log, largest > 0.0) {
+        (true, _) => (0.1, 0.2),
+        (false, true) => (largest * 1e-6, largest * 0.1),
+        (false, false) => (0.0, 1.0),
+    };
+    let width = high - low;
+    let margin = if width <= narrow {
+        instead
+    } else {
+        0.04 * width
+    };
+    low - margin..high + margin
+}
+
+/// A range of positions, with its ticks.
+#[derive(Clone)]
 pub(super) struct Axis {
     log: bool,
-    /// What is shown, in positions (logarithms if `log`).
     pub(super) shown: Range<f64>,
-    /// Positions of labelled ticks.
-    pub(super) ticks: Vec<f64>,
-    /// Positions of grid lines without a label.
-    minor: Vec<f64>,
-    scientific: bool,
-    decimals: usize,
+    ticks: Vec<f64>,
+    light: Vec<f64>,
     /// What the ticks say, if they are not numbers.
     names: Vec<String>,
 }
 
 impl Axis {
-    /// An axis that shows a range of positions; `max_ticks` is how many labels there is room for.
-    pub(super) fn new(range: Range<f64>, log: bool, max_ticks: usize) -> Self {
+    /// At most `room` labels.
+    pub(super) fn new(shown: Range<f64>, log: bool, room: usize) -> Self {
+        let (mut ticks, mut light) = (Vec::new(), Vec::new());
         if log {
-            Self::logarithmic(range, max_ticks)
+            let per_decade = room as f64 / (shown.end - shown.start);
+            let labelled: &[i32] = match per_decade {
+                8.0.. => &[1, 2, 3, 4, 5, 6, 8],
+                3.5.. => &[1, 2, 5],
+                _ => &[1],
+            };
+            let stride = (1.0 / per_decade).ceil().max(1.0);
+            let first = (shown.start / stride).floor() * stride;
+            let decades = (0..).map(|i| first + f64::from(i) * stride);
+            for decade in decades.take_while(|decade| *decade <= shown.end) {
+                for digit in 1..10 {
+                    let at = decade + f64::from(digit).log10();
+                    if labelled.contains(&digit) && shown.contains(&at) {
+                        ticks.push(at);
+                    } else if stride == 1.0 && shown.contains(&at) {
+                        light.push(at);
+                    }
+                }
+            }
         } else {
-            Self::linear(range, max_ticks)
+            ticks = RangedCoordf64::from(shown.clone()).key_points(room);
+        }
+        Self {
+            log,
+            shown,
+            ticks,
+            light,
+            names: Vec::new(),
         }
     }
 
     /// An axis with these names at 0, 1, 2, ..., each in the middle of a place of its own.
     pub(super) fn named(names: &[String]) -> Self {
-        let places = names.len() as f64;
+        let places = names.len().max(1) as f64;
         Self {
             log: false,
             shown: -0.5..places - 0.5,
             ticks: (0..names.len()).map(|place| place as f64).collect(),
-            minor: Vec::new(),
-            scientific: false,
-            decimals: 0,
+            light: Vec::new(),
             names: names.to_vec(),
         }
     }
 
-    fn linear(range: Range<f64>, max_ticks: usize) -> Self {
-        let step = round_step((range.end - range.start) / max_ticks.max(1) as f64);
-        let ticks = multiples(&range, step);
-        let scientific = step < 1e-3 || range.end.abs().max(range.start.abs()) >= 1e6;
-        let decimals = if scientific {
-            0
-        } else {
-            (-step.log10().floor()).max(0.0) as usize
-        };
-        Self {
-            log: false,
-            shown: range,
-            ticks,
-            minor: Vec::new(),
-            scientific,
-            decimals,
-            names: Vec::new(),
-        }
-    }
-
-    fn logarithmic(range: Range<f64>, max_ticks: usize) -> Self {
-        let decades = range.end - range.start;
-        let stride = (decades / max_ticks.max(1) as f64).ceil().max(1.0);
-        let room = max_ticks as f64 / decades;
-        let (labelled, unlabelled): (&[f64], &[f64]) = match (stride > 1.0, room) {
-            (true, _) => (&[1.0], &[]),
-            (_, room) if room >= 8.0 => (&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0], &[7.0, 9.0]),
-            (_, room) if room >= 3.5 => (&[1.0, 2.0, 5.0], &[3.0, 4.0, 6.0, 7.0, 8.0, 9.0]),
-            _ => (&[1.0], &[2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]),
-        };
-        let ticks = decade_positions(&range, labelled, stride);
-        let minor = decade_positions(&range, unlabelled, 1.0);
-        let scientific = range.start < -3.0 || range.end > 4.0;
-        Self {
-            log: true,
-            shown: range,
-            ticks,
-            minor,
-            scientific,
-            decimals: 0,
-            names: Vec::new(),
-        }
+    pub(super) fn labels(&self) -> impl Iterator<Item = String> {
+        self.ticks.iter().map(|tick| self.label(*tick))
     }
 
     /// The label of a tick at a position.
-    pub(super) fn label(&self, position: f64) -> String {
-        if let Some(name) = self.names.get(position as usize) {
+    fn label(&self, position: f64) -> String {
+        if let Some(name) = self.names.get(position.round() as usize) {
             return name.clone();
         }
-        if self.log {
-            let exponent = (position + 1e-9).floor();
-            let digit = 10f64.powf(position - exponent).round();
-            if self.scientific {
-                format!("{digit}e{exponent}")
-            } else {
-                format!("{digit:.0}e{exponent:.0}")
-                    .parse::<f64>()
-                    .unwrap_or(f64::NAN)
-                    .to_string()
-            }
-        } else if self.scientific {
-            // Rounded, since ticks are multiples of a step that binary fractions do not hold exactly.
-            let rounded = format!("{position:.3e}").parse::<f64>().unwrap_or(position);
-            if rounded == 0.0 {
-                "0".into()
-            } else {
-                format!("{rounded:e}")
-            }
+        // Rounded, as binary fractions and logarithms hold few ticks exactly.
+        let text = if self.log {
+            format!("{:.0e}", 10f64.powf(position))
         } else {
-            let label = format!("{position:.*}", self.decimals);
-            label
-                .strip_prefix('-')
-                .filter(|rest| rest.parse() == Ok(0.0))
-                .map_or(label.clone(), String::from)
+            format!("{position:.3e}")
+        };
+        let value: f64 = text.parse().unwrap_or(position);
+        let size = self.shown.start.abs().max(self.shown.end.abs());
+        let is_plain = if self.log { size < 4.5 } else { size < 1e6 };
+        if value == 0.0 || (is_plain && value.abs() >= 1e-5) {
+            value.to_string()
+        } else if self.log && self.shown.end > 300.0 {
+            format!("1e{position:.0}")
+        } else {
+            format!("{value:e}")
         }
     }
 }
 
-/// plotters sees positions, so its own logarithms and ticks stay out of the way.
 impl Ranged for Axis {
     type FormatOption = NoDefaultFormatting;
     type ValueType = f64;
 
-    fn map(&self, position: &f64, (first, last): (i32, i32)) -> i32 {
-        let share = (position - self.shown.start) / (self.shown.end - self.shown.start);
-        (f64::from(first) + share * f64::from(last - first)).round() as i32
+    fn map(&self, position: &f64, limit: (i32, i32)) -> i32 {
+        RangedCoordf64::from(self.shown.clone()).map(position, limit)
     }
 
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
         if hint.weight().allow_light_points() {
-            self.minor.clone()
+            self.light.clone()
         } else {
             self.ticks.clone()
         }
@@ -155,79 +166,31 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, at least `smallest`.
-fn round_step(smallest: f64) -> f64 {
-    let power = 10f64.powf(smallest.log10().floor());
-    [1.0, 2.0, 5.0]
-        .into_iter()
-        .map(|digit| digit * power)
-        .find(|step| *step >= smallest)
-        .unwrap_or(10.0 * power)
-}
-
-fn multiples(range: &Range<f64>, step: f64) -> Vec<f64> {
-    let first = (range.start / step).ceil();
-    let count = ((range.end / step).floor() - first).clamp(0.0, 100.0) as usize;
-    (0..=count)
-        .map(|i| (first + i as f64) * step)
-        .filter(|tick| *tick >= range.start && *tick <= range.end)
-        .collect()
-}
-
-fn decade_positions(range: &Range<f64>, digits: &[f64], stride: f64) -> Vec<f64> {
-    let first = (range.start / stride).floor() as i64;
-    let last = (range.end / stride).ceil() as i64;
-    (first..=last)
-        .flat_map(|decade| {
-            digits
-                .iter()
-                .map(move |digit| decade as f64 * stride + digit.log10())
-        })
-        .filter(|at| *at >= range.start && *at <= range.end)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::range::spanning;
     use super::*;
 
-    fn labels(values: &[f64], log: bool, max_ticks: usize) -> Vec<String> {
-        let axis = Axis::new(spanning(values.iter().copied(), log), log, max_ticks);
-        axis.ticks.iter().map(|tick| axis.label(*tick)).collect()
+    fn labels(values: &[f64], log: bool, room: usize) -> Vec<String> {
+        let axis = Axis::new(shown(values.iter().copied(), log, false), log, room);
+        axis.labels().collect()
     }
 
     #[test]
-    fn decades_of_a_learning_rate_are_labelled_as_powers() {
-        assert_eq!(
-            labels(&[1e-4, 1e-1], true, 8),
-            ["1e-4", "1e-3", "1e-2", "1e-1"]
-        );
+    fn ticks_are_round_and_few() {
+        let rates = labels(&[1e-5, 1e-1], true, 8);
+        assert_eq!(rates, ["1e-5", "1e-4", "1e-3", "1e-2", "1e-1"]);
+        let losses = labels(&[0.09, 2.2], true, 7);
+        assert_eq!(losses, ["0.1", "0.2", "0.5", "1", "2"]);
+        assert_eq!(labels(&[0.0, 500.0], false, 6)[1..3], ["100", "200"]);
+        let many = labels(&[1e-30, 1e10], true, 7);
+        assert!((3..=8).contains(&many.len()), "{many:?}");
     }
 
     #[test]
-    fn one_decade_gets_ticks_between_and_plain_numbers() {
-        assert_eq!(
-            labels(&[0.09, 2.2], true, 7),
-            ["0.1", "0.2", "0.5", "1", "2"]
-        );
-    }
-
-    #[test]
-    fn many_decades_do_not_crowd() {
-        let found = labels(&[1e-30, 1e10], true, 7);
-        assert!((3..=7).contains(&found.len()), "{found:?}");
-        assert!(found.contains(&"1e0".to_owned()), "{found:?}");
-    }
-
-    #[test]
-    fn linear_ticks_are_round() {
-        let steps = ["0", "100", "200", "300", "400", "500"];
-        assert_eq!(labels(&[0.0, 500.0], false, 6), steps);
-        assert_eq!(
-            labels(&[-0.2, 0.2], false, 5),
-            ["-0.2", "-0.1", "0.0", "0.1", "0.2"]
-        );
-        assert_eq!(labels(&[0.0, 3e6], false, 4), ["0", "1e6", "2e6", "3e6"]);
+    fn an_exploding_run_does_not_squash_the_others() {
+        let mut losses = vec![0.1; 98];
+        losses.extend([1e20, 1e35]);
+        assert!(shown(losses.iter().copied(), true, false).end > 35.0);
+        assert!((-1.0..3.0).contains(&shown(losses.into_iter(), true, true).end));
     }
 }

@@ -1,254 +1,287 @@
 //! The layout of a chart, and its SVG.
 
-use anyhow::Context;
+use plotters::chart::ChartContext;
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
-use super::axis::Axis;
-use super::data::pieces;
-use super::legend::Legend;
-use super::range::{position, spanning, within, without_outliers};
+use super::axis::{Axis, position, shown};
 use super::style::{
-    self, CROSS, CROSS_HEIGHT, Canvas, LINE, MARGIN, Pixel, SERIES_DASH, TEXT_EM, THIN_LINE,
-    TICK_EM, TITLE_EM, WIDTH,
+    self, CROSS, Canvas, INK, LINE, MARGIN, TEXT_EM, TICK_EM, TITLE_HEIGHT, WIDTH, X_LABELS_HEIGHT,
 };
 use super::{Chart, Panel, Series};
 
-const TITLE_HEIGHT: i32 = 84;
 /// Of one panel; many share the room of four, down to a height at which an axis still has its labels.
 const PANEL_HEIGHT: i32 = 700;
 const LEAST_PANEL_HEIGHT: i32 = 400;
-const PANEL_TITLE_HEIGHT: i32 = 44;
-const X_LABELS_HEIGHT: i32 = 96;
 /// What the y axis needs beside its tick labels: tick marks and the axis' own label.
 const Y_LABEL_WIDTH: i32 = 80;
 /// At most this many labels an axis.
-const TICKS: usize = 8;
-/// A line of more points than this is drawn thinner, with a marker now and then: a marker a point would hide it.
+const TICKS: i32 = 8;
+/// A line of more points than this has a marker now and then: a marker a point would hide it.
 const MANY: usize = 24;
-const MARKER_SPACING: i32 = 140;
-/// How far apart markers of different lines are there.
-const PLACE: i32 = 10;
+const LEGEND_ROW: i32 = 52;
+const SAMPLE_WIDTH: i32 = 84;
+/// Dash and gap of a dashed series, and of named levels, by their order.
+const SERIES_DASH: (i32, i32) = (18, 12);
+const LEVEL_DASHES: [(i32, i32); 3] = [(28, 12), (7, 10), (16, 22)];
+
+type Point = (f64, f64);
+type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 
 /// Draws the chart as an SVG document.
 pub(super) fn svg(chart: &Chart) -> anyhow::Result<String> {
     style::load_font()?;
-    let legend = Legend::new(chart)?;
-    let top = TITLE_HEIGHT + legend.height();
-    let panel_height = panel_height(chart.panels.len());
-    let panels_height = i32::try_from(chart.panels.len())
-        .ok()
-        .and_then(|n| n.checked_mul(panel_height));
-    let height = panels_height
-        .and_then(|height| height.checked_add(top + MARGIN))
-        .context("too many panels for one picture")?;
-    let size = (WIDTH as u32, height as u32);
-
-    let mut document = String::new();
-    {
-        let canvas = SVGBackend::with_string(&mut document, size).into_drawing_area();
-        canvas.fill(&WHITE)?;
-        let title = style::printable(&chart.title);
-        let em = style::fitting_em(&title, TITLE_EM, WIDTH - 2 * MARGIN)?;
-        let middle = (WIDTH / 2, TITLE_HEIGHT / 2);
-        canvas.draw(&Text::new(title, middle, style::text(em, HPos::Center)))?;
-        legend.draw(&canvas, TITLE_HEIGHT)?;
-        draw_panels(&chart.panels, &canvas, top)?;
-        canvas.present()?;
-    }
-    Ok(document)
-}
-
-fn draw_panels(panels: &[Panel], canvas: &Canvas, top: i32) -> anyhow::Result<()> {
-    let height = panel_height(panels.len());
-    let axes: Vec<(Axis, Axis)> = panels.iter().map(|panel| axes_of(panel, height)).collect();
-    let mut widest_label = 0;
-    for (_, y) in &axes {
-        for tick in &y.ticks {
-            widest_label = widest_label.max(style::text_width(&y.label(*tick), TICK_EM)?);
+    let panels = i32::try_from(chart.panels.len())?;
+    let height = (4 * PANEL_HEIGHT / panels.max(1)).clamp(LEAST_PANEL_HEIGHT, PANEL_HEIGHT);
+    let entries = entries(chart);
+    let top = TITLE_HEIGHT + legend_grid(&entries)?.0 * LEGEND_ROW;
+    style::picture(&chart.title, top + panels * height + MARGIN, |canvas| {
+        legend(canvas, &entries)?;
+        let axes: Vec<_> = chart
+            .panels
+            .iter()
+            .map(|panel| axes_of(panel, height))
+            .collect();
+        let labels = axes.iter().flat_map(|(_, y)| y.labels());
+        let widest = style::widest(labels, TICK_EM)?;
+        let mut rest = canvas.split_vertically(top).1;
+        for (panel, (x, y)) in chart.panels.iter().zip(&axes) {
+            let (area, below) = rest.split_vertically(height);
+            rest = below;
+            draw_panel(panel, [x, y], &area, height, widest + Y_LABEL_WIDTH)?;
         }
-    }
-    let mut rest = canvas.split_vertically(top).1;
-    for (panel, (x, y)) in panels.iter().zip(&axes) {
-        let (area, below) = rest.split_vertically(height);
-        rest = below;
-        draw_panel(panel, x, y, canvas, &area, widest_label + Y_LABEL_WIDTH)?;
-    }
-    Ok(())
-}
-
-fn panel_height(panels: usize) -> i32 {
-    let shared = 4 * PANEL_HEIGHT as usize / panels.max(1);
-    let shared = i32::try_from(shared).unwrap_or(PANEL_HEIGHT);
-    shared.clamp(LEAST_PANEL_HEIGHT, PANEL_HEIGHT)
+        Ok(())
+    })
 }
 
 fn axes_of(panel: &Panel, height: i32) -> (Axis, Axis) {
+    let series = || panel.series.iter();
     let points = || {
-        let lines = panel
-            .series
-            .iter()
-            .flat_map(|s| s.faint.iter().chain([&s.points]));
-        lines.flatten().copied()
+        series()
+            .flat_map(|s| s.faint.iter().chain([&s.points]))
+            .flatten()
     };
-    let crosses = panel.series.iter().flat_map(|s| s.nan_at.iter().copied());
+    let crosses = series().flat_map(|s| &s.nan_at).copied();
     let levels = panel.horizontal.iter().map(|(_, level)| *level);
-    let x = spanning(points().map(|p| p.0).chain(crosses), panel.x_log);
-    let diverging = panel
-        .series
-        .iter()
-        .filter(|s| s.nan_at.iter().any(|x| x.is_finite()))
-        .count();
-    let headroom = f64::from(CROSS_HEIGHT) * diverging.min(6) as f64 / f64::from(height);
-    let y = without_outliers(points().map(|p| p.1).chain(levels), panel.y_log, headroom);
     let x = if panel.x_names.is_empty() {
-        Axis::new(x, panel.x_log, TICKS)
+        let values = points().map(|p| p.0).chain(crosses);
+        Axis::new(
+            shown(values, panel.x_log, false),
+            panel.x_log,
+            TICKS as usize,
+        )
     } else {
         Axis::named(&panel.x_names)
     };
-    (
-        x,
-        Axis::new(
-            y,
-            panel.y_log,
-            TICKS * height as usize / PANEL_HEIGHT as usize,
-        ),
-    )
+    let mut range = shown(points().map(|p| p.1).chain(levels), panel.y_log, true);
+    let diverging = series().filter(|s| s.nan_at.iter().any(|x| x.is_finite()));
+    let rows = diverging.count().min(6) as f64;
+    range.end += f64::from(3 * CROSS) * rows / f64::from(height) * (range.end - range.start);
+    let room = TICKS * height / PANEL_HEIGHT;
+    (x, Axis::new(range, panel.y_log, room as usize))
 }
 
 fn draw_panel(
     panel: &Panel,
-    x: &Axis,
-    y: &Axis,
-    canvas: &Canvas,
+    [x, y]: [&Axis; 2],
     area: &Canvas,
+    height: i32,
     labels_width: i32,
 ) -> anyhow::Result<()> {
-    let title_height = if panel.title.is_empty() {
-        0
-    } else {
-        PANEL_TITLE_HEIGHT
-    };
-    if title_height > 0 {
-        let title = style::printable(&panel.title);
-        let at = (labels_width + MARGIN / 2, MARGIN / 2 + title_height / 2);
-        area.draw(&Text::new(title, at, style::text(TEXT_EM, HPos::Left)))?;
-    }
-    let mut chart = ChartBuilder::on(area)
+    let mut builder = ChartBuilder::on(area);
+    builder
         .margin_left(MARGIN / 2)
         .margin_right(MARGIN + 10)
-        .margin_top(MARGIN / 2 + title_height)
+        .margin_top(MARGIN / 2)
         .x_label_area_size(X_LABELS_HEIGHT)
-        .y_label_area_size(labels_width)
-        .build_cartesian_2d(x.clone(), y.clone())?;
-    let area_height = i32::try_from(area.dim_in_pixel().1)?;
-    let plot_height = area_height - X_LABELS_HEIGHT - title_height;
-    let label_em = style::fitting_em(&panel.y_label, TEXT_EM, plot_height)?;
-    chart
-        .configure_mesh()
-        .bold_line_style(style::GRID.stroke_width(2))
-        .light_line_style(style::FAINT_GRID.stroke_width(2))
-        .axis_style(style::INK.stroke_width(3))
+        .y_label_area_size(labels_width);
+    if !panel.title.is_empty() {
+        builder.caption(
+            style::printable(&panel.title),
+            style::text(TEXT_EM, HPos::Left),
+        );
+    }
+    let mut plot = builder.build_cartesian_2d(x.clone(), y.clone())?;
+    let label_em = style::fitting_em(&panel.y_label, TEXT_EM, height - X_LABELS_HEIGHT)?;
+    plot.configure_mesh()
+        .bold_line_style(RGBColor(215, 215, 215).stroke_width(2))
+        .light_line_style(RGBColor(238, 238, 238).stroke_width(2))
+        .axis_style(INK.stroke_width(3))
         .set_all_tick_mark_size(10)
         .label_style(style::text(TICK_EM, HPos::Center))
         .axis_desc_style(style::text(label_em, HPos::Center))
         .x_desc(style::printable(&panel.x_label))
         .y_desc(style::printable(&panel.y_label))
         .draw()?;
-
-    let pixel = |(px, py): (f64, f64)| chart.backend_coord(&(px, py));
     for (index, (_, level)) in panel.horizontal.iter().enumerate() {
-        if let Some(at) = position(*level, panel.y_log).filter(|at| within(&y.shown, *at)) {
-            let ends = [x.shown.start, x.shown.end].map(|end| pixel((end, at)));
-            style::level(canvas, ends, index)?;
+        if let Some(at) = position(*level, panel.y_log).filter(|at| y.shown.contains(at)) {
+            let ends = [(x.shown.start, at), (x.shown.end, at)];
+            plot.draw_series([level_line(ends, index)])?;
         }
     }
+    let mut diverging = 0;
     for series in &panel.series {
-        draw_series(series, panel, y, canvas, &pixel)?;
-    }
-    draw_crosses(panel, canvas, |at| pixel((at, y.shown.end)))
-}
-
-fn draw_series(
-    series: &Series,
-    panel: &Panel,
-    y: &Axis,
-    canvas: &Canvas,
-    pixel: &dyn Fn((f64, f64)) -> Pixel,
-) -> anyhow::Result<()> {
-    let color = style::color(series.color_index);
-    let path_of = |points: &[(f64, f64)]| -> Vec<Vec<Pixel>> {
-        let pieces = pieces(points, panel.x_log, &y.shown, panel.y_log);
-        pieces
-            .into_iter()
-            .map(|piece| piece.into_iter().map(pixel).collect())
-            .collect()
-    };
-    for seed in &series.faint {
-        for path in path_of(seed) {
-            style::stroke(canvas, &path, None, color.mix(0.45).stroke_width(THIN_LINE))?;
-        }
-    }
-    let dash = series.dashed.then_some(SERIES_DASH);
-    let width = if series.points.len() > MANY {
-        LINE - 1
-    } else {
-        LINE
-    };
-    for path in path_of(&series.points) {
-        style::stroke(canvas, &path, dash, color.stroke_width(width))?;
-    }
-    let points: Vec<Pixel> = series
-        .points
-        .iter()
-        .filter_map(|(px, py)| Some((position(*px, panel.x_log)?, position(*py, panel.y_log)?)))
-        .filter(|point| within(&y.shown, point.1))
-        .map(pixel)
-        .collect();
-    for at in marked(&points, series.color_index) {
-        style::marker(canvas, at, series.color_index)?;
+        draw_series(series, panel, y, &mut plot)?;
+        let crosses = series.nan_at.iter();
+        let crosses: Vec<f64> = crosses.filter_map(|x| position(*x, panel.x_log)).collect();
+        let below = CROSS + 4 + diverging % 6 * 3 * CROSS;
+        diverging += i32::from(!crosses.is_empty());
+        plot.draw_series(crosses.into_iter().map(|x| {
+            let [first, second] = style::cross(below, style::color(series.color_index));
+            EmptyElement::at((x, y.shown.end)) + first + second
+        }))?;
     }
     Ok(())
 }
 
-/// The points that get a marker: all of a few, and some of many, at other places for another colour, so that
-/// lines on top of each other can be told apart.
-fn marked(points: &[Pixel], color_index: usize) -> Vec<Pixel> {
-    let (Some((start, _)), true) = (points.first(), points.len() > MANY) else {
-        return points.to_vec();
-    };
-    let place = (color_index % (2 * style::COLORS)) as u8;
-    let mut next = start + PLACE * i32::from(place);
-    let mut chosen = Vec::new();
-    for at in points {
-        if at.0 >= next {
-            chosen.push(*at);
-            next = at.0 + MARKER_SPACING;
+fn draw_series(series: &Series, panel: &Panel, y: &Axis, plot: &mut Plot) -> anyhow::Result<()> {
+    let color = style::color(series.color_index);
+    let place = |(px, py): &Point| Some((position(*px, panel.x_log)?, position(*py, panel.y_log)?));
+    for faint in &series.faint {
+        for piece in pieces(faint.iter().map(place), y) {
+            plot.draw_series([PathElement::new(piece, color.mix(0.45).stroke_width(2))])?;
         }
     }
-    chosen
+    let is_long = series.points.len() > MANY;
+    let style = color.stroke_width(LINE - u32::from(is_long));
+    for piece in pieces(series.points.iter().map(place), y) {
+        if series.dashed {
+            plot.draw_series([dashed(piece, style)])?;
+        } else {
+            plot.draw_series([PathElement::new(piece, style)])?;
+        }
+    }
+    let points = series.points.iter().filter_map(place);
+    let points: Vec<Point> = points.filter(|point| y.shown.contains(&point.1)).collect();
+    // Some of many, at other places for another colour, so that lines on top of each other can be told apart.
+    let stride = if is_long {
+        points.len().div_ceil(14)
+    } else {
+        1
+    };
+    let skip = stride * (series.color_index % 14) / 14;
+    plot.draw_series(
+        points
+            .into_iter()
+            .skip(skip)
+            .step_by(stride.max(1))
+            .map(|at| {
+                let [outer, inner] = style::marker(series.color_index);
+                EmptyElement::at(at) + outer + inner
+            }),
+    )?;
+    Ok(())
 }
 
-/// Crosses at the top edge, stacked where several series became NaN at the same x.
-fn draw_crosses(panel: &Panel, canvas: &Canvas, top: impl Fn(f64) -> Pixel) -> anyhow::Result<()> {
-    let mut taken: Vec<Pixel> = Vec::new();
-    for series in &panel.series {
-        let mut columns: Vec<Pixel> = series
-            .nan_at
-            .iter()
-            .filter_map(|x| position(*x, panel.x_log))
-            .map(&top)
-            .collect();
-        columns.sort_unstable();
-        columns.dedup();
-        for (x, edge) in columns {
-            let near = taken
-                .iter()
-                .filter(|(other, _)| (other - x).abs() < 2 * CROSS);
-            let y = near.fold(edge + CROSS + 4, |y, _| y + CROSS_HEIGHT);
-            style::cross(canvas, (x, y), style::color(series.color_index))?;
-            taken.push((x, edge));
+/// The pieces of a line between gaps. What leaves the panel ends at its edge.
+fn pieces(points: impl Iterator<Item = Option<Point>>, y: &Axis) -> Vec<Vec<Point>> {
+    let edge = |at: Point| (at.0, at.1.clamp(y.shown.start, y.shown.end));
+    let points: Vec<Option<Point>> = points.collect();
+    let mut pieces = Vec::new();
+    for run in points.split(Option::is_none) {
+        let run: Vec<Point> = run.iter().flatten().copied().collect();
+        let is_outside = |at: &Point| edge(*at) != *at;
+        let stays_inside = |a: &Point, b: &Point| !(is_outside(a) && is_outside(b));
+        for piece in run.chunk_by(stays_inside).filter(|piece| piece.len() > 1) {
+            pieces.push(piece.iter().map(|at| edge(*at)).collect());
         }
+    }
+    pieces
+}
+
+/// A dashed series' line.
+fn dashed<C: Clone>(
+    path: Vec<C>,
+    style: ShapeStyle,
+) -> DashedPathElement<std::vec::IntoIter<C>, i32> {
+    let (dash, gap) = SERIES_DASH;
+    DashedPathElement::new(path, dash, gap, style)
+}
+
+/// The line of a named level.
+fn level_line<C: Clone>(
+    ends: [C; 2],
+    index: usize,
+) -> DashedPathElement<std::array::IntoIter<C, 2>, i32> {
+    let (dash, gap) = LEVEL_DASHES[index % LEVEL_DASHES.len()];
+    let style = INK.mix(0.75).stroke_width(LINE - 1);
+    DashedPathElement::new(ends, dash, gap, style)
+}
+
+enum Sample<'a> {
+    Series(&'a Series),
+    Level(usize),
+    Diverged,
+}
+
+/// What the legend explains, each name once: lines, then levels, then the cross.
+fn entries(chart: &Chart) -> Vec<(String, Sample<'_>)> {
+    let mut entries: Vec<(String, Sample)> = Vec::new();
+    let series = || chart.panels.iter().flat_map(|panel| &panel.series);
+    let lines = series().map(|series| (&series.name, Sample::Series(series)));
+    let levels = chart
+        .panels
+        .iter()
+        .flat_map(|panel| panel.horizontal.iter().enumerate());
+    let levels = levels.map(|(index, (name, _))| (name, Sample::Level(index)));
+    for (name, sample) in lines.chain(levels) {
+        let name = style::printable(name);
+        if !name.is_empty() && entries.iter().all(|(known, _)| *known != name) {
+            entries.push((name, sample));
+        }
+    }
+    if series()
+        .flat_map(|series| &series.nan_at)
+        .any(|x| x.is_finite())
+    {
+        entries.push(("diverged (NaN)".into(), Sample::Diverged));
+    }
+    entries
+}
+
+/// How many rows and columns the entries fill, and how wide each is.
+fn legend_grid(entries: &[(String, Sample)]) -> anyhow::Result<(i32, i32, i32)> {
+    let names = entries.iter().map(|(name, _)| name);
+    let width = SAMPLE_WIDTH + 18 + 56 + style::widest(names, TEXT_EM)?;
+    let columns = ((WIDTH - MARGIN) / width).max(1);
+    let count = i32::try_from(entries.len())?;
+    Ok(((count + columns - 1) / columns, columns, width))
+}
+
+/// A strip of its own above the panels, so that it never covers data.
+fn legend(canvas: &Canvas, entries: &[(String, Sample)]) -> anyhow::Result<()> {
+    let (_, columns, width) = legend_grid(entries)?;
+    for (i, (name, sample)) in (0..).zip(entries) {
+        let x = MARGIN + i % columns * width;
+        let y = TITLE_HEIGHT + i / columns * LEGEND_ROW + LEGEND_ROW / 2;
+        let ends = [(x, y), (x + SAMPLE_WIDTH, y)];
+        let middle = || EmptyElement::at((x + SAMPLE_WIDTH / 2, y));
+        match sample {
+            Sample::Series(series) => {
+                let line = style::color(series.color_index).stroke_width(LINE);
+                if series.dashed {
+                    canvas.draw(&dashed(ends.to_vec(), line))?;
+                } else {
+                    canvas.draw(&PathElement::new(ends, line))?;
+                }
+                let [outer, inner] = style::marker(series.color_index);
+                canvas.draw(&(middle() + outer + inner))?;
+            }
+            Sample::Level(index) => {
+                canvas.draw(&level_line(ends, *index))?;
+            }
+            Sample::Diverged => {
+                let [first, second] = style::cross(0, INK);
+                canvas.draw(&(middle() + first + second))?;
+            }
+        }
+        let place = (x + SAMPLE_WIDTH + 18, y);
+        canvas.draw(&Text::new(
+            name.as_str(),
+            place,
+            style::text(TEXT_EM, HPos::Left),
+        ))?;
     }
     Ok(())
 }

@@ -1,24 +1,22 @@
 //! Line charts and heat maps as SVG and PNG, on any machine: no system font, no font or image library of the system.
 //!
-//! `plotters` draws the SVG, `resvg` renders the PNG from that SVG, so both show the same picture,
-//! and a font is compiled in. Logarithmic axes, ticks and gaps are ours (`axis`, `range`, `data`),
-//! since a run that diverges needs them to behave with 1e30, with NaN and with nothing at all.
+//! `plotters` draws the SVG, `resvg` renders the PNG from that SVG, so both show the same picture, and a font is compiled in.
+//! Which range an axis shows is ours (`axis`), since a run that diverges has 1e30, NaN or nothing at all.
 
 #![deny(unsafe_code)]
 
 mod axis;
-mod data;
 mod draw;
 mod heat;
-mod legend;
-mod range;
-mod raster;
 mod style;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
+use resvg::tiny_skia::{Color, Pixmap, Transform};
+use resvg::usvg::{Options, Tree, fontdb::Database};
 
 /// A picture: panels stacked under one title and one legend.
 #[derive(Clone, Debug, Default)]
@@ -72,13 +70,40 @@ pub struct Series {
 /// # Errors
 /// When a picture cannot be drawn or a file cannot be written.
 pub fn line_chart(spec: &Chart, stem: &Path) -> anyhow::Result<()> {
-    write(&draw::svg(spec)?, stem)
+    write(&svg(spec)?, stem)
+}
+
+/// The chart as an SVG document.
+///
+/// # Errors
+/// When it cannot be drawn.
+pub fn svg(spec: &Chart) -> anyhow::Result<String> {
+    draw::svg(spec)
 }
 
 fn write(svg: &str, stem: &Path) -> anyhow::Result<()> {
-    let png = raster::png(svg)?;
+    let png = png(svg)?;
     let vector = write_whole(&with_suffix(stem, "svg"), svg.as_bytes());
     vector.and(write_whole(&with_suffix(stem, "png"), &png))
+}
+
+/// Renders an SVG at its own size on white.
+fn png(svg: &str) -> anyhow::Result<Vec<u8>> {
+    let mut fonts = Database::new();
+    fonts.load_font_data(style::font().to_vec());
+    let options = Options {
+        fontdb: Arc::new(fonts),
+        ..Options::default()
+    };
+    let tree = Tree::from_str(svg, &options).context("cannot read the chart's SVG back")?;
+    let size = tree.size().to_int_size();
+    let pixels = Pixmap::new(size.width(), size.height());
+    let mut pixels = pixels.context("no memory for the picture")?;
+    pixels.fill(Color::WHITE);
+    resvg::render(&tree, Transform::identity(), &mut pixels.as_mut());
+    pixels
+        .encode_png()
+        .context("cannot encode the chart as PNG")
 }
 
 /// Values by name and x, such as the norm of each Var's gradient by step: light is large, on a logarithmic scale.

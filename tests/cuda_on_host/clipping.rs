@@ -37,10 +37,10 @@ fn train<O: Optimizer + 'static>(
         let report = opt.step_report(&store_for(&vars, &tensors(step, dtypes, device)?))?;
         numbers.extend([
             report.total_norm()?,
-            report.clipped_norm()?,
-            report.num_clipped()? as f64,
+            report.record()?.clipped_norm,
+            report.record()?.num_clipped as f64,
         ]);
-        numbers.extend(report.param_norms()?.iter().map(|(_, norm)| norm));
+        numbers.extend(report.record()?.param_norms.iter().map(|(_, norm)| norm));
     }
     Ok((
         vars.iter().map(|var| var.as_tensor().clone()).collect(),
@@ -128,7 +128,7 @@ fn non_finite_gradients_are_counted_and_zeroed() -> Result<()> {
         let report = opt.step_report(&store_for(from_ref(&var), &[grad]))?;
         Ok((
             report.total_norm()?,
-            report.non_finite()?,
+            report.record()?.non_finite,
             var.as_tensor().clone(),
         ))
     };

@@ -112,7 +112,7 @@ fn waits_for_nothing<O: Checkpoint + 'static>(
         for (step, report) in (1..5).zip(reports) {
             let right = plain.step_report(&grads(&on_cpu, step, step == 2)?)?;
             assert_eq!(report.path(), StepPath::Fused);
-            let (got, right) = (report.to_record()?, right.to_record()?);
+            let (got, right) = (report.record()?, right.record()?);
             assert_eq!(got.step, right.step);
             assert_eq!(
                 (got.skipped, got.path),
@@ -198,7 +198,8 @@ fn a_hundred_runs_have_the_same_bits() -> Result<()> {
         let mut opt = adamw(&vars, Clip::norm(1.0))?.with_param_norms(true);
         let report = opt.step_report(&grads(&vars, 0, false)?)?;
         let norms: Vec<u64> = report
-            .param_norms()?
+            .record()?
+            .param_norms
             .iter()
             .map(|(_, norm)| norm.to_bits())
             .collect();

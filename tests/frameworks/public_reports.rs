@@ -38,7 +38,7 @@ fn each_variable_and_then_all() -> Result<()> {
         let report = opt.step_report(&store)?;
         assert_all_close(&moved(&vars)?, &right, EXACT, "around candle's");
         assert_close(report.total_norm()?, 109.25f64.sqrt(), EXACT, "before");
-        assert_close(report.clipped_norm()?, 0.75, EXACT, "after");
+        assert_close(report.record()?.clipped_norm, 0.75, EXACT, "after");
         let (vars, store) = store_of(&gradients)?;
         let inner = Sgd::new(vars.clone(), 1.0.into())?;
         let mut opt = ClippedOptimizer::wrap(inner, vars.clone(), clip()?)?;

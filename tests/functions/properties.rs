@@ -208,7 +208,7 @@ proptest! {
             let store = store_for(&vars, &gradients);
             let report = backend::with(backend, || opt.step_report(&store)).unwrap();
             let given: Vec<Tensor> = opt.inner().steps[0].iter().flatten().cloned().collect();
-            (all_values(&given).unwrap(), report.to_record().unwrap())
+            (all_values(&given).unwrap(), report.record().unwrap().clone())
         };
         let (cpu, cpu_record) = run(kernels());
         let (composed, composed_record) = run(Backend::Composed);

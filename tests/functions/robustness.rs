@@ -145,7 +145,7 @@ fn tied_weights_count_once_under_their_first_name() -> Result<()> {
     let mut opt = ClippedOptimizer::wrap(inner, tied, Clip::norm(2.5))?.with_param_norms(true);
     let report = opt.step_report(&store)?;
     assert_eq!(report.total_norm()?, 5.0);
-    assert_eq!(report.param_norms()?, [("embed", 5.0)]);
+    assert_eq!(report.record()?.param_norms, [("embed".to_string(), 5.0)]);
     let weights = values(&vars[0])?;
     assert_close(weights[0], -1.5, 1e-6, "one step");
     Ok(())

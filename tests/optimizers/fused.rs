@@ -132,7 +132,7 @@ fn a_fused_step_is_clipping_and_then_stepping_to_the_bit() -> Result<()> {
                 let ours = fused.step_report(&store_for(&b, &gradients))?;
                 assert_eq!(ours.clip_coef()?, theirs.clip_coef()?);
                 if ours.skipped()? {
-                    assert_eq!(ours.to_record()?.path, StepPath::Skipped);
+                    assert_eq!(ours.record()?.path, StepPath::Skipped);
                 } else {
                     assert_eq!(ours.path(), StepPath::Fused);
                     assert_ne!(theirs.path(), StepPath::Fused);

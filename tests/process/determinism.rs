@@ -125,13 +125,13 @@ fn train<O: Optimizer + 'static>(
         let report = opt.step_report(&store_for(&vars, &scaled))?;
         norms.extend([
             report.total_norm()?,
-            report.clipped_norm()?,
+            report.record()?.clipped_norm,
             report.clip_coef()?,
         ]);
         let report = opt.backward_step_report(&loss_with_gradients(&vars, &scaled)?)?;
         norms.extend([
             report.total_norm()?,
-            report.clipped_norm()?,
+            report.record()?.clipped_norm,
             report.clip_coef()?,
         ]);
     }

@@ -102,17 +102,17 @@ fn what_is_not_finite() -> Result<()> {
         let (got, report) = run(NonFinite::Zero)?;
         assert_all_close(&got[0], &[0.0, 5.0, 0.0, 5.0, 3.0, 4.0], 1e-6, "zero");
         assert_close(report.total_norm()?, 200f64.sqrt(), 1e-6, "total");
-        assert_close(report.clipped_norm()?, 75f64.sqrt(), 1e-6, "clipped");
+        assert_close(report.record()?.clipped_norm, 75f64.sqrt(), 1e-6, "clipped");
         // As timm: the unit with a NaN becomes NaN, that with an infinity 0 and NaN, others are clipped.
         let (got, report) = run(NonFinite::Propagate)?;
         assert!(got[0][..3].iter().all(|x| x.is_nan()), "{got:?}");
         assert_all_close(&got[0][3..], &[0.0, 3.0, 4.0], 1e-6, "propagate");
-        assert!(report.clipped_norm()?.is_nan() && report.clip_coef()?.is_nan());
+        assert!(report.record()?.clipped_norm.is_nan() && report.clip_coef()?.is_nan());
         let named = named(&pairs);
         let sgd = Sgd::named(named.clone(), 1.0)?;
         let mut opt = ClippedOptimizer::wrap(sgd, named, Clip::agc())?;
         let report = opt.step_report(&store(&pairs))?;
-        assert_eq!(report.skip_reason()?, Some(SkipReason::NonFinite));
+        assert_eq!(report.record()?.skip_reason, Some(SkipReason::NonFinite));
         assert_eq!(values(&pairs[0].0)?, values(&weights)?);
     }
     Ok(())
@@ -139,7 +139,8 @@ fn groups_see_their_own_smallest() -> Result<()> {
     let mut opt = opt.groups(groups(None)?)?;
     let report = opt.step_report(&store(&pairs))?;
     let coefs: Vec<f64> = report
-        .groups()
+        .record()?
+        .groups
         .iter()
         .map(|group: &GroupRecord| group.clip_coef)
         .collect();
@@ -167,7 +168,10 @@ fn the_bits_do_not_depend_on_threads() -> Result<()> {
             let mut opt = ClippedOptimizer::wrap(adamw, named, rule(0.5, units).into())?;
             let report = opt.step_report(&store(&pairs))?;
             let vars: Vec<Var> = pairs.iter().map(|(var, _)| var.clone()).collect();
-            Ok((report.clipped_norm()?.to_bits(), bits_of_vars(&vars)?))
+            Ok((
+                report.record()?.clipped_norm.to_bits(),
+                bits_of_vars(&vars)?,
+            ))
         };
         let right = run()?;
         for threads in [1, 2, 3, 8] {

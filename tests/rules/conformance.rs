@@ -79,7 +79,7 @@ fn zclip_limits() -> Result<()> {
             }
             let (_, report) = step(&mut opt, &named, &of_norm(3.0), backend)?;
             // The eps of 1e-6 in z and in the coefficient.
-            assert_close(report.clipped_norm()?, limit, 2e-6, "limit");
+            assert_close(report.record()?.clipped_norm, limit, 2e-6, "limit");
         }
     }
     Ok(())
@@ -109,7 +109,7 @@ fn zclip_warmup_and_skip() -> Result<()> {
     }
     for _ in 0..8 {
         let (got, report) = step(&mut opt, &named, &of_norm(1e3), kernels())?;
-        assert_eq!(report.skip_reason()?, Some(SkipReason::LargeNorm));
+        assert_eq!(report.record()?.skip_reason, Some(SkipReason::LargeNorm));
         assert!(got.concat().iter().all(|x| *x == 0.0));
     }
     assert!(
@@ -128,7 +128,7 @@ fn megatron_skips_above_a_limit() -> Result<()> {
         let ones = vec![None, None, Some(vec![1.0; 4])];
         let (got, report) = step(&mut opt, &named, &ones, backend)?;
         assert_eq!(report.total_norm()?, 2.0);
-        assert_eq!(report.skip_reason()?, Some(SkipReason::LargeNorm));
+        assert_eq!(report.record()?.skip_reason, Some(SkipReason::LargeNorm));
         assert_eq!(got[2], [0.0; 4]);
         let (got, report) = step(&mut opt, &named, &of_norm(0.5), backend)?;
         assert!(!report.skipped()? && !report.was_clipped()?);

@@ -178,7 +178,7 @@ fn a_limit_of_another_length_keeps_no_zeros() -> Result<()> {
     opt.set_clip(AutoClip { percentile, window }.into())?;
     // The window has 3 and 5; the 3 leaves.
     let report = step(&mut opt, &named, 9.0, None)?;
-    assert!((report.clipped_norm()? - 5.0).abs() < 1e-5);
+    assert!((report.record()?.clipped_norm - 5.0).abs() < 1e-5);
     Ok(())
 }
 
@@ -286,10 +286,10 @@ fn the_report_counts_tiny_coefficients_in_a_row() -> Result<()> {
     for norm in [5.0, 5.0, f64::NAN, 0.0, 5.0, 1e-3, 5.0] {
         let report = step(&mut opt, &named, norm, None)?;
         assert_eq!(
-            report.to_record()?.tiny_coefs_in_a_row,
-            report.tiny_coefs_in_a_row()
+            report.record()?.tiny_coefs_in_a_row,
+            report.record()?.tiny_coefs_in_a_row
         );
-        counts.push(report.tiny_coefs_in_a_row());
+        counts.push(report.record()?.tiny_coefs_in_a_row);
     }
     assert_eq!(counts, [1, 2, 2, 2, 3, 0, 1]);
     Ok(())

@@ -51,7 +51,11 @@ fn random_histories_agree_with_the_formula() -> Result<()> {
             };
             let report = opt.step_report_with_loss(&store(&named, &gradients)?, loss)?;
             let expected = formula.skips(loss, 2.0, 8).then_some(SkipReason::LargeLoss);
-            assert_eq!(report.skip_reason()?, expected, "{seed}, {at}, loss {loss}");
+            assert_eq!(
+                report.record()?.skip_reason,
+                expected,
+                "{seed}, {at}, loss {loss}"
+            );
             skipped += u32::from(report.skipped()?);
         }
     }
@@ -92,7 +96,10 @@ fn either_of_norm_and_loss_skips() -> Result<()> {
     let gradients = |norm: f64| vec![Some(vec![norm, 0.0, 0.0]), None, None];
     let mut step = |norm, loss| -> Result<_> {
         let store = store(&named, &gradients(norm))?;
-        Ok(opt.step_report_with_loss(&store, loss)?.skip_reason()?)
+        Ok(opt
+            .step_report_with_loss(&store, loss)?
+            .record()?
+            .skip_reason)
     };
     for (norm, loss) in [(1.0, 1.0), (1.1, 1.1), (1.0, 0.9)] {
         assert_eq!(step(norm, loss)?, None);

@@ -116,12 +116,15 @@ fn scales_of_all_and_of_each() -> Result<()> {
     let gradients: Gradients = vec![Some(vec![3.0, 0.0, 0.0]), Some(vec![4.0]), None];
     let (got, report) = step(&mut opt, &named, &gradients, kernels())?;
     assert_eq!((got[0][0], got[1][0]), (1.5, 2.0));
-    assert_eq!((report.clip_coef()?, report.clipped_norm()?), (0.5, 2.5));
+    assert_eq!(
+        (report.clip_coef()?, report.record()?.clipped_norm),
+        (0.5, 2.5)
+    );
     told.tell(ClipDecision::ScaleEach(vec![2.0, 0.25, 0.0]));
     let (got, report) = step(&mut opt, &named, &gradients, kernels())?;
     assert_eq!((got[0][0], got[1][0]), (6.0, 1.0));
     assert_eq!(
-        (report.clip_coef()?, report.clipped_norm()?),
+        (report.clip_coef()?, report.record()?.clipped_norm),
         (0.25, 37f64.sqrt())
     );
     let seen = told.seen.lock().unwrap();
@@ -150,7 +153,7 @@ fn only_steps_that_were_taken_are_observed() -> Result<()> {
     assert_eq!(told.seen.lock().unwrap().len(), 1);
     told.tell(ClipDecision::Skip);
     let (got, report) = step(&mut opt, &named, &gradients, kernels())?;
-    assert_eq!(report.skip_reason()?, Some(SkipReason::Rule));
+    assert_eq!(report.record()?.skip_reason, Some(SkipReason::Rule));
     assert_eq!(got[1], [0.0]);
     let error = opt.step_report(&store(&named, &gradients)?).unwrap_err();
     assert!(

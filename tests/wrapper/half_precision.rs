@@ -151,7 +151,7 @@ fn skips<O: Optimizer + 'static>(
         ],
     )?;
     if report.skipped()? {
-        assert_eq!(report.non_finite()?, 0);
+        assert_eq!(report.record()?.non_finite, 0);
         assert_eq!(bits_of_vars(&vars)?, before);
         assert_eq!(opt.loss_scaler().unwrap().current_scale(), 0.25);
         let error = opt.step_report(&store).unwrap_err();

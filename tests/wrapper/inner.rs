@@ -179,7 +179,7 @@ fn a_skip_of_a_wrapper_inside_is_seen_outside() -> Result<()> {
     let mut opt = ClippedOptimizer::wrap(inner, vars.clone(), clip)?;
     let loss = half_square(&[&w])?;
     let report = opt.backward_step_report(&loss)?;
-    assert_eq!(report.skip_reason()?, Some(SkipReason::LargeNorm));
+    assert_eq!(report.record()?.skip_reason, Some(SkipReason::LargeNorm));
     assert!(report.skipped()?);
     assert_eq!(report.path(), StepPath::Skipped);
     assert_eq!(w.to_vec1::<f64>()?, [3.0, 4.0]);

@@ -49,7 +49,7 @@ fn run<O: Optimizer + 'static>(
             let grads = opt.scale_loss(&loss)?.backward()?;
             opt.step_report(&grads)?
         };
-        let r = report.to_record()?;
+        let r = report.record()?;
         reports.push(format!(
             "{:?}",
             (
@@ -58,8 +58,8 @@ fn run<O: Optimizer + 'static>(
                     r.num_clipped,
                     r.skipped,
                     r.non_finite,
-                    r.groups,
-                    r.param_norms
+                    &r.groups,
+                    &r.param_norms
                 ),
             )
         ));

@@ -83,9 +83,10 @@ fn a_group_without_clipping_counts_in_no_norm_and_is_not_clipped() -> Result<()>
                     "{what}"
                 );
                 assert_eq!(report.total_norm()?, 5.0, "{what}");
-                let clipped = report.clipped_norm()?;
+                let clipped = report.record()?.clipped_norm;
                 assert!((clipped - embed.hypot(head)).abs() < 1e-12, "{what}");
-                let (matrices, head_group) = (&report.groups()[0], &report.groups()[1]);
+                let (matrices, head_group) =
+                    (&report.record()?.groups[0], &report.record()?.groups[1]);
                 assert_eq!(
                     (matrices.total_norm, matrices.clip_coef),
                     (100.0, 1.0),
@@ -93,7 +94,7 @@ fn a_group_without_clipping_counts_in_no_norm_and_is_not_clipped() -> Result<()>
                 );
                 assert_eq!(head_group.total_norm, 4.0, "{what}");
                 assert_eq!(
-                    report.largest_param_norms(1)?,
+                    report.record()?.largest_param_norms(1),
                     [("fc.weight", 100.0)],
                     "{what}"
                 );

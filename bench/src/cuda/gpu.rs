@@ -7,13 +7,22 @@ use candle_core::Device;
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, CudaStream};
 
-use crate::cuda::task::Start;
 use crate::results::first_line;
 
 /// More than any GPU's cache, several times.
 pub(crate) const SCRATCH_BYTES: usize = 512 << 20;
 /// How often the scratch memory is written over to keep the GPU busy: 1.5 ms at 3 TB/s.
 pub(crate) const BUSY_FILLS: usize = 8;
+
+/// In which state a call finds the GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Start {
+    /// It has nothing to do: what the host does before its first launch, and between launches, counts.
+    Idle,
+    /// It has a millisecond of work left, as after a backward pass: what the host does meanwhile counts nothing.
+    Busy,
+}
 
 /// A GPU, with the stream that candle's tensors on it use.
 pub(crate) struct Gpu {

@@ -6,7 +6,7 @@
 #[doc = include_str!("step_example.md")]
 /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
 /// let report = opt.backward_step_report(&(loss * f64::NAN)?)?;
-/// assert_eq!(report.skip_reason()?, Some(candle_grad_clip::SkipReason::NonFinite));
+/// assert_eq!(report.record()?.skip_reason, Some(candle_grad_clip::SkipReason::NonFinite));
 /// # Ok::<(), candle_grad_clip::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

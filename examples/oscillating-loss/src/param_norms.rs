@@ -29,12 +29,13 @@ impl ParamNorms {
     /// # Errors
     /// If the norms have to be read from a GPU, and that fails.
     pub fn add(&mut self, report: &StepReport) -> Result<()> {
-        let missing = report.missing();
-        let norm = |(name, norm): (&str, f64)| {
-            Some(norm).filter(|_| !missing.iter().any(|missing| missing == name))
+        let record = report.record()?;
+        let norm = |(name, norm): &(String, f64)| {
+            let is_missing = record.missing.contains(name);
+            Some(*norm).filter(|_| !is_missing)
         };
-        let norms = report.param_norms()?;
-        self.steps.push(norms.into_iter().map(norm).collect());
+        self.steps
+            .push(record.param_norms.iter().map(norm).collect());
         Ok(())
     }
 

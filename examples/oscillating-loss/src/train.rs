@@ -8,7 +8,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, IndexOp, Module, Tensor};
 use candle_grad_clip::loss::weighted_power;
 use candle_grad_clip::optim::{self, AdamW, ParamsSgd, Sgd};
-use candle_grad_clip::{ClippedOptimizer, Error, NamedVars, StepReport};
+use candle_grad_clip::{ClippedOptimizer, Error, NamedVars, SkipReason, StepReport};
 use candle_nn::{ParamsAdamW, VarMap};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -289,9 +289,13 @@ impl Trainer<'_> {
         };
         match report {
             Ok(report) => Ok((train_loss, Ok(report))),
-            Err(error @ (Error::NonFinite { .. } | Error::TooManySkips { .. })) => {
-                Ok((train_loss, Err(error.to_string())))
-            }
+            Err(
+                error @ (Error::NonFinite { .. }
+                | Error::TooManySkips {
+                    reason: SkipReason::NonFinite,
+                    ..
+                }),
+            ) => Ok((train_loss, Err(error.to_string()))),
             Err(error) => Err(error.into()),
         }
     }
@@ -311,7 +315,7 @@ fn read(step: usize, train_loss: f64, test_loss: Option<f64>, report: &StepRepor
         train_loss,
         test_loss,
         total_norm: report.total_norm()?,
-        clipped_norm: report.clipped_norm()?,
+        clipped_norm: report.record()?.clipped_norm,
         clip_coef: report.clip_coef()?,
         was_clipped: report.was_clipped()?,
         skipped: report.skipped()?,

@@ -79,7 +79,7 @@ pub struct ClippedConfig<C> {
 /// opt.backward_step(&loss)?;
 ///
 /// let report = opt.last_report().unwrap();
-/// println!("norm {} -> {}", report.total_norm()?, report.clipped_norm()?);
+/// println!("norm {} -> {}", report.total_norm()?, report.record()?.clipped_norm);
 /// assert!(report.missing().is_empty());
 /// # Ok(())
 /// # }
@@ -259,7 +259,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
     /// let mut opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::value(1.0))?;
     /// let report = opt.backward_step_report(&(w.sqr()?.sum_all()? / 2.0)?)?;
-    /// assert_eq!((report.step(), report.num_clipped()?), (1, 2));
+    /// assert_eq!((report.step(), report.record()?.num_clipped), (1, 2));
     /// assert_eq!(w.to_vec1::<f64>()?, [2.9, 3.9]); // a step of 0.1 along (1, 1)
     /// # Ok(())
     /// # }

@@ -99,7 +99,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// let opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// let mut opt = opt.with_param_norms(true);
     /// let report = opt.backward_step_report(&(w.sqr()?.sum_all()? / 2.0)?)?;
-    /// assert_eq!(report.largest_param_norms(3)?, [("head", 5.0)]);
+    /// assert_eq!(report.record()?.largest_param_norms(3), [("head", 5.0)]);
     /// # Ok(())
     /// # }
     /// ```
@@ -186,7 +186,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// let warm_up = |step: u64| 0.1 + 0.9 * (step as f64 / 1000.0).min(1.0);
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_max_norm_schedule(warm_up)?;
     /// let report = opt.backward_step_report(&loss)?; // norm 5, step 1
-    /// assert!((report.clipped_norm()? - 0.1009).abs() < 1e-6);
+    /// assert!((report.record()?.clipped_norm - 0.1009).abs() < 1e-6);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     ///
