@@ -1,7 +1,9 @@
-//! The safetensors format: eight bytes with the header's length, the header in JSON, the numbers (little-endian).
+//! The safetensors format: eight bytes with the header's length, the header in JSON, the numbers
+//! (little-endian).
 //!
-//! The crate `safetensors` (0.8) checks sizes, offsets and gaps. By hand: two entries with one name, of which it takes the last;
-//! the header's bytes, which it writes in another order each time; and the arrays, since it wants the whole file in memory.
+//! The crate `safetensors` (0.8) checks sizes, offsets and gaps. By hand: two entries with one
+//! name, of which it takes the last; the header's bytes, which it writes in another order each
+//! time; and the arrays, since it wants the whole file in memory.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -71,7 +73,8 @@ fn dtype_in_file(var: &Var) -> Dtype {
     }
 }
 
-/// Everything in front of the numbers, with the tensors' checksums. Whatever these are, it has the same length.
+/// Everything in front of the numbers, with the tensors' checksums. Whatever these are, it has the
+/// same length.
 pub(super) fn header_bytes(
     document: &str,
     tensors: &[(String, TensorInfo)],
@@ -145,7 +148,8 @@ pub(super) struct Place {
 }
 
 impl FileHeader {
-    /// Reads a header, and leaves the reader behind it. The tensors cover the rest of the file, without gaps or overlaps.
+    /// Reads a header, and leaves the reader behind it. The tensors cover the rest of the file,
+    /// without gaps or overlaps.
     pub(super) fn read(path: &Path) -> Checked<(Self, BufReader<File>)> {
         let file_type = fs::metadata(path)?;
         if !file_type.is_file() {

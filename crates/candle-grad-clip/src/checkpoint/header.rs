@@ -43,7 +43,8 @@ pub(super) struct VarRecord {
     pub(super) dtype: String,
     /// Whether it has had a gradient: before that it has no arrays.
     pub(super) has_stepped: bool,
-    /// The steps that it has taken, if that is another number than the optimizer's: it had no gradient in some.
+    /// The steps that it has taken, if that is another number than the optimizer's: it had no
+    /// gradient in some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     steps: Option<u64>,
 }
@@ -79,7 +80,8 @@ pub(super) struct WrapperRecord {
 }
 
 impl WrapperRecord {
-    /// What grows with the steps: arrays in the file, by name, and not in the document. Of each name the last part is no array of a Var.
+    /// What grows with the steps: arrays in the file, by name, and not in the document. Of each
+    /// name the last part is no array of a Var.
     pub(super) fn lists(&mut self) -> Vec<(&'static str, &mut Vec<f64>)> {
         let mut lists = Vec::from(self.rule.lists());
         lists.push(("clip.own_rule", &mut self.own_rule));
@@ -167,7 +169,8 @@ impl CheckpointHeader {
             .map_err(|error| Fault::Invalid(format!("its metadata can't be read: {error}")))
     }
 
-    /// Checks what can be checked without an optimizer. Also before saving, so that no file is written that can't be loaded.
+    /// Checks what can be checked without an optimizer. Also before saving, so that no file is
+    /// written that can't be loaded.
     pub(super) fn check(&self, max_steps: u64) -> Checked<()> {
         self.check_settings()?;
         if let Some(wrapper) = &self.wrapper {

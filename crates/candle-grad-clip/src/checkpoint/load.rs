@@ -16,7 +16,8 @@ use crate::optim::{Fused, Loaded, ParamStates, Settings};
 use crate::param_state::State;
 use crate::tensors::wide_dtype;
 
-/// Loads an optimizer, and hands back what a wrapper saved, if `check` finds it good. Changes nothing before.
+/// Loads an optimizer, and hands back what a wrapper saved, if `check` finds it good. Changes
+/// nothing before.
 pub(super) fn load(
     path: &Path,
     optimizer: &mut dyn Fused,

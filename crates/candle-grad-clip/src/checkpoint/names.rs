@@ -23,7 +23,8 @@ pub(super) fn keys(record: &VarRecord, var: &Var, settings: &Settings) -> Vec<St
         .collect()
 }
 
-/// State is found by the Vars' names: a place is none, since in another order moments of one shape would change places.
+/// State is found by the Vars' names: a place is none, since in another order moments of one shape
+/// would change places.
 pub(super) fn check_names(path: &Path, has_places: bool) -> Result<()> {
     if !has_places {
         return Ok(());

@@ -1,4 +1,5 @@
-//! The numbers of a file, little-endian: written and read one array at a time, each with its checksum.
+//! The numbers of a file, little-endian: written and read one array at a time, each with its
+//! checksum.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -120,8 +121,8 @@ impl Reader {
         }
     }
 
-    /// Arrays of one length, as [`State::Host`](crate::param_state::State) holds them, once their checksums are found right and their
-    /// numbers in range.
+    /// Arrays of one length, as [`State::Host`](crate::param_state::State) holds them, once their
+    /// checksums are found right and their numbers in range.
     pub(super) fn read<W: bytemuck::Pod + Into<f64>>(
         &mut self,
         places: &[Place],

@@ -11,18 +11,21 @@ use crate::optim::{AdamW, Sgd};
 macro_rules! save_and_load {
     ($Optimizer:ident, $(#[$load_example:meta])* load) => {
         impl $Optimizer {
-            /// Saves the optimizer's state and hyper-parameters, not the weights (see [the module](crate::optim#checkpoints)).
+            /// Saves the optimizer's state and hyper-parameters, not the weights (see [the
+            /// module](crate::optim#checkpoints)).
             ///
             /// # Errors
-            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); two Vars of one name; hyper-parameters outside their range, as those
-            /// could not be loaded; state that is NaN or infinite. A file that was there stays then, whole. After
-            /// [`Error::CheckpointNotDurable`](crate::Error::CheckpointNotDurable) alone the new file is in its place.
+            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); two Vars of one name;
+            /// hyper-parameters outside their range, as those could not be loaded; state that is
+            /// NaN or infinite. A file that was there stays then, whole. After
+            /// [`Error::CheckpointNotDurable`](crate::Error::CheckpointNotDurable) alone the new
+            /// file is in its place.
             pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
                 save(path.as_ref(), self, None, false)
             }
 
-            /// As [`save`](Self::save), also where the state is NaN or infinite, which `save` refuses to write over a good file. `load` takes
-            /// such a file as it is.
+            /// As [`save`](Self::save), also where the state is NaN or infinite, which `save`
+            /// refuses to write over a good file. `load` takes such a file as it is.
             ///
             /// # Errors
             /// As [`save`](Self::save).
@@ -30,15 +33,17 @@ macro_rules! save_and_load {
                 save(path.as_ref(), self, None, true)
             }
 
-            /// Goes on from what [`save`](Self::save) wrote, here or in a [`ClippedOptimizer`](crate::ClippedOptimizer), whose own state is
-            /// then left out. Hyper-parameters become those of the file. The weights must be loaded as well (see
+            /// Goes on from what [`save`](Self::save) wrote, here or in a
+            /// [`ClippedOptimizer`](crate::ClippedOptimizer), whose own state is then left out.
+            /// Hyper-parameters become those of the file. The weights must be loaded as well (see
             /// [the module](crate::optim#checkpoints)).
             ///
             $(#[$load_example])*
             ///
             /// # Errors
-            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint, or a damaged one;
-            /// [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with all that differs. Nothing is changed then.
+            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint,
+            /// or a damaged one; [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch)
+            /// with all that differs. Nothing is changed then.
             pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
                 load(path.as_ref(), self, &mut |_| Ok(()))?;
                 Ok(())

@@ -20,8 +20,8 @@ use crate::param_state::{self, State};
 use crate::tensors::wide_dtype;
 use crate::vars::NamedVars;
 
-/// Saves an optimizer under its Vars' own names or those of a wrapper, with its state; with `non_finite` also one whose state is
-/// NaN or infinite.
+/// Saves an optimizer under its Vars' own names or those of a wrapper, with its state; with
+/// `non_finite` also one whose state is NaN or infinite.
 pub(super) fn save(
     path: &Path,
     optimizer: &dyn Fused,
@@ -83,7 +83,8 @@ fn take_lists(header: &mut CheckpointHeader) -> Vec<(&'static str, Vec<f64>)> {
     lists.filter(|(_, list)| !list.is_empty()).collect()
 }
 
-/// The tensors of the file, one behind the other: the lists, then the arrays of the Vars in this order.
+/// The tensors of the file, one behind the other: the lists, then the arrays of the Vars in this
+/// order.
 fn layout(
     header: &CheckpointHeader,
     vars: &[Var],

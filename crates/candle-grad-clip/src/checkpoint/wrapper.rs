@@ -13,8 +13,9 @@ use crate::optimizer::{ClippedOptimizer, check_no_clip_beside_rule};
 
 /// Checkpoints, of the optimizers that have them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
-    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the counters of steps and of
-    /// steps taken, the skips in a row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
+    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its
+    /// history, the counters of steps and of steps taken, the skips in a row and the
+    /// [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
     ///
     /// # Errors
     /// As [`optim::AdamW::save`].
@@ -45,11 +46,11 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
         save(path, &self.inner, Some((&core.vars, wrapper)), non_finite)
     }
 
-    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters become those of the file, as the inner
-    /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one, and its [`LossScaler`] if the
-    /// file has none. There is no
-    /// [`last_report`](Self::last_report) then. The weights must be loaded as well (see
-    /// [`optim`](crate::optim#checkpoints)).
+    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters
+    /// become those of the file, as the inner optimizer's hyper-parameters do; those of the wrapper
+    /// stay if the file is of an optimizer without one, and its [`LossScaler`] if the file has
+    /// none. There is no [`last_report`](Self::last_report) then. The weights must be loaded as
+    /// well (see [`optim`](crate::optim#checkpoints)).
     ///
     /// ```
     /// use candle_core::{Device, Var};

@@ -23,14 +23,15 @@ use crate::vars::NamedVars;
 /// m_hat = m / (1 - beta1^step),  v_hat = v / (1 - beta2^step)
 /// ```
 ///
-/// `step` is a Var's own: the steps in which it had a gradient, as in PyTorch. So one that gets its first gradient late
-/// begins as any other. (candle counts for all Vars at once: there its first step would be too long, up to 3.2 times the
-/// learning rate with the default decays.) An `eps` below 1e-20, for f64 Vars 1e-150, counts as that: with 0 a zero
-/// gradient would make NaN.
+/// `step` is a Var's own: the steps in which it had a gradient, as in PyTorch. So one that gets its
+/// first gradient late begins as any other. (candle counts for all Vars at once: there its first
+/// step would be too long, up to 3.2 times the learning rate with the default decays.) An `eps`
+/// below 1e-20, for f64 Vars 1e-150, counts as that: with 0 a zero gradient would make NaN.
 ///
-/// Where every Var has a gradient in each step, in f32 and f64, its weights are those of `candle_nn::AdamW`, to the bit (but
-/// that a zero may have another sign). Vars of any shape, in f32, f64, f16 and bf16, mixed, on any devices; moments are f32, for f64 Vars f64
-/// (candle's take the Var's dtype). A Var that comes twice is updated once.
+/// Where every Var has a gradient in each step, in f32 and f64, its weights are those of
+/// `candle_nn::AdamW`, to the bit (but that a zero may have another sign). Vars of any shape, in
+/// f32, f64, f16 and bf16, mixed, on any devices; moments are f32, for f64 Vars f64 (candle's take
+/// the Var's dtype). A Var that comes twice is updated once.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -54,15 +55,17 @@ use crate::vars::NamedVars;
 /// ```
 ///
 /// # References
-/// Loshchilov, Hutter (2019), "Decoupled weight decay regularization"; `torch.optim.AdamW` (PyTorch 2.15).
+/// Loshchilov, Hutter (2019), "Decoupled weight decay regularization"; `torch.optim.AdamW` (PyTorch
+/// 2.15).
 pub struct AdamW {
     trained: ParamStates,
     params: ParamsAdamW,
 }
 
 impl AdamW {
-    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`, `Vec<(String, Var)>` or
-    /// `Vec<Var>` (see [`NamedVars`]). In a [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
+    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`,
+    /// `Vec<(String, Var)>` or `Vec<Var>` (see [`NamedVars`]). In a
+    /// [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
     ///
     /// ```
     /// use candle_grad_clip::optim::AdamW;
@@ -76,8 +79,8 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// A hyper-parameter that is not finite or outside its range: `lr`, `eps`, `weight_decay` 0 or above, `beta1` and
-    /// `beta2` in `[0, 1)`.
+    /// A hyper-parameter that is not finite or outside its range: `lr`, `eps`, `weight_decay` 0 or
+    /// above, `beta1` and `beta2` in `[0, 1)`.
     pub fn named(vars: impl Into<NamedVars>, params: ParamsAdamW) -> Result<Self> {
         check_adamw(&params)?;
         Ok(Self {
@@ -98,12 +101,14 @@ impl AdamW {
         Self::new(vars, params)
     }
 
-    /// Whether the largest second moment so far is used (`AMSGrad`), which takes one more array. Default: no.
+    /// Whether the largest second moment so far is used (`AMSGrad`), which takes one more array.
+    /// Default: no.
     ///
     /// Training starts anew: moments and step counter are forgotten.
     ///
     /// # References
-    /// Reddi, Kale, Kumar (2018), "On the convergence of Adam and beyond"; `amsgrad` of `torch.optim.AdamW`.
+    /// Reddi, Kale, Kumar (2018), "On the convergence of Adam and beyond"; `amsgrad` of
+    /// `torch.optim.AdamW`.
     #[must_use]
     pub fn amsgrad(mut self, amsgrad: bool) -> Self {
         let master_weights = self.trained.kept().master_weights;

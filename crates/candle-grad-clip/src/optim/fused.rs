@@ -27,7 +27,8 @@ pub(crate) struct Loaded {
 
 /// A fused optimizer.
 pub(crate) trait Fused: 'static {
-    /// The equation of the next step, once its numbers are checked, for Vars of no group (`None`) or of one.
+    /// The equation of the next step, once its numbers are checked, for Vars of no group (`None`)
+    /// or of one.
     fn next_rule(&self, group: Option<&ParamGroup>) -> Result<StepRule>;
     fn trained(&self) -> &ParamStates;
     fn trained_mut(&mut self) -> &mut ParamStates;

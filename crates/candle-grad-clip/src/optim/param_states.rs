@@ -19,7 +19,8 @@ pub(crate) struct ParamStates {
     pub(super) vars: NamedVars,
     /// One for each Var.
     pub(super) states: Vec<State>,
-    /// The steps that each Var has taken, those in which it had a gradient; as far as the host knows.
+    /// The steps that each Var has taken, those in which it had a gradient; as far as the host
+    /// knows.
     pub(super) counts: Arc<[u64]>,
     pub(super) kept: Kept,
     groups: ParamGroups,
@@ -63,8 +64,8 @@ impl ParamStates {
         &self.vars
     }
 
-    /// Steps taken. Where a GPU leads this waits for it, and what fails there shows in the next step: the number is then that of
-    /// the time when it took the lead.
+    /// Steps taken. Where a GPU leads this waits for it, and what fails there shows in the next
+    /// step: the number is then that of the time when it took the lead.
     pub(crate) fn steps(&self) -> u64 {
         let counted = self.lead.as_ref().map(|lead| lead.counted());
         counted.map_or(self.steps, |counted| {
@@ -133,8 +134,8 @@ impl ParamStates {
         Ok(())
     }
 
-    /// Takes on the state of a checkpoint: one for each Var, with the arrays that `kept` says, and the steps that each Var
-    /// has taken.
+    /// Takes on the state of a checkpoint: one for each Var, with the arrays that `kept` says, and
+    /// the steps that each Var has taken.
     pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64, counts: Vec<u64>) {
         self.lead = None;
         self.kept = kept;

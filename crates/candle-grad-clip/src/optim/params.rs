@@ -22,7 +22,8 @@ pub struct ParamsSgd {
     pub lr: f64,
     /// What is kept of the momentum buffer in each step. Default: 0, no momentum and no buffer.
     pub momentum: f64,
-    /// What is held back of the gradient before it goes into the buffer, 0 to 1 (PyTorch takes any number). Default: 0.
+    /// What is held back of the gradient before it goes into the buffer, 0 to 1 (PyTorch takes any
+    /// number). Default: 0.
     pub dampening: f64,
     /// Weight decay, added to the (clipped) gradient. Default: 0.
     pub weight_decay: f64,
@@ -195,7 +196,8 @@ pub(super) fn check_sgd(params: &ParamsSgd) -> Result<()> {
     Ok(())
 }
 
-/// The numbers of a step, as a group makes them, in the dtype that computes: f64 for f64 Vars, for others f32.
+/// The numbers of a step, as a group makes them, in the dtype that computes: f64 for f64 Vars, for
+/// others f32.
 pub(super) fn check_numbers(vars: &NamedVars, numbers: &[(&'static str, f64)]) -> Result<()> {
     for &(name, value) in numbers {
         if (value as f32).is_finite() {

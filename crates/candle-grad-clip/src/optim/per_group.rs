@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::groups::{ParamGroup, ParamGroups};
 use crate::vars::NamedVars;
 
-/// [`ParamGroups`] for any optimizer: one of its kind a group, each with the group's Vars and settings.
+/// [`ParamGroups`] for any optimizer: one of its kind a group, each with the group's Vars and
+/// settings.
 ///
 /// [`AdamW`](super::AdamW) and [`Sgd`](super::Sgd) know groups themselves.
 ///
@@ -39,7 +40,8 @@ pub struct PerGroup<O> {
 }
 
 impl<O: Optimizer> PerGroup<O> {
-    /// Calls `make(vars, group, learning_rate)` for each group that has Vars, and for the Vars without a group (`None`).
+    /// Calls `make(vars, group, learning_rate)` for each group that has Vars, and for the Vars
+    /// without a group (`None`).
     ///
     /// # Errors
     /// A pattern that matches no Var; an error of `make`.

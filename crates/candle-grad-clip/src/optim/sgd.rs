@@ -23,9 +23,9 @@ use crate::vars::NamedVars;
 /// theta <- theta - lr d
 /// ```
 ///
-/// Without momentum and weight decay its weights are those of [`candle_nn::SGD`], to the bit. Vars of any shape, in
-/// f32, f64, f16 and bf16, mixed, on any devices; the buffer is f32, for f64 Vars f64. A Var that comes twice is updated
-/// once.
+/// Without momentum and weight decay its weights are those of [`candle_nn::SGD`], to the bit. Vars
+/// of any shape, in f32, f64, f16 and bf16, mixed, on any devices; the buffer is f32, for f64 Vars
+/// f64. A Var that comes twice is updated once.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -52,8 +52,9 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`, `Vec<(String, Var)>` or
-    /// `Vec<Var>` (see [`NamedVars`]). In a [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
+    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`,
+    /// `Vec<(String, Var)>` or `Vec<Var>` (see [`NamedVars`]). In a
+    /// [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
     ///
     /// ```
     /// use candle_grad_clip::optim::Sgd;
@@ -67,8 +68,9 @@ impl Sgd {
     /// ```
     ///
     /// # Errors
-    /// A hyper-parameter that is not finite or below 0; a dampening above 1; Nesterov momentum without momentum or
-    /// with dampening. Steps check what they compute with: numbers that are infinite in f32 too, unless all Vars are f64.
+    /// A hyper-parameter that is not finite or below 0; a dampening above 1; Nesterov momentum
+    /// without momentum or with dampening. Steps check what they compute with: numbers that are
+    /// infinite in f32 too, unless all Vars are f64.
     pub fn named(vars: impl Into<NamedVars>, params: impl Into<ParamsSgd>) -> Result<Self> {
         let params = params.into();
         check_sgd(&params)?;
@@ -90,8 +92,8 @@ impl Sgd {
     /// Takes other hyper-parameters, from the next step on.
     ///
     /// # Errors
-    /// As [`Sgd::named`]; a momentum of 0 after another one, or the other way round, as that decides what is kept. The
-    /// old ones stay then.
+    /// As [`Sgd::named`]; a momentum of 0 after another one, or the other way round, as that
+    /// decides what is kept. The old ones stay then.
     pub fn set_params(&mut self, params: impl Into<ParamsSgd>) -> Result<()> {
         let params = params.into();
         check_sgd(&params)?;

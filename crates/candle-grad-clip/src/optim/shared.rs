@@ -1,7 +1,8 @@
 //! What the fused optimizers share but for their names.
 
-/// The methods and the `Optimizer` of a struct that has `trained: ParamStates` and `params: $Params`. Where their docs differ the
-/// optimizer gives its own.
+/// The methods and the `Optimizer` of a struct that has `trained: ParamStates` and
+/// `params: $Params`. Where their docs differ the optimizer gives its own. A macro, since the
+/// methods of a trait would need an import wherever they are called.
 macro_rules! fused_optimizer {
     (
         $Optimizer:ident, $Params:ty,
@@ -9,10 +10,12 @@ macro_rules! fused_optimizer {
         $(#[$groups_example:meta])* groups,
     ) => {
         impl $Optimizer {
-            /// Whether f16 and bf16 Vars have an f32 copy that takes the updates (see [the module](crate::optim)). Default: no.
+            /// Whether f16 and bf16 Vars have an f32 copy that takes the updates (see [the
+            /// module](crate::optim)). Default: no.
             ///
-            /// The copy is made in a Var's first step. Where a Var is set from outside after that (`Var::set`, `VarMap::load`), so that
-            /// the copy no longer rounds to it, the copy is made anew in the next step.
+            /// The copy is made in a Var's first step. Where a Var is set from outside after that
+            /// (`Var::set`, `VarMap::load`), so that the copy no longer rounds to it, the copy is
+            /// made anew in the next step.
             $(#[$master_weights])*
             #[must_use]
             pub fn master_weights(mut self, master_weights: bool) -> Self {
@@ -23,8 +26,9 @@ macro_rules! fused_optimizer {
                 self
             }
 
-            /// Other learning rates and weight decays for some Vars, by name: for an optimizer by itself. One in a
-            /// [`ClippedOptimizer`](crate::ClippedOptimizer) gets its groups from there.
+            /// Other learning rates and weight decays for some Vars, by name: for an optimizer by
+            /// itself. One in a [`ClippedOptimizer`](crate::ClippedOptimizer) gets its groups from
+            /// there.
             ///
             $(#[$groups_example])*
             ///

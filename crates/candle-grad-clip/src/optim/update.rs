@@ -37,8 +37,8 @@ pub(crate) struct Clipped<'a> {
 }
 
 impl ParamStates {
-    /// Takes a step by `rules`: the first for Vars without a group, then one for each group. Whatever can fail comes
-    /// before the first write.
+    /// Takes a step by `rules`: the first for Vars without a group, then one for each group.
+    /// Whatever can fail comes before the first write.
     pub(crate) fn step(
         &mut self,
         grads: &GradStore,
@@ -61,8 +61,8 @@ impl ParamStates {
         Ok(())
     }
 
-    /// As [`ParamStates::step`], with gradients that are not collected yet, or of other Vars than ours: those of
-    /// Vars that are not clipped are edited as `others` says.
+    /// As [`ParamStates::step`], with gradients that are not collected yet, or of other Vars than
+    /// ours: those of Vars that are not clipped are edited as `others` says.
     fn step_collecting(
         &mut self,
         grads: &GradStore,
@@ -122,8 +122,9 @@ impl ParamStates {
         Ok(())
     }
 
-    /// Takes a step of a plain norm or value clip that the GPU decides, if it can: all gradients are on one. The result is
-    /// read when it is asked for. `skips_in_a_row` is for a GPU that does not lead yet.
+    /// Takes a step of a plain norm or value clip that the GPU decides, if it can: all gradients
+    /// are on one. The result is read when it is asked for. `skips_in_a_row` is for a GPU that does
+    /// not lead yet.
     pub(crate) fn step_on_device(
         &mut self,
         clipped: Clipped<'_>,
@@ -155,7 +156,8 @@ impl ParamStates {
             };
             self.lead = Some(backend::start_steps(&device, &counted)?);
         }
-        // The GPU counts the steps of each Var, so the state of one that has taken none can be here already.
+        // The GPU counts the steps of each Var, so the state of one that has taken none can be here
+        // already.
         for (index, state) in self.start_states(entries)? {
             self.states[index] = state;
         }
@@ -206,8 +208,8 @@ impl ParamStates {
         Ok(started)
     }
 
-    /// The next values and states of the Vars that candle's operations update. On the caller's thread, since
-    /// candle's CUDA devices use a stream per thread.
+    /// The next values and states of the Vars that candle's operations update. On the caller's
+    /// thread, since candle's CUDA devices use a stream per thread.
     fn step_elsewhere(
         &self,
         entries: &[Entry<'_>],
@@ -229,8 +231,9 @@ impl ParamStates {
         Ok(stepped)
     }
 
-    /// Updates the Vars on CPU, small ones in parallel, a task for many; each large one by itself, as it is parallel
-    /// inside. From the last to the first: measuring has left the last gradients in the cache.
+    /// Updates the Vars on CPU, small ones in parallel, a task for many; each large one by itself,
+    /// as it is parallel inside. From the last to the first: measuring has left the last gradients
+    /// in the cache.
     fn step_on_cpu(
         &mut self,
         entries: &[Entry<'_>],
@@ -271,7 +274,8 @@ fn rule_index(group: Option<usize>) -> usize {
     group.map_or(0, |group| group + 1)
 }
 
-/// The equations of the jobs' Vars, once for each group and number of steps taken; the jobs get their places.
+/// The equations of the jobs' Vars, once for each group and number of steps taken; the jobs get
+/// their places.
 fn rules_of(jobs: &mut [UpdateJob<'_>], rules: &[StepRule], counts: &[u64]) -> Vec<StepRule> {
     let mut own = Vec::new();
     let mut found = FxHashMap::default();
