@@ -6,13 +6,13 @@ use std::sync::LazyLock;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use candle_grad_clip_kernels::{Edit, NormType};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::backend::{self, Backends};
 use crate::clip::NonFinite;
 use crate::error::{Error, Result};
 use crate::gradients::{Entry, Place, Request, without_cuda};
-use crate::pipeline::collect::check_any_match;
+use crate::pipeline::collect::{check_any_match, copies_of_unreadable, readable};
 use crate::pipeline::edit::run_all;
 use crate::pipeline::measure::{measure, non_finite_error, walk};
 use crate::tensors::{storage_address, wide_dtype};
@@ -272,7 +272,7 @@ impl GradAccumulator {
             zero_non_finite: self.non_finite == NonFinite::Zero,
         };
         let elsewhere = self.add_elsewhere(&entries, edit)?;
-        let owned = self.owned_gradients(&entries)?;
+        let owned = copies_of_unreadable(&entries, &self.storages)?;
         self.make_buffers(&entries)?;
         // From here on nothing is expected to fail.
         self.add_on_cpu(&entries, &owned, edit)?;
@@ -402,19 +402,6 @@ impl GradAccumulator {
         Ok(sums)
     }
 
-    /// Copies of the gradients that our kernels can't read while they write a sum: those that are not contiguous, and those
-    /// that are a buffer of ours.
-    fn owned_gradients(&self, entries: &[Entry<'_>]) -> Result<Vec<(usize, Tensor)>> {
-        let mut owned = Vec::new();
-        for (index, entry) in entries.iter().enumerate() {
-            let Some(grad) = on_cpu(entry) else { continue };
-            if entry.place == Place::CpuCopied || self.storages.contains(&entry.storage) {
-                owned.push((index, grad.force_contiguous()?));
-            }
-        }
-        Ok(owned)
-    }
-
     /// The buffers of the Vars on CPU that get a gradient for the first time.
     fn make_buffers(&mut self, entries: &[Entry<'_>]) -> Result<()> {
         for ((entry, sum), var) in entries.iter().zip(&mut self.sums).zip(self.vars.vars()) {
@@ -441,15 +428,13 @@ impl GradAccumulator {
     fn add_on_cpu(
         &self,
         entries: &[Entry<'_>],
-        owned: &[(usize, Tensor)],
+        owned: &FxHashMap<usize, Tensor>,
         edit: Edit,
     ) -> Result<()> {
-        let mut owned = owned.iter().peekable();
         let mut jobs = Vec::with_capacity(entries.len());
         for (index, (entry, sum)) in entries.iter().zip(&self.sums).enumerate() {
-            let copy = owned.next_if(|(place, _)| *place == index);
-            if let (Some(grad), Some(wide)) = (on_cpu(entry), &sum.wide) {
-                let grad = copy.map_or(grad, |(_, copy)| copy);
+            if let (Some(grad), Some(wide)) = (readable(entry), &sum.wide) {
+                let grad = owned.get(&index).unwrap_or(grad);
                 jobs.push((entry.elements, grad, wide, !sum.has_grad));
             }
         }
@@ -508,13 +493,6 @@ impl GradAccumulator {
 fn power_of_two_below(weight: f64) -> f64 {
     const MANTISSA: u64 = (1 << 52) - 1;
     f64::from_bits(weight.to_bits() & !MANTISSA).max(f64::MIN_POSITIVE)
-}
-
-/// The gradient, if our kernels are to add it.
-fn on_cpu<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
-    entry
-        .grad
-        .filter(|_| entry.place != Place::Elsewhere && entry.elements > 0)
 }
 
 impl fmt::Debug for GradAccumulator {

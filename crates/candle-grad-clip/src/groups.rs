@@ -166,8 +166,8 @@ impl fmt::Display for ParamGroup {
 ///
 /// A group with [`no_clip`](ParamGroup::no_clip) is in neither: its gradients stay as they are.
 ///
-/// Given to [`ClippedOptimizer::groups`](crate::ClippedOptimizer::groups), to [`AdamW::groups`](super::AdamW::groups) and
-/// [`Sgd::groups`](super::Sgd::groups), or to [`PerGroup`](super::PerGroup) for other optimizers.
+/// Given to [`ClippedOptimizer::groups`](crate::ClippedOptimizer::groups), to [`AdamW::groups`](crate::optim::AdamW::groups) and
+/// [`Sgd::groups`](crate::optim::Sgd::groups), or to [`PerGroup`](crate::optim::PerGroup) for other optimizers.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -223,7 +223,7 @@ impl ParamGroups {
     }
 
     /// The same groups with nothing but their limits: for a [`ClippedOptimizer`](crate::ClippedOptimizer) around an
-    /// optimizer that has the other settings already, such as [`PerGroup`](super::PerGroup).
+    /// optimizer that has the other settings already, such as [`PerGroup`](crate::optim::PerGroup).
     #[must_use]
     pub fn only_limits(&self) -> Self {
         let only_limit = |group: &ParamGroup| ParamGroup {
@@ -238,11 +238,18 @@ impl ParamGroups {
         self.iter().any(|group| group.max_norm.is_some())
     }
 
-    /// The place of each name's group in this list, counted from 1; 0 for none.
+    /// As [`ParamGroups::group_of`], counted from 1; 0 for none.
+    pub(crate) fn assign(&self, names: &[String]) -> Result<Arc<[usize]>> {
+        let groups = self.group_of(names)?;
+        let place = |group: &Option<usize>| group.map_or(0, |index| index + 1);
+        Ok(groups.iter().map(place).collect())
+    }
+
+    /// The group of each name, as its index in this list.
     ///
     /// # Errors
     /// A pattern that matches no name: a typing error, most likely.
-    pub(crate) fn assign(&self, names: &[String]) -> Result<Arc<[usize]>> {
+    pub(crate) fn group_of(&self, names: &[String]) -> Result<Arc<[Option<usize>]>> {
         for group in self {
             for pattern in &group.patterns {
                 let pattern = WildMatch::new(pattern);
@@ -256,11 +263,8 @@ impl ParamGroups {
                 }
             }
         }
-        let place = |name: &String| {
-            let found = self.iter().position(|group| group.matches(name));
-            found.map_or(0, |index| index + 1)
-        };
-        Ok(names.iter().map(place).collect())
+        let group = |name: &String| self.iter().position(|group| group.matches(name));
+        Ok(names.iter().map(group).collect())
     }
 }
 

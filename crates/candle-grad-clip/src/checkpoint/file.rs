@@ -1,24 +1,29 @@
-//! The safetensors format: eight bytes with the header's length, the header in JSON, the numbers (little-endian).
+//! The safetensors format: eight bytes with the header's length, the header in JSON, the numbers
+//! (little-endian).
 //!
-//! Not by the crate `safetensors` (0.8): it takes the last of two entries with one name, adds up sizes unchecked, which a
-//! hostile file makes overflow, and wants the whole file in memory.
+//! The crate `safetensors` (0.8) checks sizes, offsets and gaps. By hand: two entries with one
+//! name, of which it takes the last; the header's bytes, which it writes in another order each
+//! time; and the arrays, since it wants the whole file in memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use candle_core::{DType, Var};
+use safetensors::tensor::{Dtype, Metadata as Layout, TensorInfo};
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::document::{FORMAT, VERSION};
-use super::{Checked, Fault, listed};
-use crate::param_state::{arrays_mut, stride};
+use super::fault::{Checked, Fault, join_names};
 use crate::tensors::wide_dtype;
 
+/// What the files are.
+pub(super) const FORMAT: &str = "candle-grad-clip optimizer";
+/// A reader that does not know a version refuses it. Any new field is a new version.
+pub(super) const VERSION: &str = "1";
 /// As the crate `safetensors` has it, so that others can read what we write.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// The bytes of the header's length.
@@ -42,57 +47,34 @@ pub(super) struct Metadata {
     pub(super) tensors_crc32: Option<String>,
 }
 
-/// A tensor in the header.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct TensorInfo {
-    dtype: String,
-    shape: Vec<usize>,
-    /// Where it begins and ends, from the end of the header.
-    pub(super) data_offsets: (u64, u64),
-}
-
-impl TensorInfo {
-    /// An array of `var`, at `offset`.
-    pub(super) fn new(var: &Var, offset: u64) -> Self {
-        let bytes = var.elem_count() * wide_dtype(var.dtype()).size_in_bytes();
-        Self {
-            dtype: dtype_name(var).to_string(),
-            shape: var.dims().to_vec(),
-            data_offsets: (offset, offset.saturating_add(bytes as u64)),
-        }
-    }
-
-    /// A list of f64, at `offset`.
-    pub(super) fn list(len: usize, offset: u64) -> Self {
-        let bytes = len as u64 * size_of::<f64>() as u64;
-        Self {
-            dtype: "F64".to_string(),
-            shape: vec![len],
-            data_offsets: (offset, offset.saturating_add(bytes)),
-        }
-    }
-
-    /// The bytes that dtype and shape say, if it is one of our dtypes.
-    fn bytes(&self) -> Option<u64> {
-        let size = match self.dtype.as_str() {
-            "F32" => 4,
-            "F64" => 8,
-            _ => return None,
-        };
-        let dims = self.shape.iter().map(|dim| *dim as u64);
-        dims.into_iter().try_fold(size, u64::checked_mul)
+/// An array of `var`, at `offset` from the end of the header.
+pub(super) fn array_info(var: &Var, offset: usize) -> TensorInfo {
+    let bytes = var.elem_count() * wide_dtype(var.dtype()).size_in_bytes();
+    TensorInfo {
+        dtype: dtype_in_file(var),
+        shape: var.dims().to_vec(),
+        data_offsets: (offset, offset.saturating_add(bytes)),
     }
 }
 
-fn dtype_name(var: &Var) -> &'static str {
+/// A list of f64, at `offset` from the end of the header.
+pub(super) fn list_info(len: usize, offset: usize) -> TensorInfo {
+    TensorInfo {
+        dtype: Dtype::F64,
+        shape: vec![len],
+        data_offsets: (offset, offset.saturating_add(len * size_of::<f64>())),
+    }
+}
+
+fn dtype_in_file(var: &Var) -> Dtype {
     match wide_dtype(var.dtype()) {
-        DType::F64 => "F64",
-        _ => "F32",
+        DType::F64 => Dtype::F64,
+        _ => Dtype::F32,
     }
 }
 
-/// Everything in front of the numbers, with the tensors' checksums. Whatever these are, it has the same length.
+/// Everything in front of the numbers, with the tensors' checksums. Whatever these are, it has the
+/// same length.
 pub(super) fn header_bytes(
     document: &str,
     tensors: &[(String, TensorInfo)],
@@ -145,106 +127,13 @@ pub(super) fn hex(sum: u32) -> String {
     format!("{sum:08x}")
 }
 
-/// The numbers that an array may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Range {
-    /// All: they are checked elsewhere, or were saved as they were.
-    Any,
-    Finite,
-    /// Finite, and 0 or above.
-    NotNegative,
-    /// NaN, or 0 or above.
-    NotBelowZero,
-}
-
-impl Range {
-    /// Of a Var's array, by its name.
-    pub(super) fn of(key: &str, non_finite: bool) -> Self {
-        match (key.ends_with("second_moment"), non_finite) {
-            (false, false) => Self::Finite,
-            (false, true) => Self::Any,
-            (true, false) => Self::NotNegative,
-            (true, true) => Self::NotBelowZero,
-        }
-    }
-
-    fn has(self, x: f64) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Finite => x.is_finite(),
-            Self::NotNegative => x.is_finite() && x >= 0.0,
-            Self::NotBelowZero => x >= 0.0 || x.is_nan(),
-        }
-    }
-
-    /// The first number that is outside.
-    fn first_outside<W: Copy + Into<f64>>(self, numbers: &[W]) -> Option<f64> {
-        // Without a way out, which makes the loop fast.
-        let all = numbers
-            .iter()
-            .fold(true, |all, x| all & self.has((*x).into()));
-        let mut numbers = numbers.iter().map(|x| (*x).into());
-        if all {
-            return None;
-        }
-        numbers.find(|x| !self.has(*x))
-    }
-}
-
-/// Writes arrays one after the other, and keeps a checksum of each.
-pub(super) struct Writer<'a, W: Write> {
-    pub(super) out: &'a mut W,
-    /// The names of the arrays to come.
-    pub(super) keys: std::slice::Iter<'a, (String, TensorInfo)>,
-    /// Of those that were written.
-    pub(super) sums: Vec<u32>,
-    /// Whether numbers may be NaN or infinite.
-    pub(super) non_finite: bool,
-}
-
-/// Numbers that are read or written at a time: they stay in a cache.
-const CHUNK: usize = BUFFER_BYTES / 8;
-
-impl<W: Write> Writer<'_, W> {
-    /// The next array, as little-endian.
-    pub(super) fn write<N: bytemuck::NoUninit + Into<f64>>(
-        &mut self,
-        numbers: &[N],
-    ) -> Checked<()> {
-        let key = self.keys.next().map_or("", |(key, _)| key);
-        let range = Range::of(key, self.non_finite);
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(key.as_bytes());
-        for numbers in numbers.chunks(CHUNK) {
-            if let Some(bad) = range.first_outside(numbers) {
-                return Err(Fault::Invalid(format!(
-                    "nothing was saved, since the state is ruined: {key:?} (Var and array) has {bad}; go back to an \
-                     earlier checkpoint, or take save_non_finite if NaN and infinity are meant"
-                )));
-            }
-            if cfg!(target_endian = "little") {
-                let bytes = bytemuck::cast_slice(numbers);
-                sum.update(bytes);
-                self.out.write_all(bytes)?;
-                continue;
-            }
-            for number in numbers {
-                let mut bytes = bytemuck::bytes_of(number).to_vec();
-                bytes.reverse();
-                sum.update(&bytes);
-                self.out.write_all(&bytes)?;
-            }
-        }
-        self.sums.push(sum.finalize());
-        Ok(())
-    }
-}
-
 /// The checked header of a file.
 #[derive(Debug)]
-pub(super) struct Header {
+pub(super) struct FileHeader {
     pub(super) metadata: Metadata,
-    tensors: HashMap<String, TensorInfo>,
+    layout: Layout,
+    /// The tensors that were not taken yet.
+    left: BTreeSet<String>,
 }
 
 /// A tensor that was asked for.
@@ -252,22 +141,16 @@ pub(super) struct Header {
 pub(super) struct Place {
     pub(super) key: String,
     /// Where it begins, from the end of the header.
-    offset: u64,
+    pub(super) offset: u64,
     pub(super) len: usize,
     /// Its checksum.
-    sum: u32,
+    pub(super) sum: u32,
 }
 
-/// The numbers of a file.
-pub(super) struct Arrays {
-    reader: BufReader<File>,
-    /// Where the reader stands, from the end of the header.
-    position: u64,
-}
-
-impl Header {
-    /// Reads a header; the tensors then cover the rest of the file, without gaps or overlaps.
-    pub(super) fn read(path: &Path) -> Checked<(Self, Arrays)> {
+impl FileHeader {
+    /// Reads a header, and leaves the reader behind it. The tensors cover the rest of the file,
+    /// without gaps or overlaps.
+    pub(super) fn read(path: &Path) -> Checked<(Self, BufReader<File>)> {
         let file_type = fs::metadata(path)?;
         if !file_type.is_file() {
             return Err(Fault::Invalid(
@@ -295,79 +178,51 @@ impl Header {
         let data_bytes = rest_bytes.checked_sub(header_bytes).ok_or_else(cut_short)?;
         let mut json = Vec::new();
         reader.by_ref().take(header_bytes).read_to_end(&mut json)?;
-        let header: Self = serde_json::from_slice(&json)
+        let Entries { metadata, tensors } = serde_json::from_slice(&json)
             .map_err(|error| Fault::Invalid(format!("its header can't be read: {error}")))?;
-        header.check_layout(data_bytes)?;
-        let arrays = Arrays {
-            reader,
-            position: 0,
+        let header = Self {
+            metadata,
+            left: tensors.keys().cloned().collect(),
+            layout: checked_layout(tensors, data_bytes)?,
         };
-        Ok((header, arrays))
+        Ok((header, reader))
     }
 
-    /// One tensor behind the other, each as long as its shape says, to the end of the file.
-    fn check_layout(&self, data_bytes: u64) -> Checked<()> {
-        let mut tensors: Vec<(&String, &TensorInfo)> = self.tensors.iter().collect();
-        tensors.sort_by_key(|(name, info)| (info.data_offsets, name.as_str()));
-        let mut end = 0;
-        for (name, info) in tensors {
-            let (from, to) = info.data_offsets;
-            let bytes = info.bytes().and_then(|bytes| from.checked_add(bytes));
-            if from != end || bytes != Some(to) {
-                return Err(Fault::Invalid(format!(
-                    "tensor {name:?}, {} {:?}, lies at {from}..{to} of the data, expected it at \
-                     {end} and as long as its shape says, in F32 or F64",
-                    info.dtype, info.shape
-                )));
-            }
-            end = to;
+    fn take_info(&mut self, name: &str) -> Option<&TensorInfo> {
+        if self.left.remove(name) {
+            self.layout.info(name)
+        } else {
+            None
         }
-        if end != data_bytes {
-            return Err(Fault::Invalid(format!(
-                "its tensors take {end} bytes, but {data_bytes} follow the header: the file was \
-                 cut or something was appended"
-            )));
-        }
-        Ok(())
     }
 
     /// The array of `var` by this name.
     pub(super) fn take(&mut self, name: &str, var: &Var) -> Checked<Place> {
-        let Some(info) = self.tensors.remove(name) else {
+        let Some(info) = self.take_info(name) else {
             return Err(Fault::Invalid(format!("it has no tensor {name:?}")));
         };
-        let expected = (dtype_name(var), var.dims());
-        if (info.dtype.as_str(), &*info.shape) != expected {
+        let (dtype, shape) = (dtype_in_file(var), var.dims());
+        if info.dtype != dtype || info.shape != shape {
             return Err(Fault::Invalid(format!(
-                "tensor {name:?} is {} {:?}, expected {} {:?}",
-                info.dtype, info.shape, expected.0, expected.1
+                "tensor {name:?} is {} {:?}, expected {dtype} {shape:?}",
+                info.dtype, info.shape
             )));
         }
-        Ok(Place {
-            key: name.to_string(),
-            offset: info.data_offsets.0,
-            len: var.elem_count(),
-            sum: 0,
-        })
+        Ok(Place::new(name, info, var.elem_count()))
     }
 
     /// The list by this name, if there is one.
     pub(super) fn take_list(&mut self, name: &str) -> Checked<Option<Place>> {
-        let Some(info) = self.tensors.remove(name) else {
+        let Some(info) = self.take_info(name) else {
             return Ok(None);
         };
-        let ("F64", &[len]) = (info.dtype.as_str(), &*info.shape) else {
+        let (Dtype::F64, &[len]) = (info.dtype, &*info.shape) else {
             return Err(Fault::Invalid(format!(
                 "tensor {name:?} is {} {:?}, expected a list of F64",
                 info.dtype, info.shape
             )));
         };
-        Ok(Some(Place {
-            key: name.to_string(),
-            offset: info.data_offsets.0,
-            len,
-            sum: 0,
-        }))
+        Ok(Some(Place::new(name, info, len)))
     }
 
     /// Tells the places, which are all that the file has, their checksums.
@@ -401,96 +256,83 @@ impl Header {
 
     /// All tensors were taken.
     pub(super) fn expect_empty(&self) -> Checked<()> {
-        if self.tensors.is_empty() {
+        if self.left.is_empty() {
             return Ok(());
         }
-        let mut names: Vec<String> = self.tensors.keys().map(|n| format!("{n:?}")).collect();
-        names.sort();
+        let names: Vec<String> = self.left.iter().map(|name| format!("{name:?}")).collect();
         Err(Fault::Invalid(format!(
             "it has tensors that belong to no Var's state: {}",
-            listed(&names)
+            join_names(&names)
         )))
     }
 }
 
-impl Arrays {
-    /// Arrays of one length, as [`State::Host`](crate::optim::state::State) holds them, once their checksums are found right and their
-    /// numbers in range.
-    pub(super) fn read<W: bytemuck::Pod + Into<f64>>(
-        &mut self,
-        places: &[Place],
-        len: usize,
-        non_finite: bool,
-    ) -> Checked<Vec<W>> {
-        let mut numbers = vec![W::zeroed(); places.len() * stride(len)];
-        for (place, array) in places.iter().zip(arrays_mut(&mut numbers, len)) {
-            let range = Range::of(&place.key, non_finite);
-            self.read_array(place, array, range)?;
+impl Place {
+    fn new(name: &str, info: &TensorInfo, len: usize) -> Self {
+        Self {
+            key: name.to_string(),
+            offset: info.data_offsets.0 as u64,
+            len,
+            sum: 0,
         }
-        Ok(numbers)
-    }
-
-    /// A list whose numbers the caller checks.
-    pub(super) fn read_list(&mut self, place: &Place) -> Checked<Vec<f64>> {
-        let mut numbers = vec![0.0; place.len];
-        self.read_array(place, &mut numbers, Range::Any)?;
-        Ok(numbers)
-    }
-
-    fn read_array<W: bytemuck::Pod + Into<f64>>(
-        &mut self,
-        place: &Place,
-        array: &mut [W],
-        range: Range,
-    ) -> Checked<()> {
-        self.reader
-            .seek_relative(place.offset.wrapping_sub(self.position).cast_signed())?;
-        self.position = place.offset + size_of_val(array) as u64;
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(place.key.as_bytes());
-        let mut outside = None;
-        for numbers in array.chunks_mut(CHUNK) {
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(numbers);
-            self.reader.read_exact(bytes)?;
-            sum.update(bytes);
-            if cfg!(target_endian = "big") {
-                let numbers = bytes.chunks_exact_mut(size_of::<W>());
-                numbers.for_each(<[u8]>::reverse);
-            }
-            outside = outside.or_else(|| range.first_outside(numbers));
-        }
-        let (key, sum) = (&place.key, sum.finalize());
-        if sum != place.sum {
-            return Err(Fault::Invalid(format!(
-                "tensor {key:?} is damaged: its checksum is {}, expected {}",
-                hex(sum),
-                hex(place.sum)
-            )));
-        }
-        outside.map_or(Ok(()), |bad| {
-            let expected = match range {
-                Range::NotNegative => "finite numbers, 0 or above",
-                _ => "finite numbers",
-            };
-            Err(Fault::Invalid(format!(
-                "tensor {key:?} has {bad}, expected {expected}"
-            )))
-        })
     }
 }
 
+/// One tensor behind the other, each as long as its shape says, to the end of the file.
+fn checked_layout(tensors: HashMap<String, TensorInfo>, data_bytes: u64) -> Checked<Layout> {
+    let mut tensors: Vec<(String, TensorInfo)> = tensors.into_iter().collect();
+    tensors.sort_by(|(a, of_a), (b, of_b)| (of_a.data_offsets, a).cmp(&(of_b.data_offsets, b)));
+    let others = |(_, info): &(_, TensorInfo)| !matches!(info.dtype, Dtype::F32 | Dtype::F64);
+    if let Some(index) = tensors.iter().position(others) {
+        return Err(misplaced(&tensors, index));
+    }
+    let Ok(layout) = Layout::new(None, tensors.clone()) else {
+        // The crate goes from the first to the last, and does not always say where it stopped.
+        let counts: Vec<usize> = (1..=tensors.len()).collect();
+        let fits = |count: &usize| Layout::new(None, tensors[..*count].to_vec()).is_ok();
+        return Err(misplaced(&tensors, counts.partition_point(fits)));
+    };
+    let end = layout.data_len();
+    if end as u64 != data_bytes {
+        return Err(Fault::Invalid(format!(
+            "its tensors take {end} bytes, but {data_bytes} follow the header: the file was cut or \
+             something was appended"
+        )));
+    }
+    Ok(layout)
+}
+
+/// What is wrong with the tensor at `index`.
+fn misplaced(tensors: &[(String, TensorInfo)], index: usize) -> Fault {
+    let end = |(_, info): &(_, TensorInfo)| info.data_offsets.1;
+    let expected = tensors[..index].last().map_or(0, end);
+    let (name, info) = &tensors[index];
+    let (from, to) = info.data_offsets;
+    Fault::Invalid(format!(
+        "tensor {name:?}, {} {:?}, lies at {from}..{to} of the data, expected it at {expected} and \
+         as long as its shape says, in F32 or F64",
+        info.dtype, info.shape
+    ))
+}
+
+/// The header as it is written.
+struct Entries {
+    metadata: Metadata,
+    tensors: HashMap<String, TensorInfo>,
+}
+
 /// By hand, since a map would take the last of two tensors with one name.
-impl<'de> Deserialize<'de> for Header {
+impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Header;
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Entries;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
                 let mut metadata = None;
                 let mut tensors = HashMap::new();
                 while let Some(name) = map.next_key::<String>()? {
@@ -503,12 +345,12 @@ impl<'de> Deserialize<'de> for Header {
                         return Err(serde::de::Error::custom(format!("{name:?} comes twice")));
                     }
                 }
-                Ok(Header {
+                Ok(Entries {
                     metadata: metadata.unwrap_or_default(),
                     tensors,
                 })
             }
         }
-        deserializer.deserialize_map(Entries)
+        deserializer.deserialize_map(Object)
     }
 }

@@ -1,15 +1,14 @@
 use std::fmt;
-use std::path::Path;
 
 use candle_core::Var;
 use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels as kernels;
 use candle_nn::{Optimizer, ParamsAdamW};
 
-use super::trained::Trained;
-use super::{Fused, check_numbers};
-use crate::check::{check_decay, check_not_negative};
-use crate::checkpoint::{AdamWSettings, Loaded, Settings};
+use super::fused::Fused;
+use super::param_states::ParamStates;
+use super::params::{AdamWSettings, Settings, check_adamw, check_numbers};
+use super::shared::fused_optimizer;
 use crate::error::Result;
 use crate::groups::{ParamGroup, ParamGroups, check_no_limits};
 use crate::param_state::{Kept, StepRule};
@@ -24,14 +23,15 @@ use crate::vars::NamedVars;
 /// m_hat = m / (1 - beta1^step),  v_hat = v / (1 - beta2^step)
 /// ```
 ///
-/// `step` is a Var's own: the steps in which it had a gradient, as in PyTorch. So one that gets its first gradient late
-/// begins as any other. (candle counts for all Vars at once: there its first step would be too long, up to 3.2 times the
-/// learning rate with the default decays.) An `eps` below 1e-20, for f64 Vars 1e-150, counts as that: with 0 a zero
-/// gradient would make NaN.
+/// `step` is a Var's own: the steps in which it had a gradient, as in PyTorch. So one that gets its
+/// first gradient late begins as any other. (candle counts for all Vars at once: there its first
+/// step would be too long, up to 3.2 times the learning rate with the default decays.) An `eps`
+/// below 1e-20, for f64 Vars 1e-150, counts as that: with 0 a zero gradient would make NaN.
 ///
-/// Where every Var has a gradient in each step, in f32 and f64, its weights are those of `candle_nn::AdamW`, to the bit (but
-/// that a zero may have another sign). Vars of any shape, in f32, f64, f16 and bf16, mixed, on any devices; moments are f32, for f64 Vars f64
-/// (candle's take the Var's dtype). A Var that comes twice is updated once.
+/// Where every Var has a gradient in each step, in f32 and f64, its weights are those of
+/// `candle_nn::AdamW`, to the bit (but that a zero may have another sign). Vars of any shape, in
+/// f32, f64, f16 and bf16, mixed, on any devices; moments are f32, for f64 Vars f64 (candle's take
+/// the Var's dtype). A Var that comes twice is updated once.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -55,15 +55,17 @@ use crate::vars::NamedVars;
 /// ```
 ///
 /// # References
-/// Loshchilov, Hutter (2019), "Decoupled weight decay regularization"; `torch.optim.AdamW` (PyTorch 2.15).
+/// Loshchilov, Hutter (2019), "Decoupled weight decay regularization"; `torch.optim.AdamW` (PyTorch
+/// 2.15).
 pub struct AdamW {
-    trained: Trained,
+    trained: ParamStates,
     params: ParamsAdamW,
 }
 
 impl AdamW {
-    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`, `Vec<(String, Var)>` or
-    /// `Vec<Var>` (see [`NamedVars`]). In a [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
+    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`,
+    /// `Vec<(String, Var)>` or `Vec<Var>` (see [`NamedVars`]). In a
+    /// [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
     ///
     /// ```
     /// use candle_grad_clip::optim::AdamW;
@@ -77,12 +79,12 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// A hyper-parameter that is not finite or outside its range: `lr`, `eps`, `weight_decay` 0 or above, `beta1` and
-    /// `beta2` in `[0, 1)`.
+    /// A hyper-parameter that is not finite or outside its range: `lr`, `eps`, `weight_decay` 0 or
+    /// above, `beta1` and `beta2` in `[0, 1)`.
     pub fn named(vars: impl Into<NamedVars>, params: ParamsAdamW) -> Result<Self> {
-        check(&params)?;
+        check_adamw(&params)?;
         Ok(Self {
-            trained: Trained::new(vars.into(), Kept::adamw(false, false)),
+            trained: ParamStates::new(vars.into(), Kept::adamw(false, false)),
             params,
         })
     }
@@ -99,12 +101,14 @@ impl AdamW {
         Self::new(vars, params)
     }
 
-    /// Whether the largest second moment so far is used (`AMSGrad`), which takes one more array. Default: no.
+    /// Whether the largest second moment so far is used (`AMSGrad`), which takes one more array.
+    /// Default: no.
     ///
     /// Training starts anew: moments and step counter are forgotten.
     ///
     /// # References
-    /// Reddi, Kale, Kumar (2018), "On the convergence of Adam and beyond"; `amsgrad` of `torch.optim.AdamW`.
+    /// Reddi, Kale, Kumar (2018), "On the convergence of Adam and beyond"; `amsgrad` of
+    /// `torch.optim.AdamW`.
     #[must_use]
     pub fn amsgrad(mut self, amsgrad: bool) -> Self {
         let master_weights = self.trained.kept().master_weights;
@@ -112,10 +116,15 @@ impl AdamW {
         self
     }
 
-    /// Whether f16 and bf16 Vars have an f32 copy that takes the updates (see [the module](super)). Default: no.
-    ///
-    /// The copy is made in a Var's first step. Where a Var is set from outside after that (`Var::set`, `VarMap::load`), so that
-    /// the copy no longer rounds to it, the copy is made anew in the next step. Training starts anew: moments and step counter are forgotten.
+    /// Takes other hyper-parameters, from the next step on, which checks them.
+    pub fn set_params(&mut self, params: ParamsAdamW) {
+        self.params = params;
+    }
+}
+
+fused_optimizer! {
+    AdamW, ParamsAdamW,
+    /// Training starts anew: moments and step counter are forgotten.
     ///
     /// ```
     /// use candle_core::{DType, Device, Var};
@@ -132,18 +141,7 @@ impl AdamW {
     /// # Ok(())
     /// # }
     /// ```
-    #[must_use]
-    pub fn master_weights(mut self, master_weights: bool) -> Self {
-        self.trained.restart(Kept {
-            master_weights,
-            ..self.trained.kept()
-        });
-        self
-    }
-
-    /// Other learning rates and weight decays for some Vars, by name: for an optimizer by itself. One in a
-    /// [`ClippedOptimizer`](crate::ClippedOptimizer) gets its groups from there.
-    ///
+    master_weights,
     /// ```
     /// use candle_core::{Device, Var};
     /// use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups};
@@ -158,103 +156,12 @@ impl AdamW {
     /// # Ok(())
     /// # }
     /// ```
-    ///
-    /// # Errors
-    /// A pattern that matches no Var; a group with a limit, as nothing is clipped here.
-    pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
-        check_no_limits(&groups)?;
-        self.trained.set_groups(groups)?;
-        Ok(self)
-    }
-
-    /// The hyper-parameters.
-    #[must_use]
-    pub fn params(&self) -> &ParamsAdamW {
-        &self.params
-    }
-
-    /// Takes other hyper-parameters, from the next step on, which checks them.
-    pub fn set_params(&mut self, params: ParamsAdamW) {
-        self.params = params;
-    }
-
-    /// The Vars, with their names.
-    #[must_use]
-    pub fn vars(&self) -> &NamedVars {
-        self.trained.vars()
-    }
-
-    /// Steps taken; a skipped step is none. Waits for a GPU that decides which are.
-    #[must_use]
-    pub fn steps(&self) -> u64 {
-        self.trained.steps()
-    }
-
-    /// Saves the optimizer's state and hyper-parameters, not the weights (see [the module](super#checkpoints)).
-    ///
-    /// # Errors
-    /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); two Vars of one name; hyper-parameters outside their range, as those
-    /// could not be loaded; state that is NaN or infinite. A file that was there stays then, whole. After
-    /// [`Error::CheckpointNotDurable`](crate::Error::CheckpointNotDurable) alone the new file is in its place.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.save_to(path.as_ref(), None, false)
-    }
-
-    /// As [`save`](Self::save), also where the state is NaN or infinite, which `save` refuses to write over a good file. `load` takes
-    /// such a file as it is.
-    ///
-    /// # Errors
-    /// As [`save`](Self::save).
-    pub fn save_non_finite(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.save_to(path.as_ref(), None, true)
-    }
-
-    /// Goes on from what [`save`](Self::save) wrote, here or in a [`ClippedOptimizer`](crate::ClippedOptimizer), whose own state is
-    /// then left out. Hyper-parameters become those of the file. The weights must be loaded as well (see
-    /// [the module](super#checkpoints)).
-    ///
-    /// ```
-    /// use candle_core::{Device, Var};
-    /// use candle_grad_clip::optim::AdamW;
-    /// use candle_nn::{Optimizer, ParamsAdamW};
-    ///
-    /// # fn main() -> candle_grad_clip::Result<()> {
-    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-adamw-{}", std::process::id()));
-    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
-    /// let vars = vec![("w".to_string(), w.clone())];
-    /// let mut opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
-    /// opt.backward_step(&w.sqr()?.sum_all()?)?;
-    /// opt.save(&path)?;
-    ///
-    /// let mut resumed = AdamW::named(vars, ParamsAdamW { lr: 0.5, ..Default::default() })?;
-    /// resumed.load(&path)?;
-    /// assert_eq!((resumed.steps(), resumed.learning_rate()), (1, 1e-3));
-    /// resumed.set_learning_rate(1e-4); // after `load`
-    /// # let _ = std::fs::remove_file(path);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint, or a damaged one;
-    /// [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with all that differs. Nothing is changed then.
-    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.load_from(path.as_ref(), &mut |_| Ok(()))?;
-        Ok(())
-    }
-}
-
-pub(crate) fn check(params: &ParamsAdamW) -> Result<()> {
-    check_not_negative("lr", params.lr)?;
-    check_decay("beta1", params.beta1)?;
-    check_decay("beta2", params.beta2)?;
-    check_not_negative("eps", params.eps)?;
-    check_not_negative("weight_decay", params.weight_decay)
+    groups,
 }
 
 impl Fused for AdamW {
     fn next_rule(&self, group: Option<&ParamGroup>) -> Result<StepRule> {
-        check(&self.params)?;
+        check_adamw(&self.params)?;
         let ParamsAdamW {
             lr,
             beta1,
@@ -265,7 +172,7 @@ impl Fused for AdamW {
         let lr = lr * group.map_or(1.0, ParamGroup::learning_rate_scale);
         let weight_decay = group.map_or(weight_decay, |group| group.weight_decay_or(weight_decay));
         check_numbers(
-            &self.trained,
+            self.trained.vars(),
             &[
                 ("lr", lr),
                 ("eps", eps),
@@ -283,11 +190,11 @@ impl Fused for AdamW {
         }))
     }
 
-    fn trained(&self) -> &Trained {
+    fn trained(&self) -> &ParamStates {
         &self.trained
     }
 
-    fn trained_mut(&mut self) -> &mut Trained {
+    fn trained_mut(&mut self) -> &mut ParamStates {
         &mut self.trained
     }
 
@@ -300,51 +207,20 @@ impl Fused for AdamW {
         })
     }
 
-    fn restore(&mut self, loaded: Loaded) {
-        let kept = loaded.settings.kept();
-        if let Settings::AdamW(settings) = loaded.settings {
+    fn set_settings(&mut self, settings: Settings) {
+        if let Settings::AdamW(settings) = settings {
             self.params = settings.params;
-            let Loaded {
-                states,
-                steps,
-                counts,
-                ..
-            } = loaded;
-            self.trained.restore(kept, states, steps, counts);
         }
-    }
-}
-
-impl Optimizer for AdamW {
-    type Config = ParamsAdamW;
-
-    fn new(vars: Vec<Var>, params: ParamsAdamW) -> candle_core::Result<Self> {
-        Ok(Self::named(vars, params)?)
-    }
-
-    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
-        Ok(self.fused_step(grads, None)?)
-    }
-
-    fn learning_rate(&self) -> f64 {
-        self.params.lr
-    }
-
-    fn set_learning_rate(&mut self, lr: f64) {
-        self.params.lr = lr;
     }
 }
 
 /// Shows no state: it is as large as the model.
 impl fmt::Debug for AdamW {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kept = self.trained.kept();
-        f.debug_struct("AdamW")
-            .field("params", &self.params)
-            .field("amsgrad", &(kept.moments == 3))
-            .field("master_weights", &kept.master_weights)
-            .field("vars", &self.trained.vars().vars().len())
-            .field("steps", &self.trained.steps())
-            .finish_non_exhaustive()
+        self.trained.finish_debug(
+            f.debug_struct("AdamW")
+                .field("params", &self.params)
+                .field("amsgrad", &(self.trained.kept().moments == 3)),
+        )
     }
 }

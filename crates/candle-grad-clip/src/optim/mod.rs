@@ -1,27 +1,32 @@
 //! Fused optimizers: the clip is folded into the update.
 //!
 //! [`AdamW`] and [`Sgd`] are drop-ins for candle's, alone or in a
-//! [`ClippedOptimizer`](crate::ClippedOptimizer), which knows them by type: the coefficient (or the bound, or the
-//! zero for what is not finite) then goes into the update. Each gradient is read once for the norm and once for the
-//! step, nothing is written to it, and nothing of its size is allocated: 8 words of memory traffic a parameter
-//! for clip and AdamW, 4 for clip and SGD. A skipped step touches neither weights nor moments nor the step counter.
-//! [`StepReport::path`](crate::StepReport::path) is then [`StepPath::Fused`](crate::StepPath::Fused).
+//! [`ClippedOptimizer`](crate::ClippedOptimizer), which knows them by type: the coefficient (or the
+//! bound, or the zero for what is not finite) then goes into the update. Each gradient is read once
+//! for the norm and once for the step, nothing is written to it, and nothing of its size is
+//! allocated: 8 words of memory traffic a parameter for clip and AdamW, 4 for clip and SGD. A
+//! skipped step touches neither weights nor moments nor the step counter.
+//! [`StepReport::path`](crate::StepReport::path) is then
+//! [`StepPath::Fused`](crate::StepPath::Fused).
 //!
 //! # Precision
-//! f64 Vars are updated in f64, f32 Vars in f32, f16 and bf16 Vars in f32 with moments in f32: the result is rounded
-//! once, to the nearest. Without `master_weights(true)` what an update is smaller than half a unit in the last
-//! place of its weight is lost: a bf16 weight has 8 significant bits, so updates below 1/512 of it vanish, step after
-//! step. With it, an f32 copy of each half-precision Var takes the updates, and the Var is its rounded value; 4 more
-//! bytes a parameter.
+//! f64 Vars are updated in f64, f32 Vars in f32, f16 and bf16 Vars in f32 with moments in f32: the
+//! result is rounded once, to the nearest. Without `master_weights(true)` what an update is smaller
+//! than half a unit in the last place of its weight is lost: a bf16 weight has 8 significant bits,
+//! so updates below 1/512 of it vanish, step after step. With it, an f32 copy of each
+//! half-precision Var takes the updates, and the Var is its rounded value; 4 more bytes a
+//! parameter.
 //!
 //! # In place
-//! On CPU Vars are updated in place, so tensors that share their storage see the update, as with `Var::set`. Elsewhere
-//! candle's operations make the new values, all of them before the first is put in place.
+//! On CPU Vars are updated in place, so tensors that share their storage see the update, as with
+//! `Var::set`. Elsewhere candle's operations make the new values, all of them before the first is
+//! put in place.
 //!
 //! # Checkpoints
-//! [`AdamW::save`] and [`Sgd::save`], or [`ClippedOptimizer::save`](crate::ClippedOptimizer::save) with its [`Clip`](crate::Clip)
-//! and its counters, write one safetensors file; `load` goes on from there, bit for bit. The **weights are not in it**:
-//! candle's [`VarMap::save`](candle_nn::VarMap::save) has them.
+//! [`AdamW::save`] and [`Sgd::save`], or [`ClippedOptimizer::save`](crate::ClippedOptimizer::save)
+//! with its [`Clip`](crate::Clip) and its counters, write one safetensors file; `load` goes on from
+//! there, bit for bit. The **weights are not in it**: candle's
+//! [`VarMap::save`](candle_nn::VarMap::save) has them.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -60,132 +65,50 @@
 //! # }
 //! ```
 //!
-//! State is found by the Vars' **names**. Those of a `Vec<Var>` are its places (`var.0`, `var.1`, ...), and
-//! `VarMap::all_vars` has another order in each process: saving and loading by them is an error. Take `named(&varmap, ..)`, or
-//! wrap with `&varmap`; [`NamedVars::by_place`](crate::NamedVars::by_place) says that the order is always the same.
+//! State is found by the Vars' **names**. Those of a `Vec<Var>` are its places (`var.0`, `var.1`,
+//! ...), and `VarMap::all_vars` has another order in each process: saving and loading by them is an
+//! error. Take `named(&varmap, ..)`, or wrap with `&varmap`;
+//! [`NamedVars::by_place`](crate::NamedVars::by_place) says that the order is always the same.
 //!
-//! `load` restores the hyper-parameters and the `Clip` as they were saved, as PyTorch's `load_state_dict` does: what is to be
-//! another one (`set_learning_rate`, `set_params`, `set_clip`) is set after `load`. What is chosen when an optimizer is made
-//! (`amsgrad`, `master_weights`) must be as it was. A file that does not fit is refused as a whole, with all that differs in the
-//! error; nothing is changed then.
+//! `load` restores the hyper-parameters and the `Clip` as they were saved, as PyTorch's
+//! `load_state_dict` does: what is to be another one (`set_learning_rate`, `set_params`,
+//! `set_clip`) is set after `load`. What is chosen when an optimizer is made (`amsgrad`,
+//! `master_weights`) must be as it was. A file that does not fit is refused as a whole, with all
+//! that differs in the error; nothing is changed then.
 //!
-//! `save` writes a second file in the same folder, waits for the disk, and renames: a save that fails (a full disk) or is
-//! killed leaves the old file whole. Of several processes that save to one path, in containers or machines of their own, the last
-//! wins, whole. What a killed save leaves (`.<name>.<32 hexadecimal digits>.tmp`) is removed by a save to that path a day later.
-//! A symbolic link is followed, and a file keeps its mode. A checksum (CRC-32) of each array and of the metadata tells a damaged
-//! file; state that is NaN or infinite is not saved, but by `save_non_finite`.
+//! `save` writes a second file in the same folder, waits for the disk, and renames: a save that
+//! fails (a full disk) or is killed leaves the old file whole. Of several processes that save to
+//! one path, in containers or machines of their own, the last wins, whole. What a killed save
+//! leaves (`.<name>.<32 hexadecimal digits>.tmp`) is removed by a save to that path a day later. A
+//! symbolic link is followed, and a file keeps its mode. A checksum (CRC-32) of each array and of
+//! the metadata tells a damaged file; state that is NaN or infinite is not saved, but by
+//! `save_non_finite`.
 //!
 //! # Failure
-//! Everything is checked before the first write: hyper-parameters, shapes, dtypes, devices. A step that returns an
-//! error has changed nothing. (What no library can promise: a GPU fault that shows later.)
+//! Everything is checked before the first write: hyper-parameters, shapes, dtypes, devices. A step
+//! that returns an error has changed nothing. (What no library can promise: a GPU fault that shows
+//! later.)
 
 mod adamw;
+mod fused;
+mod param_states;
+mod params;
 mod per_group;
 mod sgd;
-pub(crate) mod trained;
+mod shared;
+mod update;
 
 use std::any::Any;
-use std::path::Path;
-use std::sync::Arc;
-
-use candle_core::DType;
-use candle_core::backprop::GradStore;
 
 pub use crate::groups::{ParamGroup, ParamGroups};
 pub use adamw::AdamW;
-pub(crate) use adamw::check as check_adamw;
+pub(crate) use fused::{Fused, Loaded};
+pub(crate) use param_states::{ParamStates, Snapshot};
+pub use params::ParamsSgd;
+pub(crate) use params::Settings;
 pub use per_group::PerGroup;
-pub(crate) use sgd::check as check_sgd;
-pub use sgd::{ParamsSgd, Sgd};
-pub(crate) use trained::Clipped;
-
-use trained::Trained;
-
-use crate::backend::StepResult;
-use crate::checkpoint::{self, Loaded, Settings, WrapperRecord};
-use crate::error::{Error, Result};
-use crate::gradients::Plan;
-use crate::param_state::StepRule;
-use crate::vars::NamedVars;
-
-/// What the wrapper and candle's trait need of a fused optimizer.
-pub(crate) trait Fused: 'static {
-    /// The equation of the next step, once its numbers are checked, for Vars of no group (`None`) or of one.
-    fn next_rule(&self, group: Option<&ParamGroup>) -> Result<StepRule>;
-    fn trained(&self) -> &Trained;
-    fn trained_mut(&mut self) -> &mut Trained;
-    /// What checkpoints hold beside the state.
-    fn settings(&self) -> Settings;
-    /// Takes on what a checkpoint holds; it was read for this optimizer, and checked.
-    fn restore(&mut self, loaded: Loaded);
-
-    /// Saves, under the Vars' own names or those of a wrapper, with its state.
-    fn save_to(
-        &self,
-        path: &Path,
-        wrapper: Option<(&NamedVars, WrapperRecord)>,
-        non_finite: bool,
-    ) -> Result<()> {
-        let (trained, settings) = (self.trained(), self.settings());
-        let named_by = wrapper.as_ref().map_or(trained.vars(), |(vars, _)| vars);
-        check_names(path, trained.has_places_as(named_by))?;
-        let Some((vars, record)) = wrapper else {
-            let names = trained.vars().names();
-            return checkpoint::save(path, names, trained, &settings, None, non_finite);
-        };
-        let names = trained.names_as(vars);
-        checkpoint::save(path, &names, trained, &settings, Some(record), non_finite)
-    }
-
-    /// Loads, and hands back what a wrapper saved, if `check` finds it good. Changes nothing before.
-    fn load_from(
-        &mut self,
-        path: &Path,
-        check: &mut dyn FnMut(&WrapperRecord) -> Result<()>,
-    ) -> Result<Option<WrapperRecord>> {
-        let trained = self.trained();
-        check_names(path, trained.has_places_as(trained.vars()))?;
-        let mut loaded = checkpoint::load(path, self.trained(), &self.settings())?;
-        let wrapper = loaded.wrapper.take();
-        if let Some(wrapper) = &wrapper {
-            check(wrapper)?;
-        }
-        self.restore(loaded);
-        Ok(wrapper)
-    }
-
-    /// Takes a step; with `clipped`, on gradients edited as that says.
-    fn fused_step(&mut self, grads: &GradStore, clipped: Option<Clipped<'_>>) -> Result<()> {
-        self.trained_mut().settle()?; // before its steps are counted
-        let rules = self.next_rules()?;
-        self.trained_mut().step(grads, clipped, &rules)
-    }
-
-    /// As [`fused_step`](Fused::fused_step) with a clip that a GPU decides, if it can: see
-    /// [`Trained::step_on_device`].
-    fn device_step(
-        &mut self,
-        clipped: Clipped<'_>,
-        plan: &Plan,
-        skips_in_a_row: u32,
-        keeps_norms: bool,
-    ) -> Result<Option<Arc<dyn StepResult>>> {
-        let rules = self.next_rules()?;
-        self.trained_mut()
-            .step_on_device(clipped, plan, &rules, skips_in_a_row, keeps_norms)
-    }
-
-    /// The equations of the next step: for Vars of no group, then for those of each.
-    fn next_rules(&self) -> Result<Vec<StepRule>> {
-        let all = std::iter::once(None).chain(self.trained().groups().iter().map(Some));
-        all.map(|group| self.next_rule(group)).collect()
-    }
-
-    /// Takes on the wrapper's names, and its order if the Vars are the same.
-    fn adopt(&mut self, vars: &NamedVars) -> Result<()> {
-        self.trained_mut().adopt(vars)
-    }
-}
+pub use sgd::Sgd;
+pub(crate) use update::Clipped;
 
 mod sealed {
     /// Only optimizers of this crate know how to save what a wrapper adds.
@@ -193,8 +116,8 @@ mod sealed {
     pub trait Sealed: super::Fused {}
 }
 
-/// Optimizers that a [`ClippedOptimizer`](crate::ClippedOptimizer) can save and load with its own state:
-/// [`AdamW`] and [`Sgd`], and no others (the trait is sealed).
+/// Optimizers that a [`ClippedOptimizer`](crate::ClippedOptimizer) can save and load with its own
+/// state: [`AdamW`] and [`Sgd`], and no others (the trait is sealed).
 ///
 /// ```
 /// use candle_grad_clip::ClippedOptimizer;
@@ -219,36 +142,4 @@ pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<&mut dyn Fused> {
         return optimizer.downcast_mut::<AdamW>().map(|o| o as _);
     }
     optimizer.downcast_mut::<Sgd>().map(|o| o as _)
-}
-
-/// State is found by the Vars' names: a place is none, since in another order moments of one shape would change places.
-fn check_names(path: &Path, has_places: bool) -> Result<()> {
-    if !has_places {
-        return Ok(());
-    }
-    Err(Error::Checkpoint {
-        path: path.to_path_buf(),
-        reason: "the Vars have no names but their places in a Vec (var.0, var.1, ...), and in another order state would go to \
-                 the wrong Var; expected names of their own: make the optimizer by `named`, or wrap it, with &varmap or \
-                 (name, Var) pairs; NamedVars::by_place(vars) if the order is always the same"
-            .to_string(),
-    })
-}
-
-/// The numbers of a step, as a group makes them, in the dtype that computes: f64 for f64 Vars, for others f32.
-fn check_numbers(trained: &Trained, numbers: &[(&'static str, f64)]) -> Result<()> {
-    for &(name, value) in numbers {
-        if (value as f32).is_finite() {
-            continue;
-        }
-        let vars = trained.vars().vars();
-        if !value.is_finite() || vars.iter().any(|var| var.dtype() != DType::F64) {
-            return Err(Error::InvalidOption {
-                name,
-                value,
-                expected: "a value that is finite in f32, which computes for all Vars but those of f64",
-            });
-        }
-    }
-    Ok(())
 }

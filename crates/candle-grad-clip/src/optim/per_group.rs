@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::groups::{ParamGroup, ParamGroups};
 use crate::vars::NamedVars;
 
-/// [`ParamGroups`] for any optimizer: one of its kind a group, each with the group's Vars and settings.
+/// [`ParamGroups`] for any optimizer: one of its kind a group, each with the group's Vars and
+/// settings.
 ///
 /// [`AdamW`](super::AdamW) and [`Sgd`](super::Sgd) know groups themselves.
 ///
@@ -39,7 +40,8 @@ pub struct PerGroup<O> {
 }
 
 impl<O: Optimizer> PerGroup<O> {
-    /// Calls `make(vars, group, learning_rate)` for each group that has Vars, and for the Vars without a group (`None`).
+    /// Calls `make(vars, group, learning_rate)` for each group that has Vars, and for the Vars
+    /// without a group (`None`).
     ///
     /// # Errors
     /// A pattern that matches no Var; an error of `make`.
@@ -50,12 +52,13 @@ impl<O: Optimizer> PerGroup<O> {
         mut make: impl FnMut(Vec<Var>, Option<&ParamGroup>, f64) -> candle_core::Result<O>,
     ) -> Result<Self> {
         let vars = vars.into();
-        let places = groups.assign(vars.names())?;
+        let group_of = groups.group_of(vars.names())?;
         let mut inner = Vec::new();
-        let all = std::iter::once(None).chain(groups.iter().map(Some));
-        for (place, group) in all.enumerate() {
-            let members = vars.vars().iter().zip(&*places);
-            let members = members.filter(|(_, of)| **of == place);
+        let all = std::iter::once(None).chain((0..).zip(groups).map(Some));
+        for group in all {
+            let (index, group) = group.unzip();
+            let members = vars.vars().iter().zip(&*group_of);
+            let members = members.filter(|(_, of)| **of == index);
             let members: Vec<Var> = members.map(|(var, _)| var.clone()).collect();
             if members.is_empty() {
                 continue;

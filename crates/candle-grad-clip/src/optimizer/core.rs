@@ -22,7 +22,7 @@ use crate::vars::NamedVars;
 
 pub(crate) struct Core {
     pub(crate) vars: NamedVars,
-    pub(super) trained: TrainedVars,
+    pub(crate) trained: TrainedVars,
     pub(crate) clip: Clip,
     /// What the clip remembers of the steps that were taken.
     pub(crate) rule: RuleState,
@@ -144,6 +144,13 @@ impl Core {
     pub(crate) fn skips_in_a_row(&self) -> Result<u32> {
         let last = self.pending.skips_in_a_row()?;
         Ok(last.unwrap_or(self.skips.in_a_row))
+    }
+
+    /// What the steps before a load have left.
+    pub(crate) fn forget_last_steps(&mut self) {
+        self.pending = PendingSteps::default();
+        self.tiny_coefs = TinyCoefs::default();
+        self.last_report = None;
     }
 
     pub(super) fn loss_scale(&self) -> f64 {

@@ -10,7 +10,6 @@ mod overflow;
 mod pending;
 mod record;
 mod report;
-mod save;
 mod schedule;
 mod settings;
 mod skips;
@@ -24,7 +23,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use candle_nn::Optimizer;
 
-pub(crate) use self::core::Core;
+pub(crate) use self::core::{Core, check_no_clip_beside_rule};
 use crate::clip::Clip;
 use crate::error::Result;
 use crate::vars::NamedVars;

@@ -15,7 +15,7 @@ const WRAPPER: &str = concat!(env!("CARGO_CRATE_NAME"), "::optimizer::ClippedOpt
 
 /// What the wrapper knows of the Vars that are trained.
 #[derive(Debug)]
-pub(super) struct TrainedVars {
+pub(crate) struct TrainedVars {
     /// Patterns of names that the inner optimizer may train without us.
     allow_unclipped: Vec<String>,
     /// The Vars that the wrapper was given.
@@ -63,7 +63,7 @@ impl TrainedVars {
     }
 
     /// Gives one of our optimizers the wrapper's names, once it is found to train the wrapper's Vars.
-    pub(super) fn adopt(&self, fused: &mut dyn Fused, vars: &NamedVars) -> Result<()> {
+    pub(crate) fn adopt(&self, fused: &mut dyn Fused, vars: &NamedVars) -> Result<()> {
         if fused.trained().has_adopted(vars) {
             return Ok(());
         }

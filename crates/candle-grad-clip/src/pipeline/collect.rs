@@ -2,8 +2,10 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::error::{Error, Result};
+use crate::gradients::{Entry, Place};
 use crate::tensors::device_has;
 use crate::vars::VarList;
 
@@ -98,4 +100,29 @@ pub(crate) fn check_any_match(vars: &[Var], grads: &GradStore) -> Result<()> {
             vars: vars.len(),
         }),
     }
+}
+
+/// The gradient, if our kernels are to read it.
+pub(crate) fn readable<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
+    entry
+        .grad
+        .filter(|_| entry.place != Place::Elsewhere && entry.elements > 0)
+}
+
+/// Copies of the gradients, by index, that our kernels can't read while they write tensors with these storages: those that
+/// are not contiguous, and those that share one of the storages.
+pub(crate) fn copies_of_unreadable(
+    entries: &[Entry<'_>],
+    written: &FxHashSet<usize>,
+) -> Result<FxHashMap<usize, Tensor>> {
+    let mut copies = FxHashMap::default();
+    for (index, entry) in entries.iter().enumerate() {
+        let Some(grad) = readable(entry) else {
+            continue;
+        };
+        if !entry.place.is_in_place() || written.contains(&entry.storage) {
+            copies.insert(index, grad.force_contiguous()?);
+        }
+    }
+    Ok(copies)
 }

@@ -1,23 +1,17 @@
 //! What a checkpoint says of itself: JSON in the metadata of the safetensors file.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use candle_core::Var;
 use serde::{Deserialize, Serialize};
 
-use super::file::Metadata;
-use super::settings::Settings;
-use super::{Checked, Fault, listed};
-use crate::Clip;
+use super::fault::{Checked, Fault};
+use super::file::{FORMAT, Metadata, VERSION, hex};
+use crate::clip::Clip;
 use crate::clip::record::RuleRecord;
 use crate::groups::ParamGroups;
 use crate::loss_scaler::{LossScaler, Scaling};
-use crate::optim::trained::{Snapshot, Trained};
-
-/// What the files are.
-pub(super) const FORMAT: &str = "candle-grad-clip optimizer";
-/// A reader that does not know a version refuses it. Any new field is a new version.
-pub(super) const VERSION: &str = "1";
+use crate::optim::{ParamStates, Settings, Snapshot};
 
 /// No training takes more steps; a counter must not overflow.
 pub(super) const MAX_STEPS: u64 = 1 << 53;
@@ -26,13 +20,13 @@ pub(super) const MAX_STEPS_LOADED: u64 = MAX_STEPS / 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Document {
+pub(super) struct CheckpointHeader {
     pub(super) optimizer: Settings,
     /// Steps taken.
     pub(super) steps: u64,
     pub(super) vars: Vec<VarRecord>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    groups: Vec<String>,
+    pub(super) groups: Vec<String>,
     /// There if a wrapper saved the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) wrapper: Option<WrapperRecord>,
@@ -45,11 +39,12 @@ pub(super) struct Document {
 #[serde(deny_unknown_fields)]
 pub(super) struct VarRecord {
     pub(super) name: String,
-    shape: Vec<usize>,
-    dtype: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: String,
     /// Whether it has had a gradient: before that it has no arrays.
     pub(super) has_stepped: bool,
-    /// The steps that it has taken, if that is another number than the optimizer's: it had no gradient in some.
+    /// The steps that it has taken, if that is another number than the optimizer's: it had no
+    /// gradient in some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     steps: Option<u64>,
 }
@@ -68,26 +63,25 @@ impl VarRecord {
 /// The state of a [`ClippedOptimizer`](crate::ClippedOptimizer) around the optimizer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct WrapperRecord {
+pub(super) struct WrapperRecord {
     #[serde(with = "crate::clip::record::clip")]
-    pub(crate) clip: Clip,
+    pub(super) clip: Clip,
     /// What the clip remembers of the steps before.
     #[serde(default, skip_serializing_if = "RuleRecord::is_empty")]
-    pub(crate) rule: RuleRecord,
-    pub(crate) step: u64,
-    /// Not in files of before it was counted.
+    pub(super) rule: RuleRecord,
+    pub(super) step: u64,
+    pub(super) steps_taken: u64,
+    pub(super) skips_in_a_row: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) steps_taken: Option<u64>,
-    pub(crate) skips_in_a_row: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) loss_scaler: Option<Scaling>,
+    pub(super) loss_scaler: Option<Scaling>,
     /// What a rule of the user's saved: an array in the file.
     #[serde(skip)]
-    pub(crate) own_rule: Vec<f64>,
+    pub(super) own_rule: Vec<f64>,
 }
 
 impl WrapperRecord {
-    /// What grows with the steps: arrays in the file, by name, and not in the document. Of each name the last part is no array of a Var.
+    /// What grows with the steps: arrays in the file, by name, and not in the document. Of each
+    /// name the last part is no array of a Var.
     pub(super) fn lists(&mut self) -> Vec<(&'static str, &mut Vec<f64>)> {
         let mut lists = Vec::from(self.rule.lists());
         lists.push(("clip.own_rule", &mut self.own_rule));
@@ -108,10 +102,10 @@ impl WrapperRecord {
     }
 }
 
-impl Document {
+impl CheckpointHeader {
     pub(super) fn new(
         names: &[String],
-        trained: &Trained,
+        trained: &ParamStates,
         snapshot: &Snapshot<'_>,
         optimizer: Settings,
         wrapper: Option<WrapperRecord>,
@@ -129,7 +123,7 @@ impl Document {
             optimizer,
             steps,
             vars: vars.zip(snapshot.counts.iter().copied()).map(of).collect(),
-            groups: written(trained.groups()),
+            groups: describe_groups(trained.groups()),
             wrapper,
             non_finite: false,
         }
@@ -164,7 +158,7 @@ impl Document {
         let Some(json) = metadata.checkpoint.as_deref() else {
             return invalid("its metadata has no entry \"checkpoint\"".to_string());
         };
-        let sum = super::file::hex(crc32fast::hash(json.as_bytes()));
+        let sum = hex(crc32fast::hash(json.as_bytes()));
         let expected = metadata.checkpoint_crc32.as_deref().unwrap_or("missing");
         if sum != expected {
             return invalid(format!(
@@ -175,9 +169,19 @@ impl Document {
             .map_err(|error| Fault::Invalid(format!("its metadata can't be read: {error}")))
     }
 
-    /// Checks what can be checked without an optimizer. Also before saving, so that no file is written that can't be loaded.
+    /// Checks what can be checked without an optimizer. Also before saving, so that no file is
+    /// written that can't be loaded.
     pub(super) fn check(&self, max_steps: u64) -> Checked<()> {
-        let invalid = |reason: String| Err(Fault::Invalid(reason));
+        self.check_settings()?;
+        if let Some(wrapper) = &self.wrapper {
+            wrapper.check_histories()?;
+        }
+        self.check_counters(max_steps)?;
+        self.check_vars()
+    }
+
+    /// Settings in their ranges.
+    fn check_settings(&self) -> Checked<()> {
         let in_range = self.optimizer.check().and_then(|()| {
             let Some(wrapper) = &self.wrapper else {
                 return Ok(());
@@ -186,125 +190,60 @@ impl Document {
             let scaler = wrapper.loss_scaler.clone().map(LossScaler);
             scaler.map_or(Ok(()), |scaler| scaler.check())
         });
-        if let Err(error) = in_range {
-            return invalid(error.to_string());
-        }
-        let wrapper = self.wrapper.as_ref();
-        wrapper.map_or(Ok(()), WrapperRecord::check_histories)?;
-        let of_wrapper = |count: fn(&WrapperRecord) -> u64| wrapper.map_or(0, count);
-        for (name, steps) in [
-            ("steps", self.steps),
-            ("step", of_wrapper(|wrapper| wrapper.step)),
-            ("adagc_steps", of_wrapper(|wrapper| wrapper.rule.steps())),
-        ] {
+        in_range.map_err(|error| Fault::Invalid(error.to_string()))
+    }
+
+    fn check_counters(&self, max_steps: u64) -> Checked<()> {
+        let check = |name: &str, steps: u64| {
             if steps > max_steps {
-                return invalid(format!("{name} is {steps}, expected {max_steps} at most"));
+                return Err(Fault::Invalid(format!(
+                    "{name} is {steps}, expected {max_steps} at most"
+                )));
             }
-        }
-        let wrapper_step = of_wrapper(|wrapper| wrapper.step);
-        let steps_taken = wrapper.and_then(|wrapper| wrapper.steps_taken);
-        if let Some(taken) = steps_taken.filter(|taken| *taken > wrapper_step) {
-            return invalid(format!(
-                "steps_taken is {taken}, expected {wrapper_step} at most, which is the wrapper's step"
-            ));
-        }
-        let mut seen = HashSet::new();
-        for VarRecord {
-            name,
-            has_stepped,
-            steps,
-            ..
-        } in &self.vars
-        {
-            if !seen.insert(name) {
-                return invalid(format!(
-                    "two Vars are named {name:?}, expected a name of its own for each: make the \
-                     optimizer or the wrapper from a VarMap, or from (name, Var) pairs"
-                ));
-            }
-            if *has_stepped && self.steps == 0 {
-                return invalid(format!("{name:?} has state, but no step was taken"));
-            }
-            let most = if *has_stepped { self.steps } else { 0 };
-            if let Some(own) = steps.filter(|own| !(1..=most).contains(own)) {
-                return invalid(format!(
-                    "{name:?} has taken {own} steps, expected 1 to {most}, or none that are told"
-                ));
-            }
+            Ok(())
+        };
+        check("steps", self.steps)?;
+        let Some(wrapper) = &self.wrapper else {
+            return Ok(());
+        };
+        check("step", wrapper.step)?;
+        check("adagc_steps", wrapper.rule.steps())?;
+        if wrapper.steps_taken > wrapper.step {
+            return Err(Fault::Invalid(format!(
+                "steps_taken is {}, expected {} at most, which is the wrapper's step",
+                wrapper.steps_taken, wrapper.step
+            )));
         }
         Ok(())
     }
 
-    /// The records of the optimizer's Vars, in its order, or in what the file is of another optimizer.
-    pub(super) fn fit(&self, trained: &Trained, settings: &Settings) -> Checked<Vec<&VarRecord>> {
-        let mut differences = self.other_settings(settings);
-        let (there, here) = (&self.groups, written(trained.groups()));
-        if *there != here {
-            let there = there.join("; ");
-            let here = here.join("; ");
-            differences.push(format!("groups are [{there}] in the file, [{here}] here"));
-        }
-        let vars = trained.vars();
-        let by_name: HashMap<&str, &VarRecord> = self
-            .vars
-            .iter()
-            .map(|record| (record.name.as_str(), record))
-            .collect();
-        let ours: HashSet<&str> = vars.names().iter().map(String::as_str).collect();
-        let (mut missing, mut shapes, mut dtypes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut records = Vec::with_capacity(vars.names().len());
-        for (name, var) in vars.names().iter().zip(vars.vars()) {
-            let Some(record) = by_name.get(name.as_str()).copied() else {
-                missing.push(format!("{name:?}"));
-                continue;
-            };
-            records.push(record);
-            let (shape, dtype) = (var.dims(), var.dtype().as_str());
-            if record.shape != shape {
-                let there = &record.shape;
-                shapes.push(format!("{name:?} is {there:?} in the file, {shape:?} here"));
+    fn check_vars(&self) -> Checked<()> {
+        let mut seen = HashSet::new();
+        for var in &self.vars {
+            let name = &var.name;
+            if !seen.insert(name) {
+                return Err(Fault::Invalid(format!(
+                    "two Vars are named {name:?}, expected a name of its own for each: make the \
+                     optimizer or the wrapper from a VarMap, or from (name, Var) pairs"
+                )));
             }
-            if record.dtype != dtype {
-                let there = &record.dtype;
-                dtypes.push(format!("{name:?} is {there} in the file, {dtype} here"));
+            if var.has_stepped && self.steps == 0 {
+                return Err(Fault::Invalid(format!(
+                    "{name:?} has state, but no step was taken"
+                )));
+            }
+            let most = if var.has_stepped { self.steps } else { 0 };
+            if let Some(own) = var.steps.filter(|own| !(1..=most).contains(own)) {
+                return Err(Fault::Invalid(format!(
+                    "{name:?} has taken {own} steps, expected 1 to {most}, or none that are told"
+                )));
             }
         }
-        let unexpected = self.vars.iter().map(|record| &record.name);
-        let unexpected = unexpected.filter(|name| !ours.contains(name.as_str()));
-        let unexpected = unexpected.map(|name| format!("{name:?}")).collect();
-        for (title, names) in [
-            ("Vars that are not in the file", missing),
-            ("Vars that are only in the file", unexpected),
-            ("other shapes", shapes),
-            ("other dtypes", dtypes),
-        ] {
-            if !names.is_empty() {
-                differences.push(format!("{title}: {}", listed(&names)));
-            }
-        }
-        if ours.len() < vars.names().len() {
-            differences.push("two Vars here have the same name".to_string());
-        }
-        if differences.is_empty() {
-            return Ok(records);
-        }
-        Err(Fault::Different(differences))
-    }
-
-    fn other_settings(&self, here: &Settings) -> Vec<String> {
-        if self.optimizer.kind() != here.kind() {
-            let (there, here) = (self.optimizer.kind(), here.kind());
-            return vec![format!("the optimizer is {there} in the file, {here} here")];
-        }
-        let pairs = self.optimizer.fixed().into_iter().zip(here.fixed());
-        let differ = pairs.filter(|((_, there), (_, here))| there != here);
-        differ
-            .map(|((name, there), (_, here))| format!("{name} is {there} in the file, {here} here"))
-            .collect()
+        Ok(())
     }
 }
 
 /// Groups as they are compared.
-fn written(groups: &ParamGroups) -> Vec<String> {
+pub(super) fn describe_groups(groups: &ParamGroups) -> Vec<String> {
     groups.iter().map(ToString::to_string).collect()
 }

@@ -1,21 +1,21 @@
-//! Checkpoints of the wrapper.
+//! `save` and `load` of an optimizer in a [`ClippedOptimizer`].
 
 use std::path::Path;
 
-use super::ClippedOptimizer;
-use super::core::check_no_clip_beside_rule as check_none;
-use super::frozen::TinyCoefs;
-use super::pending::PendingSteps;
-use crate::checkpoint::WrapperRecord;
+use super::header::WrapperRecord;
+use super::load::load;
+use super::save::save;
 use crate::clip::{Clip, ClipRule};
 use crate::error::{Error, Result};
 use crate::loss_scaler::LossScaler;
 use crate::optim;
+use crate::optimizer::{ClippedOptimizer, check_no_clip_beside_rule};
 
 /// Checkpoints, of the optimizers that have them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
-    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its history, the counters of steps and of
-    /// steps taken, the skips in a row and the [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
+    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its
+    /// history, the counters of steps and of steps taken, the skips in a row and the
+    /// [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
     ///
     /// # Errors
     /// As [`optim::AdamW::save`].
@@ -33,33 +33,24 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     }
 
     fn save_with(&self, path: &Path, non_finite: bool) -> Result<()> {
+        let core = &self.core;
         let wrapper = WrapperRecord {
-            clip: self.core.clip.clone(),
-            rule: self.core.rule.record(self.core.vars.names()),
-            step: self.core.step,
-            steps_taken: Some(self.core.steps_taken()?),
-            skips_in_a_row: self.core.skips_in_a_row()?,
-            loss_scaler: self
-                .core
-                .loss_scaler
-                .as_ref()
-                .map(|scaler| scaler.0.clone()),
-            own_rule: self
-                .core
-                .own
-                .as_ref()
-                .map(|own| own.save())
-                .unwrap_or_default(),
+            clip: core.clip.clone(),
+            rule: core.rule.record(core.vars.names()),
+            step: core.step,
+            steps_taken: core.steps_taken()?,
+            skips_in_a_row: core.skips_in_a_row()?,
+            loss_scaler: core.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
+            own_rule: core.own.as_ref().map(|own| own.save()).unwrap_or_default(),
         };
-        self.inner
-            .save_to(path, Some((&self.core.vars, wrapper)), non_finite)
+        save(path, &self.inner, Some((&core.vars, wrapper)), non_finite)
     }
 
-    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters become those of the file, as the inner
-    /// optimizer's hyper-parameters do; those of the wrapper stay if the file is of an optimizer without one, and its [`LossScaler`] if the
-    /// file has none. There is no
-    /// [`last_report`](Self::last_report) then. The weights must be loaded as well (see
-    /// [`optim`](crate::optim#checkpoints)).
+    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters
+    /// become those of the file, as the inner optimizer's hyper-parameters do; those of the wrapper
+    /// stay if the file is of an optimizer without one, and its [`LossScaler`] if the file has
+    /// none. There is no [`last_report`](Self::last_report) then. The weights must be loaded as
+    /// well (see [`optim`](crate::optim#checkpoints)).
     ///
     /// ```
     /// use candle_core::{Device, Var};
@@ -115,14 +106,14 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
             }
             load_rule(own_rule.as_mut(), clip, state, path)
         };
-        if let Some(wrapper) = self.inner.load_from(path, &mut check)? {
+        if let Some(wrapper) = load(path, &mut self.inner, &mut check)? {
             self.core.rule = wrapper.rule.state(self.core.vars.names());
             self.core.clip = wrapper.clip;
             self.core.units = units;
             // Whatever the file says, in the window's length.
             self.core.clip.adapt(&mut self.core.rule);
             self.core.step = wrapper.step;
-            self.core.steps_taken = wrapper.steps_taken.unwrap_or(steps_taken);
+            self.core.steps_taken = wrapper.steps_taken;
             self.core.skips.in_a_row = wrapper.skips_in_a_row;
             if let Some(scaling) = wrapper.loss_scaler {
                 self.core.loss_scaler = Some(LossScaler(scaling));
@@ -130,9 +121,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
         } else {
             self.core.steps_taken = steps_taken;
         }
-        self.core.pending = PendingSteps::default();
-        self.core.tiny_coefs = TinyCoefs::default();
-        self.core.last_report = None;
+        self.core.forget_last_steps();
         Ok(())
     }
 }
@@ -150,7 +139,7 @@ fn load_rule(
     };
     match rule {
         Some(rule) => {
-            check_none(clip)?;
+            check_no_clip_beside_rule(clip)?;
             if state.is_empty() {
                 return Ok(());
             }

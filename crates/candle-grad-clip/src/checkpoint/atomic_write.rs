@@ -7,12 +7,12 @@ use std::io::{self, BufWriter, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::fault::{Checked, Fault};
 use super::file::BUFFER_BYTES;
-use super::{Checked, Fault};
 
-/// Writes beside `path`, and renames over it when all is on the disk: at each moment the old file is there, or the
-/// new one, also after a power cut. A symbolic link stays, and what it points to is replaced. Of several writers, in
-/// whatever processes or machines, the last one wins, whole.
+/// Writes beside `path`, and renames over it when all is on the disk: at each moment the old file
+/// is there, or the new one, also after a power cut. A symbolic link stays, and what it points to
+/// is replaced. Of several writers, in whatever processes or machines, the last one wins, whole.
 pub(super) fn replace(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> Checked<()>,
@@ -85,7 +85,8 @@ struct Temporary {
 /// What the names of our temporary files end with.
 const SUFFIX: &str = ".tmp";
 
-/// What the temporary names for one file begin with: short, since the file's own name may be as long as the system allows.
+/// What the temporary names for one file begin with: short, since the file's own name may be as
+/// long as the system allows.
 fn prefix(file_name: &str) -> String {
     const MOST_BYTES: usize = 60;
     let fits = |end: &usize| file_name.is_char_boundary(*end);
@@ -93,8 +94,8 @@ fn prefix(file_name: &str) -> String {
     format!(".{}.", &file_name[..end.unwrap_or(0)])
 }
 
-/// What no other writer thinks of: 128 bits, whose keys are the system's random numbers. A number of the process would not do,
-/// as it is the same in each container.
+/// What no other writer thinks of: 128 bits, whose keys are the system's random numbers. A number
+/// of the process would not do, as it is the same in each container.
 fn random_name() -> String {
     let number = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", number(), number())
@@ -136,9 +137,10 @@ impl Drop for Temporary {
     }
 }
 
-/// Removes what earlier saves to the same path left that were killed, since each is as large as the state. Nobody can tell whether a
-/// writer in another container or machine lives: what nobody has written to for a day is taken for left. (A writer that sleeps
-/// so long gets an error, and no file of another.)
+/// Removes what earlier saves to the same path left that were killed, since each is as large as the
+/// state. Nobody can tell whether a writer in another container or machine lives: what nobody has
+/// written to for a day is taken for left. (A writer that sleeps so long gets an error, and no file
+/// of another.)
 fn remove_leftovers(folder: &Path, prefix: &str, ours: &File) {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     // By the clock of the file system, which may be another machine's.
@@ -221,7 +223,8 @@ mod tests {
         }
     }
 
-    /// Two writers whose names would be equal, as those of the first processes of two containers were.
+    /// Two writers whose names would be equal, as those of the first processes of two containers
+    /// were.
     #[test]
     fn equal_names_take_nobodys_file() -> anyhow::Result<()> {
         let folder = Folder::new("equal")?;

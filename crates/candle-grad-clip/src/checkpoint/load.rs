@@ -1,0 +1,121 @@
+//! Loading an optimizer: read the header, check everything, read the numbers into new state.
+
+use std::path::Path;
+
+use candle_core::{DType, Var};
+use candle_grad_clip_kernels::WideVec;
+
+use super::fault::Checked;
+use super::file::{FileHeader, Place};
+use super::header::{CheckpointHeader, MAX_STEPS_LOADED, VarRecord, WrapperRecord};
+use super::match_vars::match_vars;
+use super::names::{check_names, keys};
+use super::numbers::Reader;
+use crate::error::{Error, Result};
+use crate::optim::{Fused, Loaded, ParamStates, Settings};
+use crate::param_state::State;
+use crate::tensors::wide_dtype;
+
+/// Loads an optimizer, and hands back what a wrapper saved, if `check` finds it good. Changes
+/// nothing before.
+pub(super) fn load(
+    path: &Path,
+    optimizer: &mut dyn Fused,
+    check: &mut dyn FnMut(&WrapperRecord) -> Result<()>,
+) -> Result<Option<WrapperRecord>> {
+    let trained = optimizer.trained();
+    check_names(path, trained.has_places_as(trained.vars()))?;
+    let read = read(path, trained, &optimizer.settings());
+    let (loaded, wrapper) = read.map_err(|fault| fault.at(path))?;
+    if let Some(wrapper) = &wrapper {
+        check(wrapper)?;
+    }
+    optimizer.restore(loaded);
+    Ok(wrapper)
+}
+
+/// Reads a file for an optimizer.
+fn read(
+    path: &Path,
+    trained: &ParamStates,
+    settings: &Settings,
+) -> Checked<(Loaded, Option<WrapperRecord>)> {
+    let (mut file, reader) = FileHeader::read(path)?;
+    let mut header = CheckpointHeader::from_metadata(&file.metadata)?;
+    header.check(MAX_STEPS_LOADED)?;
+    let mut wrapper = header.wrapper.take();
+    let records = match_vars(&header, trained, settings)?;
+    let vars = trained.vars().vars();
+    let mut places = Vec::with_capacity(vars.len());
+    for (var, record) in vars.iter().zip(&records) {
+        let keys = keys(record, var, &header.optimizer);
+        let place = |key: &String| file.take(key, var);
+        places.push(keys.iter().map(place).collect::<Checked<Vec<Place>>>()?);
+    }
+    let mut of_lists = Vec::new();
+    for (name, _) in wrapper.iter_mut().flat_map(WrapperRecord::lists) {
+        of_lists.extend(file.take_list(name)?);
+    }
+    file.expect_empty()?;
+    file.fill_sums(of_lists.iter_mut().chain(places.iter_mut().flatten()))?;
+
+    let mut reader = Reader::new(reader);
+    let states = read_states(&mut reader, vars, &records, &places, header.non_finite)?;
+    if let Some(wrapper) = &mut wrapper {
+        for (name, list) in wrapper.lists() {
+            if let Some(place) = of_lists.iter().find(|place| place.key == name) {
+                *list = reader.read_list(place)?;
+            }
+        }
+        wrapper.check_histories()?;
+    }
+    let loaded = Loaded {
+        counts: records.iter().map(|of| of.count(header.steps)).collect(),
+        steps: header.steps,
+        settings: header.optimizer,
+        states,
+    };
+    Ok((loaded, wrapper))
+}
+
+fn read_states(
+    reader: &mut Reader,
+    vars: &[Var],
+    records: &[&VarRecord],
+    places: &[Vec<Place>],
+    non_finite: bool,
+) -> Checked<Vec<State>> {
+    let mut states = Vec::with_capacity(vars.len());
+    for ((var, record), places) in vars.iter().zip(records).zip(places) {
+        states.push(if record.has_stepped {
+            read_state(reader, var, places, non_finite)?
+        } else {
+            State::Fresh
+        });
+    }
+    Ok(states)
+}
+
+/// The state of a Var whose arrays are at `places`, kept where the Var is.
+fn read_state(
+    reader: &mut Reader,
+    var: &Var,
+    places: &[Place],
+    non_finite: bool,
+) -> Checked<State> {
+    let len = var.elem_count();
+    let values = if wide_dtype(var.dtype()) == DType::F64 {
+        WideVec::F64(reader.read(places, len, non_finite)?)
+    } else {
+        WideVec::F32(reader.read(places, len, non_finite)?)
+    };
+    let state = State::Host(values);
+    if var.device().is_cpu() {
+        return Ok(state);
+    }
+    let mut moved = Vec::with_capacity(places.len());
+    for array in state.to_tensors(var)? {
+        moved.push(array.to_device(var.device()).map_err(Error::from)?);
+    }
+    Ok(State::Device(moved))
+}

@@ -1,0 +1,39 @@
+//! The names under which state is saved.
+
+use std::path::Path;
+
+use candle_core::Var;
+
+use super::header::VarRecord;
+use crate::error::{Error, Result};
+use crate::optim::Settings;
+
+/// The name of a master copy.
+const MASTER: &str = "master";
+
+/// The names of the tensors of a Var, in the order in which its arrays are kept.
+pub(super) fn keys(record: &VarRecord, var: &Var, settings: &Settings) -> Vec<String> {
+    if !record.has_stepped {
+        return Vec::new();
+    }
+    let master = settings.kept().has_master(var.dtype()).then_some(MASTER);
+    let arrays = settings.moments().iter().copied().chain(master);
+    arrays
+        .map(|array| format!("{}.{array}", record.name))
+        .collect()
+}
+
+/// State is found by the Vars' names: a place is none, since in another order moments of one shape
+/// would change places.
+pub(super) fn check_names(path: &Path, has_places: bool) -> Result<()> {
+    if !has_places {
+        return Ok(());
+    }
+    Err(Error::Checkpoint {
+        path: path.to_path_buf(),
+        reason: "the Vars have no names but their places in a Vec (var.0, var.1, ...), and in another order state would go to \
+                 the wrong Var; expected names of their own: make the optimizer by `named`, or wrap it, with &varmap or \
+                 (name, Var) pairs; NamedVars::by_place(vars) if the order is always the same"
+            .to_string(),
+    })
+}

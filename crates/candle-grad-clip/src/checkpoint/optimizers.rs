@@ -1,0 +1,105 @@
+//! `save` and `load` of the optimizers by themselves.
+
+use std::path::Path;
+
+use super::load::load;
+use super::save::save;
+use crate::error::Result;
+use crate::optim::{AdamW, Sgd};
+
+/// The methods of an optimizer, with an example of `load`.
+macro_rules! save_and_load {
+    ($Optimizer:ident, $(#[$load_example:meta])* load) => {
+        impl $Optimizer {
+            /// Saves the optimizer's state and hyper-parameters, not the weights (see [the
+            /// module](crate::optim#checkpoints)).
+            ///
+            /// # Errors
+            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); two Vars of one name;
+            /// hyper-parameters outside their range, as those could not be loaded; state that is
+            /// NaN or infinite. A file that was there stays then, whole. After
+            /// [`Error::CheckpointNotDurable`](crate::Error::CheckpointNotDurable) alone the new
+            /// file is in its place.
+            pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+                save(path.as_ref(), self, None, false)
+            }
+
+            /// As [`save`](Self::save), also where the state is NaN or infinite, which `save`
+            /// refuses to write over a good file. `load` takes such a file as it is.
+            ///
+            /// # Errors
+            /// As [`save`](Self::save).
+            pub fn save_non_finite(&self, path: impl AsRef<Path>) -> Result<()> {
+                save(path.as_ref(), self, None, true)
+            }
+
+            /// Goes on from what [`save`](Self::save) wrote, here or in a
+            /// [`ClippedOptimizer`](crate::ClippedOptimizer), whose own state is then left out.
+            /// Hyper-parameters become those of the file. The weights must be loaded as well (see
+            /// [the module](crate::optim#checkpoints)).
+            ///
+            $(#[$load_example])*
+            ///
+            /// # Errors
+            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint,
+            /// or a damaged one; [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch)
+            /// with all that differs. Nothing is changed then.
+            pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+                load(path.as_ref(), self, &mut |_| Ok(()))?;
+                Ok(())
+            }
+        }
+    };
+}
+
+save_and_load! {
+    AdamW,
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::AdamW;
+    /// use candle_nn::{Optimizer, ParamsAdamW};
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-adamw-{}", std::process::id()));
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let vars = vec![("w".to_string(), w.clone())];
+    /// let mut opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+    /// opt.backward_step(&w.sqr()?.sum_all()?)?;
+    /// opt.save(&path)?;
+    ///
+    /// let mut resumed = AdamW::named(vars, ParamsAdamW { lr: 0.5, ..Default::default() })?;
+    /// resumed.load(&path)?;
+    /// assert_eq!((resumed.steps(), resumed.learning_rate()), (1, 1e-3));
+    /// resumed.set_learning_rate(1e-4); // after `load`
+    /// # let _ = std::fs::remove_file(path);
+    /// # Ok(())
+    /// # }
+    /// ```
+    load
+}
+
+save_and_load! {
+    Sgd,
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use candle_grad_clip::optim::{ParamsSgd, Sgd};
+    /// use candle_nn::Optimizer;
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-sgd-{}", std::process::id()));
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let vars = vec![("w".to_string(), w.clone())];
+    /// let params = ParamsSgd { lr: 0.1, momentum: 0.9, ..Default::default() };
+    /// let mut opt = Sgd::named(vars.clone(), params)?;
+    /// opt.backward_step(&w.sqr()?.sum_all()?)?;
+    /// opt.save(&path)?;
+    ///
+    /// let mut resumed = Sgd::named(vars, 0.5)?;
+    /// resumed.load(&path)?;
+    /// assert_eq!((resumed.steps(), resumed.params()), (1, &params));
+    /// # let _ = std::fs::remove_file(path);
+    /// # Ok(())
+    /// # }
+    /// ```
+    load
+}

@@ -1,0 +1,229 @@
+//! The Vars that an optimizer trains, and what it keeps for each.
+
+use std::borrow::Cow;
+use std::fmt::{self, DebugStruct};
+use std::sync::Arc;
+
+use candle_core::{TensorId, Var};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::backend::DeviceSteps;
+use crate::error::Result;
+use crate::groups::ParamGroups;
+use crate::param_state::{Kept, State};
+use crate::vars::NamedVars;
+
+/// The Vars that an optimizer trains.
+#[derive(Debug)]
+pub(crate) struct ParamStates {
+    pub(super) vars: NamedVars,
+    /// One for each Var.
+    pub(super) states: Vec<State>,
+    /// The steps that each Var has taken, those in which it had a gradient; as far as the host
+    /// knows.
+    pub(super) counts: Arc<[u64]>,
+    pub(super) kept: Kept,
+    groups: ParamGroups,
+    /// Each Var's group, if it is in one.
+    pub(super) group_of: Arc<[Option<usize>]>,
+    /// Steps taken, as far as the host knows: see `lead`.
+    pub(super) steps: u64,
+    /// A GPU that decides the steps, and counts them.
+    pub(super) lead: Option<Box<dyn DeviceSteps>>,
+    /// The names that were taken on last.
+    adopted: Option<Arc<[String]>>,
+}
+
+/// What is saved.
+#[derive(Debug)]
+pub(crate) struct Snapshot<'a> {
+    /// Steps taken.
+    pub(crate) steps: u64,
+    /// One for each Var.
+    pub(crate) states: Vec<&'a State>,
+    /// The steps that each Var has taken; 0 where its state is fresh.
+    pub(crate) counts: Cow<'a, [u64]>,
+}
+
+impl ParamStates {
+    pub(crate) fn new(vars: NamedVars, kept: Kept) -> Self {
+        Self {
+            states: vec![State::Fresh; vars.vars().len()],
+            counts: vec![0; vars.vars().len()].into(),
+            group_of: vec![None; vars.vars().len()].into(),
+            vars,
+            kept,
+            groups: ParamGroups::default(),
+            steps: 0,
+            lead: None,
+            adopted: None,
+        }
+    }
+
+    pub(crate) fn vars(&self) -> &NamedVars {
+        &self.vars
+    }
+
+    /// Steps taken. Where a GPU leads this waits for it, and what fails there shows in the next
+    /// step: the number is then that of the time when it took the lead.
+    pub(crate) fn steps(&self) -> u64 {
+        let counted = self.lead.as_ref().map(|lead| lead.counted());
+        counted.map_or(self.steps, |counted| {
+            counted.map_or(self.steps, |counted| counted.steps)
+        })
+    }
+
+    /// Whether a GPU decides the steps.
+    pub(crate) fn gpu_leads(&self) -> bool {
+        self.lead.is_some()
+    }
+
+    /// The next step's number, as far as the host knows.
+    pub(crate) fn next_step(&self) -> u64 {
+        self.steps + 1
+    }
+
+    /// The steps taken, and the state of each Var. Waits for a GPU that leads.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot<'_>> {
+        static FRESH: State = State::Fresh;
+        let (steps, counts) = match &self.lead {
+            None => (self.steps, Cow::Borrowed(&*self.counts)),
+            Some(lead) => {
+                let counted = lead.counted()?;
+                (counted.steps, Cow::Owned(counted.counts))
+            }
+        };
+        let states = self.states.iter().zip(&*counts);
+        let states = states.map(|(state, count)| if *count > 0 { state } else { &FRESH });
+        Ok(Snapshot {
+            steps,
+            states: states.collect(),
+            counts,
+        })
+    }
+
+    /// Takes the lead back from a GPU that has it: waits for it.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        let Some(lead) = &self.lead else {
+            return Ok(());
+        };
+        let counted = lead.counted()?;
+        self.steps = counted.steps;
+        self.counts = counted.counts.into();
+        for (state, count) in self.states.iter_mut().zip(&*self.counts) {
+            if *count == 0 {
+                *state = State::Fresh;
+            }
+        }
+        self.lead = None;
+        Ok(())
+    }
+
+    pub(crate) fn kept(&self) -> Kept {
+        self.kept
+    }
+
+    pub(crate) fn groups(&self) -> &ParamGroups {
+        &self.groups
+    }
+
+    /// Takes on groups, by the names that the Vars have now.
+    pub(crate) fn set_groups(&mut self, groups: ParamGroups) -> Result<()> {
+        self.group_of = groups.group_of(self.vars.names())?;
+        self.groups = groups;
+        Ok(())
+    }
+
+    /// Takes on the state of a checkpoint: one for each Var, with the arrays that `kept` says, and
+    /// the steps that each Var has taken.
+    pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64, counts: Vec<u64>) {
+        self.lead = None;
+        self.kept = kept;
+        self.states = states;
+        self.steps = steps;
+        self.counts = counts.into();
+    }
+
+    /// The names of our Vars, those of `vars` first: what [`ParamStates::adopt`] would give them.
+    pub(crate) fn names_as(&self, vars: &NamedVars) -> Vec<String> {
+        let ids = vars.vars().iter().map(|var| var.id());
+        let theirs: FxHashMap<TensorId, &String> = ids.zip(vars.names()).collect();
+        let ours = self.vars.vars().iter().zip(self.vars.names());
+        ours.map(|(var, name)| theirs.get(&var.id()).copied().unwrap_or(name).clone())
+            .collect()
+    }
+
+    /// Forgets all state, and keeps other arrays from now on.
+    pub(crate) fn restart(&mut self, kept: Kept) {
+        self.lead = None;
+        self.kept = kept;
+        self.states.fill(State::Fresh);
+        self.counts = vec![0; self.states.len()].into();
+        self.steps = 0;
+    }
+
+    /// Whether the names are those of `vars` already.
+    pub(crate) fn has_adopted(&self, vars: &NamedVars) -> bool {
+        let seen = |names| Arc::ptr_eq(names, vars.shared_names());
+        self.adopted.as_ref().is_some_and(seen)
+    }
+
+    /// Takes on the names of `vars`, and their order if they are the same Vars.
+    pub(crate) fn adopt(&mut self, vars: &NamedVars) -> Result<()> {
+        if self.has_adopted(vars) {
+            return Ok(());
+        }
+        self.settle()?; // the GPU counts in the order that was
+        self.adopted = Some(vars.shared_names().clone());
+        let ids = self.vars.vars().iter().map(|var| var.id());
+        let ours: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
+        let indices = vars.vars().iter().map(|var| ours.get(&var.id()).copied());
+        let indices: Vec<Option<usize>> = indices.collect();
+        let all: Option<Vec<usize>> = indices.iter().copied().collect();
+        if let Some(order) = all.filter(|order| order.len() == ours.len()) {
+            let mut states = std::mem::take(&mut self.states);
+            let mut take = |i: usize| std::mem::replace(&mut states[i], State::Fresh);
+            self.group_of = order.iter().map(|&i| self.group_of[i]).collect();
+            self.counts = order.iter().map(|&i| self.counts[i]).collect();
+            self.states = order.into_iter().map(&mut take).collect();
+            self.vars = vars.clone();
+            return Ok(());
+        }
+        let has_places = self.has_places_as(vars);
+        let mut names = self.vars.names().to_vec();
+        for (index, name) in indices.iter().zip(vars.names()) {
+            if let Some(index) = index {
+                names[*index].clone_from(name);
+            }
+        }
+        let named = names.into_iter().zip(self.vars.vars().to_vec());
+        self.vars = named.collect::<Vec<(String, Var)>>().into();
+        self.vars.has_places = has_places;
+        Ok(())
+    }
+
+    /// Whether one of our Vars has but a place for a name, once those of `vars` are taken on.
+    pub(crate) fn has_places_as(&self, vars: &NamedVars) -> bool {
+        let theirs: FxHashSet<TensorId> = vars.vars().iter().map(|var| var.id()).collect();
+        let mut ours = self
+            .vars
+            .vars()
+            .iter()
+            .map(|var| theirs.contains(&var.id()));
+        ours.any(|theirs| {
+            if theirs {
+                vars.has_places
+            } else {
+                self.vars.has_places
+            }
+        })
+    }
+
+    /// The last fields of an optimizer's `Debug`: no state, as it is as large as the model.
+    pub(super) fn finish_debug(&self, f: &mut DebugStruct<'_, '_>) -> fmt::Result {
+        f.field("master_weights", &self.kept.master_weights)
+            .field("vars", &self.vars.vars().len())
+            .field("steps", &self.steps())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,301 @@
+//! The step of a fused optimizer: one walk over the Vars, their gradients and states.
+
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, TensorId, Var};
+use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType};
+use rustc_hash::FxHashMap;
+
+use super::param_states::ParamStates;
+use crate::backend::{self, Counted, DeviceSteps, StepResult, Stepped, UpdateJob};
+use crate::clip::Edits;
+use crate::error::Result;
+use crate::gradients::{Entry, Place, Plan, Request, without_cuda};
+use crate::param_state::{State, StepRule};
+use crate::pipeline::collect::{copies_of_unreadable, readable};
+use crate::pipeline::measure::walk;
+use crate::tensors::touch_headers;
+use crate::threads::{for_each, for_each_large};
+use crate::vars::NamedVars;
+
+/// Vars that one task updates.
+const VARS_PER_TASK: usize = 64;
+
+/// The edit of a Var's gradient, by the Var's index.
+type EditOf<'a> = dyn Fn(usize) -> GradEdit<'a> + Sync + 'a;
+
+/// Gradients that were collected already, and what to do to them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clipped<'a> {
+    pub(crate) vars: &'a NamedVars,
+    /// One for each of `vars`.
+    pub(crate) entries: &'a [Entry<'a>],
+    pub(crate) edits: &'a Edits,
+    /// The edit of Vars that are not among `vars`.
+    pub(crate) others: Edit,
+}
+
+impl ParamStates {
+    /// Takes a step by `rules`: the first for Vars without a group, then one for each group.
+    /// Whatever can fail comes before the first write.
+    pub(crate) fn step(
+        &mut self,
+        grads: &GradStore,
+        clipped: Option<Clipped<'_>>,
+        rules: &[StepRule],
+    ) -> Result<()> {
+        self.settle()?;
+        match clipped {
+            Some(Clipped {
+                vars,
+                entries,
+                edits,
+                ..
+            }) if Arc::ptr_eq(self.vars.shared_names(), vars.shared_names()) => {
+                self.step_entries(entries, &|index| edits.of(index), rules)?;
+            }
+            clipped => self.step_collecting(grads, clipped, rules)?,
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// As [`ParamStates::step`], with gradients that are not collected yet, or of other Vars than
+    /// ours: those of Vars that are not clipped are edited as `others` says.
+    fn step_collecting(
+        &mut self,
+        grads: &GradStore,
+        clipped: Option<Clipped<'_>>,
+        rules: &[StepRule],
+    ) -> Result<()> {
+        let mut entries = walk(self.vars.list(), grads, None)?;
+        if clipped.is_some_and(|clipped| clipped.edits.are_of_units()) {
+            entries = without_cuda(entries);
+        }
+        let Some(clipped) = clipped else {
+            return self.step_entries(&entries, &|_| Edit::NOTHING.into(), rules);
+        };
+        // An edit by candle's operations has to know whether all is finite.
+        backend::measure_composed(&mut entries, Request::norm(NormType::L1))?;
+        let ids = clipped.vars.vars().iter().map(|var| var.id());
+        let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
+        let edit = |var: &Var| {
+            let index = theirs.get(&var.id());
+            index.map_or(clipped.others.into(), |index| clipped.edits.of(*index))
+        };
+        let edits: Vec<GradEdit<'_>> = self.vars.vars().iter().map(edit).collect();
+        self.step_entries(&entries, &|index| edits[index], rules)
+    }
+
+    fn step_entries(
+        &mut self,
+        entries: &[Entry<'_>],
+        edit: &EditOf<'_>,
+        rules: &[StepRule],
+    ) -> Result<()> {
+        let owned = copies_of_unreadable(entries, &self.vars.list().storages())?;
+        let stepped = self.step_elsewhere(entries, edit, rules)?;
+        let started = self.start_states(entries)?;
+        let (group_of, counts) = (self.group_of.clone(), self.counts.clone());
+        let mut jobs = self.update_jobs(entries, &owned, &started, edit)?;
+        if !jobs.is_empty() {
+            let rules = rules_of(&mut jobs, rules, &counts);
+            backend::update_cuda(&jobs, &rules)?;
+        }
+        // From here on nothing is expected to fail.
+        for (index, state) in started {
+            self.states[index] = state;
+        }
+        self.step_on_cpu(entries, &owned, edit, |index| {
+            rules[rule_index(group_of[index])].of(counts[index])
+        })?;
+        for (index, stepped) in stepped {
+            self.vars.vars()[index].set(&stepped.param)?;
+            self.states[index] = stepped.state;
+        }
+        drop(counts); // so that they are counted on in place
+        let counts = Arc::make_mut(&mut self.counts).iter_mut();
+        for (count, entry) in counts.zip(entries) {
+            *count += u64::from(entry.grad.is_some() && entry.elements > 0);
+        }
+        Ok(())
+    }
+
+    /// Takes a step of a plain norm or value clip that the GPU decides, if it can: all gradients
+    /// are on one. The result is read when it is asked for. `skips_in_a_row` is for a GPU that does
+    /// not lead yet.
+    pub(crate) fn step_on_device(
+        &mut self,
+        clipped: Clipped<'_>,
+        plan: &Plan,
+        rules: &[StepRule],
+        skips_in_a_row: u32,
+        keeps_norms: bool,
+    ) -> Result<Option<Arc<dyn StepResult>>> {
+        let Clipped {
+            vars,
+            entries,
+            edits,
+            ..
+        } = clipped;
+        let Some(device) = only_cuda(entries) else {
+            return Ok(None);
+        };
+        if !Arc::ptr_eq(self.vars.shared_names(), vars.shared_names()) {
+            return Ok(None);
+        }
+        let owned = copies_of_unreadable(entries, &self.vars.list().storages())?;
+        let leads = |lead: &dyn DeviceSteps| lead.device().same_device(&device);
+        if !self.lead.as_ref().is_some_and(|lead| leads(&**lead)) {
+            self.settle()?;
+            let counted = Counted {
+                steps: self.steps,
+                skips_in_a_row,
+                counts: self.counts.to_vec(),
+            };
+            self.lead = Some(backend::start_steps(&device, &counted)?);
+        }
+        // The GPU counts the steps of each Var, so the state of one that has taken none can be here
+        // already.
+        for (index, state) in self.start_states(entries)? {
+            self.states[index] = state;
+        }
+        let Some(mut lead) = self.lead.take() else {
+            return Ok(None);
+        };
+        let jobs = self.update_jobs(entries, &owned, &[], &|index| edits.of(index));
+        let result = jobs.and_then(|jobs| lead.step(&jobs, rules, plan, keeps_norms));
+        self.lead = Some(lead);
+        result.map(Some)
+    }
+
+    /// What our CUDA kernels are to update; `started` has the states of Vars that have none yet.
+    fn update_jobs<'a>(
+        &'a self,
+        entries: &[Entry<'a>],
+        owned: &'a FxHashMap<usize, Tensor>,
+        started: &'a [(usize, State)],
+        edit: &EditOf<'_>,
+    ) -> Result<Vec<UpdateJob<'a>>> {
+        let job = |(index, entry): (usize, &Entry<'a>)| {
+            let grad = readable(entry).filter(|_| entry.place.is_cuda())?;
+            let fresh = started.binary_search_by_key(&index, |(index, _)| *index);
+            let edit = backend::whole(edit(index));
+            Some(edit.map(|edit| UpdateJob {
+                var: &self.vars.vars()[index],
+                grad: owned.get(&index).unwrap_or(grad),
+                state: fresh.map_or(&self.states[index], |place| &started[place].1),
+                kept: self.kept,
+                edit,
+                rule: rule_index(self.group_of[index]),
+                is_first: self.counts[index] == 0,
+                index,
+            }))
+        };
+        entries.iter().enumerate().filter_map(job).collect()
+    }
+
+    /// The first state of the Vars that our kernels update for the first time, in their order.
+    fn start_states(&self, entries: &[Entry<'_>]) -> Result<Vec<(usize, State)>> {
+        let mut started = Vec::new();
+        for (index, (entry, state)) in entries.iter().zip(&self.states).enumerate() {
+            if matches!(state, State::Fresh) && readable(entry).is_some() {
+                let state = State::start(&self.vars.vars()[index], self.kept)?;
+                started.push((index, state));
+            }
+        }
+        Ok(started)
+    }
+
+    /// The next values and states of the Vars that candle's operations update. On the caller's
+    /// thread, since candle's CUDA devices use a stream per thread.
+    fn step_elsewhere(
+        &self,
+        entries: &[Entry<'_>],
+        edit: &EditOf<'_>,
+        rules: &[StepRule],
+    ) -> Result<Vec<(usize, Stepped)>> {
+        let mut stepped = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let Some(grad) = entry.grad else { continue };
+            if entry.place == Place::Elsewhere && entry.elements > 0 {
+                let (var, state) = (&self.vars.vars()[index], &self.states[index]);
+                let rule = rules[rule_index(self.group_of[index])].of(self.counts[index]);
+                let (edit, is_finite) = (edit(index), entry.is_finite());
+                let next =
+                    backend::step_composed(var, grad, state, self.kept, edit, rule, is_finite)?;
+                stepped.push((index, next));
+            }
+        }
+        Ok(stepped)
+    }
+
+    /// Updates the Vars on CPU, small ones in parallel, a task for many; each large one by itself,
+    /// as it is parallel inside. From the last to the first: measuring has left the last gradients
+    /// in the cache.
+    fn step_on_cpu(
+        &mut self,
+        entries: &[Entry<'_>],
+        owned: &FxHashMap<usize, Tensor>,
+        edit: &EditOf<'_>,
+        rule: impl Fn(usize) -> StepRule + Sync,
+    ) -> Result<()> {
+        let (vars, kept) = (self.vars.vars(), self.kept);
+        let one = |index: usize, state: &mut State| {
+            let entry = &entries[index];
+            let Some(grad) = readable(entry).filter(|_| entry.place.is_cpu()) else {
+                return Ok(());
+            };
+            let grad = owned.get(&index).unwrap_or(grad);
+            backend::step_cpu(&vars[index], grad, state, kept, edit(index), rule(index))
+        };
+        let is_large = |index: usize| entries[index].elements > BLOCK;
+        let work = self.vars.list().work;
+        let tasks = self.states.chunks_mut(VARS_PER_TASK).enumerate().rev();
+        for_each(work, tasks, |(task, states)| {
+            let start = task * VARS_PER_TASK;
+            let range = start..start + states.len();
+            // The headers first, all of them: their cache misses overlap here.
+            touch_headers(vars[range.clone()].iter().map(Var::as_tensor));
+            touch_headers(entries[range].iter().filter_map(|entry| entry.grad));
+            let small = states.iter_mut().enumerate().rev();
+            let mut small = small.filter(|(i, _)| !is_large(start + i));
+            small.try_for_each(|(i, state)| one(start + i, state))
+        })?;
+        let large = self.states.iter_mut().enumerate().rev();
+        let large = large.filter(|(index, _)| is_large(*index));
+        for_each_large(work, large, |(index, state)| one(index, state))
+    }
+}
+
+/// Where the rule of a group is among those of a step.
+fn rule_index(group: Option<usize>) -> usize {
+    group.map_or(0, |group| group + 1)
+}
+
+/// The equations of the jobs' Vars, once for each group and number of steps taken; the jobs get
+/// their places.
+fn rules_of(jobs: &mut [UpdateJob<'_>], rules: &[StepRule], counts: &[u64]) -> Vec<StepRule> {
+    let mut own = Vec::new();
+    let mut found = FxHashMap::default();
+    for job in jobs {
+        let (group, taken) = (job.rule, counts[job.index]);
+        job.rule = *found.entry((group, taken)).or_insert_with(|| {
+            own.push(rules[group].of(taken));
+            own.len() - 1
+        });
+    }
+    own
+}
+
+/// The device of all gradients, if it is a GPU that our kernels work on.
+fn only_cuda(entries: &[Entry<'_>]) -> Option<Device> {
+    let mut found = entries.iter().filter(|entry| entry.grad.is_some());
+    let device = found.clone().find_map(readable)?.device();
+    let is_there = |entry: &Entry<'_>| {
+        let grad = entry.grad.filter(|_| entry.place.is_cuda());
+        grad.is_some_and(|grad| grad.device().same_device(device))
+    };
+    found.all(is_there).then(|| device.clone())
+}
