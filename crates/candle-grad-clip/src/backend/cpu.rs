@@ -6,7 +6,7 @@ use candle_core::{
     CpuStorage, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor, Var,
 };
 use candle_grad_clip_kernels::{
-    BLOCK, Edit, Element, GradEdit, MOMENTS, NormType, Stats, Units, Update, Wide, WideVec,
+    BLOCK, Edit, Element, GradEdit, MAX_MOMENTS, NormType, Stats, Units, Update, Wide, WideVec,
     accumulate as accumulate_slice, edit, edit_into as edit_slice_into, measure as measure_slice,
     measure_clamped, measure_units as measure_units_slice, round_into, update,
 };
@@ -326,7 +326,7 @@ fn step_values<E: Element>(
         ));
     };
     let mut arrays = arrays_mut(values, params.len());
-    let mut moments = <[&mut [E::Wide]; MOMENTS]>::default();
+    let mut moments = <[&mut [E::Wide]; MAX_MOMENTS]>::default();
     for (moment, array) in moments[..op.kept.moments].iter_mut().zip(&mut arrays) {
         *moment = array;
     }

@@ -1,7 +1,7 @@
 //! What host and GPU exchange: the structs of the kernels crate's `cuda/*.cuh`, field by field.
 
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
-use candle_grad_clip_kernels::{self as kernels, NormType, PartialPower};
+use candle_grad_clip_kernels::{self as kernels, NormType, ScaledPowerSum};
 
 use crate::gradients::{GradStats, Request};
 use crate::param_state::StepRule;
@@ -20,7 +20,7 @@ pub(super) struct Row {
     pub(super) elements: u64,
     pub(super) grad: Address,
     pub(super) target: Address,
-    pub(super) moments: [Address; kernels::MOMENTS],
+    pub(super) moments: [Address; kernels::MAX_MOMENTS],
     pub(super) master: Address,
     pub(super) clip_coef: f64,
     pub(super) clip_value: f64,
@@ -72,7 +72,7 @@ impl From<Stats> for kernels::Stats {
             infinite,
         } = stats;
         Self {
-            power: PartialPower { scale, sum },
+            power: ScaledPowerSum { scale, sum },
             nan,
             infinite,
         }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
-use candle_grad_clip_kernels::MOMENTS;
+use candle_grad_clip_kernels::MAX_MOMENTS;
 
 use super::layout::{Decided, IS_FIRST, Row, RuleNumbers};
 use super::table::{Table, address, have_read, will_write};
@@ -22,7 +22,7 @@ impl UpdateJob<'_> {
         let mut row = Row::of(gpu, self.grad)?.edited(self.edit);
         row.target = address(gpu, self.var)?;
         let (moments, master) = arrays.split_at(self.kept.moments.min(arrays.len()));
-        for (to, array) in row.moments.iter_mut().zip(moments.iter().take(MOMENTS)) {
+        for (to, array) in row.moments.iter_mut().zip(moments.iter().take(MAX_MOMENTS)) {
             *to = address(gpu, array)?;
         }
         if let Some(master) = master.first() {
