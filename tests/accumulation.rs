@@ -19,7 +19,7 @@ const DTYPES: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
 fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
     backends().into_iter().try_for_each(|backend| {
-        backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
+        backend::with_backend(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
     })
 }
 

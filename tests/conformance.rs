@@ -39,7 +39,7 @@ const WIDE: [(DType, f64); 2] = [(DType::F32, 1e-6), (DType::F64, EXACT)];
 /// Runs a body on every backend.
 fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
     backends().into_iter().try_for_each(|backend| {
-        backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
+        backend::with_backend(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
     })
 }
 

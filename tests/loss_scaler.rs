@@ -20,7 +20,7 @@ use support::gradients::{
 
 fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
     backends().into_iter().try_for_each(|backend| {
-        backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
+        backend::with_backend(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
     })
 }
 

@@ -231,7 +231,7 @@ fn gradients_that_share_storage_with_vars_are_read_before_anything_is_written() 
         let vars = vec![a.clone(), b.clone()];
         let mut opt =
             ClippedOptimizer::wrap(Sgd::new_lr(vars.clone(), 0.5)?, vars, Clip::norm(1e9))?;
-        backend::with(backend, || opt.step(&grads))?;
+        backend::with_backend(backend, || opt.step(&grads))?;
         assert_eq!(a.to_vec1::<f32>()?, [-4.0, -8.0], "{backend:?}");
         assert_eq!(b.to_vec1::<f32>()?, [5.0, 10.0], "{backend:?}");
     }
@@ -325,7 +325,7 @@ fn a_step_that_fails_or_is_skipped_changes_nothing() -> Result<()> {
             Ok(ClippedOptimizer::wrap(opt, vars.to_vec(), clip.clone())?)
         };
         let (mut opt, mut undisturbed) = (make(&vars)?, make(&same)?);
-        backend::with(backend, || -> Result<()> {
+        backend::with_backend(backend, || -> Result<()> {
             for step in 0..6 {
                 let good = gradients(step + 5 * step, DType::F32)?;
                 let mut bad = good.clone();
@@ -410,7 +410,7 @@ fn empty_and_integer_vars_are_left_alone() -> Result<()> {
         grads.insert(&vars[2], Tensor::new(&[1f32], device())?);
         let opt = AdamW::new(vars.clone(), ParamsAdamW::default())?;
         let mut opt = ClippedOptimizer::wrap(opt, vars.clone(), Clip::norm(0.5))?;
-        backend::with(backend, || opt.step(&grads))?;
+        backend::with_backend(backend, || opt.step(&grads))?;
         AdamW::new(Vec::new(), ParamsAdamW::default())?.step(&GradStore::default())?;
     }
     Ok(())
@@ -450,7 +450,7 @@ fn each_var_has_its_own_step_counter_as_in_pytorch() -> Result<()> {
                 .collect::<candle_core::Result<_>>()?;
             let opt = AdamW::new(vars.clone(), params.clone())?;
             let mut opt = ClippedOptimizer::wrap(opt, vars.clone(), Clip::none())?;
-            backend::with(backend, || -> Result<()> {
+            backend::with_backend(backend, || -> Result<()> {
                 for step in 0..1003 {
                     let mut grads = store_for(&vars, &[]);
                     for (i, var) in vars.iter().enumerate() {
@@ -507,7 +507,7 @@ fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
         set[1] = 5.0;
         set[1999] = -5.0;
         set[700] = f64::NAN;
-        backend::with(backend, || -> Result<()> {
+        backend::with_backend(backend, || -> Result<()> {
             let mut step = || -> Result<()> {
                 adamw.step(&store_for(&vars, std::slice::from_ref(&ones)))?;
                 sgd.step(&store_for(
@@ -544,14 +544,14 @@ fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
             now[nan] = 2.0;
             var.set(&tensor(&now, len, dtype)?)?;
         }
-        backend::with(backend, || {
+        backend::with_backend(backend, || {
             sgd.step(&store_for(
                 std::slice::from_ref(&sgd_w),
                 std::slice::from_ref(&ones),
             ))
         })?;
         assert_eq!(values(&sgd_w)?[700], rounded(2.0 - 1e-3));
-        backend::with(backend, || {
+        backend::with_backend(backend, || {
             adamw.step(&store_for(&vars, std::slice::from_ref(&ones)))
         })?;
         assert_eq!(values(&w)?[700], rounded(2.0 - 1e-3));
@@ -576,7 +576,7 @@ fn an_eps_that_is_zero_makes_no_nan() -> Result<()> {
                 let mut opt = AdamW::new(vars.clone(), params)?;
                 let small = if dtype == DType::F64 { 1e-200 } else { 1e-25 };
                 let grads = store_for(&vars, &[tensor(&[0.0, 3.0, small], 3, dtype)?]);
-                backend::with(backend, || opt.step(&grads))?;
+                backend::with_backend(backend, || opt.step(&grads))?;
                 let got = values(&w)?;
                 let what = format!("{backend:?}, {dtype:?}, {eps:e}: {got:?}");
                 assert_eq!(got[0], 1.0, "{what}");

@@ -27,7 +27,7 @@ fn every_case_agrees_on(backend: Backend) {
     let files = cases::all().unwrap();
     let (mut count, mut failures) = (0, Vec::new());
     for (file, case) in each(&files) {
-        let outcome = backend::with(backend, || case.run(file.eps, policy(case)));
+        let outcome = backend::with_backend(backend, || case.run(file.eps, policy(case)));
         let faults = match outcome {
             Ok(outcome) => case.faults(&outcome, backend),
             Err(error) => vec![error.to_string()],
@@ -52,8 +52,8 @@ fn every_case_agrees_on_cpu() {
 }
 
 #[test]
-fn every_case_agrees_on_composed() {
-    every_case_agrees_on(Backend::Composed);
+fn every_case_agrees_on_candle_ops() {
+    every_case_agrees_on(Backend::CandleOps);
 }
 
 #[test]
@@ -116,7 +116,8 @@ fn where_a_case_differs_the_framework_is_beyond_the_tolerance() {
     let files = cases::all().unwrap();
     let mut failures = Vec::new();
     for (file, case) in each(&files) {
-        let outcome = backend::with(kernels(), || case.run(file.eps, policy(case))).unwrap();
+        let outcome =
+            backend::with_backend(kernels(), || case.run(file.eps, policy(case))).unwrap();
         if case.differs.is_some() == case.framework_agrees(&outcome) {
             failures.push(format!("{}: {:?}", case.id, case.differs));
         }
@@ -142,7 +143,7 @@ fn gradients_that_are_not_finite_are_an_error_by_default_and_stay_as_they_were()
                 ..ClipGradNorm::default()
             };
             let result =
-                backend::with(backend, || clip_grad_norm_with(&mut grads, &vars, &options));
+                backend::with_backend(backend, || clip_grad_norm_with(&mut grads, &vars, &options));
             let bad = |one: &cases::CaseTensor| {
                 let grad = one.grad.as_ref();
                 grad.is_some_and(|grad| grad.iter().any(|x| !x.0.is_finite()))

@@ -305,11 +305,11 @@ pub struct Row {
     dtype: DType,
     /// Relative, of a gradient after it was clipped: the dtype's rounding.
     cpu: f64,
-    /// The same from the composed backend, which widens halves to f32 and no further.
-    composed: f64,
+    /// The same from candle's operations, which widens halves to f32 and no further.
+    candle_ops: f64,
     /// Relative, of the norm.
     cpu_norm: f64,
-    composed_norm: f64,
+    candle_ops_norm: f64,
     /// The smallest subnormal number: down there a relative error means nothing.
     smallest: f64,
 }
@@ -317,10 +317,10 @@ pub struct Row {
 /// The one table of tolerances. A half's is one unit in the last place.
 #[rustfmt::skip]
 const TOLERANCES: [Row; 4] = [
-    Row { dtype: DType::F64,  cpu: 1e-12, composed: 1e-12, cpu_norm: 1e-12, composed_norm: 1e-12, smallest: 5e-324 },
-    Row { dtype: DType::F32,  cpu: 1e-6,  composed: 2e-6,  cpu_norm: 1e-12, composed_norm: 2e-6,  smallest: 1.5e-45 },
-    Row { dtype: DType::F16,  cpu: 1e-3,  composed: 1e-3,  cpu_norm: 1e-12, composed_norm: 2e-6,  smallest: 6e-8 },
-    Row { dtype: DType::BF16, cpu: 8e-3,  composed: 8e-3,  cpu_norm: 1e-12, composed_norm: 2e-6,  smallest: 9.2e-41 },
+    Row { dtype: DType::F64,  cpu: 1e-12, candle_ops: 1e-12, cpu_norm: 1e-12, candle_ops_norm: 1e-12, smallest: 5e-324 },
+    Row { dtype: DType::F32,  cpu: 1e-6,  candle_ops: 2e-6,  cpu_norm: 1e-12, candle_ops_norm: 2e-6,  smallest: 1.5e-45 },
+    Row { dtype: DType::F16,  cpu: 1e-3,  candle_ops: 1e-3,  cpu_norm: 1e-12, candle_ops_norm: 2e-6,  smallest: 6e-8 },
+    Row { dtype: DType::BF16, cpu: 8e-3,  candle_ops: 8e-3,  cpu_norm: 1e-12, candle_ops_norm: 2e-6,  smallest: 9.2e-41 },
 ];
 
 impl Row {
@@ -336,7 +336,7 @@ impl Row {
 
     fn grad(self, backend: Backend) -> Tolerance {
         let relative = match backend {
-            Backend::Composed => self.composed,
+            Backend::CandleOps => self.candle_ops,
             _ => self.cpu,
         };
         Tolerance {
@@ -348,7 +348,7 @@ impl Row {
     /// Norms are f64 numbers, also those of small dtypes.
     fn norm(self, backend: Backend) -> Tolerance {
         let relative = match backend {
-            Backend::Composed => self.composed_norm,
+            Backend::CandleOps => self.candle_ops_norm,
             _ => self.cpu_norm,
         };
         Tolerance {

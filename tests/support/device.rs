@@ -36,5 +36,5 @@ pub fn kernels() -> Backend {
 /// The backends that can handle a tensor there.
 #[must_use]
 pub fn backends() -> [Backend; 2] {
-    [kernels(), Backend::Composed]
+    [kernels(), Backend::CandleOps]
 }

@@ -4,10 +4,10 @@ use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
 use candle_grad_clip_kernels::MAX_MOMENTS;
 
+use super::gpu::{Gpu, Kernel, failed, launch_blocks};
 use super::layout::{Decided, IS_FIRST, Row, RuleNumbers};
 use super::table::{Table, address, have_read, will_write};
-use super::{Gpu, Kernel, failed, launch_blocks};
-use crate::backend::device::UpdateJob;
+use crate::backend::device_steps::UpdateJob;
 use crate::error::Result;
 use crate::param_state::{State, StepRule};
 use crate::tensors::by_device;

@@ -4,7 +4,7 @@
 use candle_core::{D, DType, Tensor};
 use candle_grad_clip_kernels::{NormType, ScaledPowerSum, Units};
 
-use super::{times, wide};
+use super::tensor_ops::{times, wide, wide_tensor};
 use crate::error::Result;
 use crate::tensors::wide_dtype;
 
@@ -228,20 +228,6 @@ fn of_scaled_sums(job: &Job<'_>, unit: Found, sums: &[f64]) -> Found {
     } else {
         Found::NotFinite
     }
-}
-
-/// A tensor of `like`'s dtype, where it is. (Metal has no f64.)
-pub(super) fn wide_tensor(
-    values: Vec<f64>,
-    shape: (usize, usize),
-    like: &Tensor,
-) -> Result<Tensor> {
-    Ok(if like.dtype() == DType::F64 {
-        Tensor::from_vec(values, shape, like.device())?
-    } else {
-        let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
-        Tensor::from_vec(values, shape, like.device())?
-    })
 }
 
 /// Of each row of a matrix, the sums of [`ROW`] elements each, and one of the rest.
