@@ -23,12 +23,11 @@ const LIBRARY: &[&[&str]] = &[
     &["lib"],
 ];
 const KERNELS: &[&[&str]] = &[
-    &["norm_type", "simd", "cuda"],
-    &["partial_power"],
-    &["element"],
-    &["edit", "wide"],
-    &["measure"],
-    &["units"],
+    &["block", "cuda", "norm_type", "simd", "units", "wide"],
+    &["element", "scaled_power_sum"],
+    &["convert", "edit", "measure"],
+    &["measure_units", "unit_edit"],
+    &["grad_edit"],
     &["accumulate", "update"],
     &["adamw", "sgd"],
     &["lib"],

@@ -209,7 +209,7 @@ pub(super) fn in_a_new_process(
 fn a_run_resumed_in_a_new_process_ends_with_the_same_bits() -> Result<()> {
     let folder = Folder::new()?;
     for (name, scenario, clip, backend) in runs() {
-        backend::with(backend, || -> Result<()> {
+        backend::with_backend(backend, || -> Result<()> {
             let map = model()?;
             let vars = NamedVars::from(&map);
             let mut opt = optimizer(scenario, &vars, clip.clone())?;
@@ -243,7 +243,7 @@ fn the_second_half_of_the_runs() -> Result<()> {
         return Ok(());
     }
     for (name, scenario, clip, backend) in runs() {
-        backend::with(backend, || -> Result<()> {
+        backend::with_backend(backend, || -> Result<()> {
             let mut map = model()?;
             let vars = NamedVars::from(&map);
             for var in vars.vars().iter().filter(|var| var.elem_count() > 0) {

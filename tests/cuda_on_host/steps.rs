@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use candle_grad_clip::backend::gpu_waits;
+use candle_grad_clip::backend::device_sync_count;
 use candle_grad_clip::optim::{AdamW, Checkpoint, ParamsSgd, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, NonFinite, StepPath};
 use candle_nn::ParamsAdamW;
@@ -95,13 +95,13 @@ fn waits_for_nothing<O: Checkpoint + 'static>(
         opt.step_report(&stores[0])?; // loads the kernels
         plain.step_report(&grads(&on_cpu, 0, false)?)?;
         driver.reset_counts();
-        let before = gpu_waits();
+        let before = device_sync_count();
         let mut reports = Vec::new();
         for store in &stores[1..] {
             reports.push(opt.step_report(store)?);
         }
         assert_eq!(driver.count(c"synchronizations"), 0, "{clip}");
-        assert_eq!(gpu_waits(), before, "{clip}");
+        assert_eq!(device_sync_count(), before, "{clip}");
         assert_eq!(driver.count(c"launches"), 3 * 4, "{clip}");
         assert_eq!(
             driver.count(c"dtoh_copies"),

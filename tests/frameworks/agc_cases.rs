@@ -47,7 +47,7 @@ fn agrees(text: &str, units: AgcUnits) -> Result<()> {
             });
             let inner = Recorder::new(vars.clone(), true)?;
             let mut opt = ClippedOptimizer::wrap(inner, vars.clone(), clip)?;
-            backend::with(backend, || opt.step(&store_for(&vars, &grads)))?;
+            backend::with_backend(backend, || opt.step(&store_for(&vars, &grads)))?;
             for (one, got) in case.tensors.iter().zip(&opt.inner().steps[0]) {
                 let got = values(got.as_ref().unwrap())?;
                 assert_all_close(&got, &one.expect, 1e-14, &what);

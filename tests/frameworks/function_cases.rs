@@ -27,7 +27,7 @@ fn every_case_agrees_on(backend: Backend) {
     let files = cases::all().unwrap();
     let (mut count, mut failures) = (0, Vec::new());
     for (file, case) in each(&files) {
-        let outcome = backend::with(backend, || case.run(file.eps.unwrap(), policy(case)));
+        let outcome = backend::with_backend(backend, || case.run(file.eps.unwrap(), policy(case)));
         let faults = match outcome {
             Ok(outcome) => case.faults(&outcome, backend),
             Err(error) => vec![error.to_string()],
@@ -48,7 +48,7 @@ fn every_case_agrees_on_cpu() {
 
 #[test]
 fn every_case_agrees_on_composed() {
-    every_case_agrees_on(Backend::Composed);
+    every_case_agrees_on(Backend::CandleOps);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn where_a_case_differs_the_framework_is_beyond_the_tolerance() {
     let mut failures = Vec::new();
     for (file, case) in each(&files) {
         let outcome =
-            backend::with(kernels(), || case.run(file.eps.unwrap(), policy(case))).unwrap();
+            backend::with_backend(kernels(), || case.run(file.eps.unwrap(), policy(case))).unwrap();
         if case.differs.is_some() == case.framework_agrees(&outcome) {
             failures.push(format!("{}: {:?}", case.id, case.differs));
         }
@@ -137,7 +137,7 @@ fn gradients_that_are_not_finite_are_an_error_by_default_and_stay_as_they_were()
                 ..ClipGradNorm::default()
             };
             let result =
-                backend::with(backend, || clip_grad_norm_with(&mut grads, &vars, &options));
+                backend::with_backend(backend, || clip_grad_norm_with(&mut grads, &vars, &options));
             let bad = |one: &CaseTensor| {
                 let grad = one.grad.as_ref();
                 grad.is_some_and(|grad| grad.iter().any(|x| !x.0.is_finite()))

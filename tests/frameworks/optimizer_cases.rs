@@ -19,7 +19,7 @@ fn cases() -> &'static [OptimCase] {
 
 /// What is wrong with a run of `run`, beside what `case` expects.
 fn faults(case: &OptimCase, run: &OptimCase, way: Way, backend: Backend) -> Vec<String> {
-    match backend::with(backend, || run.run(way)) {
+    match backend::with_backend(backend, || run.run(way)) {
         Ok(outcome) => {
             let differences = case.differences(&outcome);
             let faults = differences.into_iter().filter(Difference::is_fault);
@@ -46,7 +46,7 @@ fn every_case_agrees_on(backend: Backend) {
     for case in cases() {
         for way in WAYS.into_iter().filter(|way| case.can_run(*way)) {
             runs += 1;
-            let outcome = match backend::with(backend, || case.run(way)) {
+            let outcome = match backend::with_backend(backend, || case.run(way)) {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     failures.push(format!("{} {way:?}: {error}", case.id));
@@ -86,7 +86,7 @@ fn every_case_agrees_on_cpu() {
 
 #[test]
 fn every_case_agrees_on_composed() {
-    every_case_agrees_on(Backend::Composed);
+    every_case_agrees_on(Backend::CandleOps);
 }
 
 /// Asserts that at least so many cases are of a kind.
@@ -228,7 +228,7 @@ fn away(x: f64, allowed: f64, dtype: DType) -> f64 {
 fn every_expectation_that_is_changed_is_found() {
     let mut changed = 0;
     for case in cases() {
-        let outcome = backend::with(kernels(), || case.run(Way::Step)).unwrap();
+        let outcome = backend::with_backend(kernels(), || case.run(Way::Step)).unwrap();
         let found = |wrong: &OptimCase, what: &str| {
             let differences = wrong.differences(&outcome);
             let faults = differences.iter().filter(|one| one.is_fault()).count();

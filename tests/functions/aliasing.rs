@@ -72,7 +72,7 @@ fn check(make: impl Fn() -> Result<(Vec<Var>, Vec<Tensor>, Vec<Tensor>)>) -> Res
             );
             assert_eq!(all_values(&gradients_of(&store, &vars)?)?, before, "{what}");
 
-            backend::with(backend, || edit(&mut store, &vars, norm))?;
+            backend::with_backend(backend, || edit(&mut store, &vars, norm))?;
             let expected: Vec<f64> = before.iter().map(|x| right(*x, norm)).collect();
             let after = all_values(&gradients_of(&store, &vars)?)?;
             assert_all_close(&after, &expected, 1e-6, &what);
@@ -176,7 +176,7 @@ fn an_unlisted_entry_with_the_storage_of_a_listed_one() -> Result<()> {
                 &[shared.clone(), shared],
             );
             let norm = oracle::norm(&before, 2.0);
-            backend::with(backend, || {
+            backend::with_backend(backend, || {
                 edit(&mut store, std::slice::from_ref(&listed), norm)
             })?;
             let expected: Vec<f64> = before.iter().map(|x| right(*x, norm)).collect();
@@ -204,7 +204,7 @@ fn shared_storage_in_one_step_of_an_optimizer() -> Result<()> {
         store.insert(&other, var.as_tensor().clone());
         let inner = SGD::new(vars.clone(), 1.0)?;
         let mut opt = ClippedOptimizer::wrap(inner, vars, Clip::norm(1.0).eps(0.0))?;
-        let report = backend::with(backend, || opt.step_report(&store))?;
+        let report = backend::with_backend(backend, || opt.step_report(&store))?;
         let norm = 50f64.sqrt();
         assert_close(report.total_norm()?, norm, 1e-12, "both count");
         let coef = 1.0 / norm;
@@ -345,7 +345,7 @@ fn of_gradients_that_share_storage_the_first_contiguous_one_keeps_it() -> Result
         let norm = oracle::norm(&all_values(&gradients)?, 2.0);
         let vars = vars_for(&gradients)?;
         let mut store = store_for(&vars, &gradients);
-        backend::with(kernels(), || edit(&mut store, &vars, norm))?;
+        backend::with_backend(kernels(), || edit(&mut store, &vars, norm))?;
         // Only the rows 1 and 2 of the caller's tensor change: what the second entry covers.
         let mut expected = before;
         for x in &mut expected[3..9] {
@@ -373,7 +373,7 @@ fn an_entry_that_shares_storage_with_an_unlisted_one_leaves_the_callers_tensor()
         let vars = vars_for(&gradients)?;
         let mut store = store_for(&vars, &gradients);
         let norm = oracle::norm(&values(&gradients[0])?, 2.0);
-        backend::with(kernels(), || edit(&mut store, &vars[..1], norm))?;
+        backend::with_backend(kernels(), || edit(&mut store, &vars[..1], norm))?;
         assert_eq!(bits(&whole)?, before, "{name}");
     }
     Ok(())

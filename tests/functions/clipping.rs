@@ -39,7 +39,7 @@ fn for_every_table(promise: impl Fn(&[Tensor], f64, &str) -> Result<()>) -> Resu
             let floor = if backend == kernels() { 1e-12 } else { 2e-6 };
             let tolerance = dtypes.iter().map(|d| tolerance(*d)).fold(floor, f64::max);
             let what = format!("{dtypes:?} {backend:?}");
-            backend::with(backend, || promise(&gradients, tolerance, &what))?;
+            backend::with_backend(backend, || promise(&gradients, tolerance, &what))?;
         }
     }
     Ok(())

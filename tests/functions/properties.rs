@@ -123,9 +123,9 @@ proptest! {
         let (vars, mut store) = store_of(&copies(&gradients).unwrap()).unwrap();
         let options = ClipGradNorm { max_norm, norm_type, ..ClipGradNorm::default() };
         let before = all_values(&gradients).unwrap();
-        let norm = backend::with(backend, || clip_grad_norm_with(&mut store, &vars, &options)).unwrap();
+        let norm = backend::with_backend(backend, || clip_grad_norm_with(&mut store, &vars, &options)).unwrap();
         let right = oracle::norm(&before, norm_type.p());
-        let floor = if backend == Backend::Composed { 1e-5 } else { 1e-12 };
+        let floor = if backend == Backend::CandleOps { 1e-5 } else { 1e-12 };
         prop_assert!((norm - right).abs() <= floor * right, "{norm} for {right}");
 
         let after = all_values(&gradients_of(&store, &vars).unwrap()).unwrap();
@@ -148,7 +148,7 @@ proptest! {
         backend in any_backend(),
     ) {
         let (vars, mut store) = store_of(&copies(&gradients).unwrap()).unwrap();
-        backend::with(backend, || clip_grad_value(&mut store, &vars, clip_value)).unwrap();
+        backend::with_backend(backend, || clip_grad_value(&mut store, &vars, clip_value)).unwrap();
         let clipped = gradients_of(&store, &vars).unwrap();
         for (before, after) in gradients.iter().zip(&clipped) {
             let bound = values(&tensor(&[clip_value], 1, before.dtype()).unwrap()).unwrap()[0];
@@ -157,7 +157,7 @@ proptest! {
             }
         }
         let once = bits_of_gradients(&store, &vars).unwrap();
-        backend::with(backend, || clip_grad_value(&mut store, &vars, clip_value)).unwrap();
+        backend::with_backend(backend, || clip_grad_value(&mut store, &vars, clip_value)).unwrap();
         prop_assert_eq!(bits_of_gradients(&store, &vars).unwrap(), once);
     }
 
@@ -206,12 +206,12 @@ proptest! {
             let clip = clip.clone().norm_type(norm_type);
             let mut opt = ClippedOptimizer::wrap(inner, vars.clone(), clip).unwrap();
             let store = store_for(&vars, &gradients);
-            let report = backend::with(backend, || opt.step_report(&store)).unwrap();
+            let report = backend::with_backend(backend, || opt.step_report(&store)).unwrap();
             let given: Vec<Tensor> = opt.inner().steps[0].iter().flatten().cloned().collect();
             (all_values(&given).unwrap(), report.record().unwrap().clone())
         };
         let (cpu, cpu_record) = run(kernels());
-        let (composed, composed_record) = run(Backend::Composed);
+        let (composed, composed_record) = run(Backend::CandleOps);
         let tolerance = rounding(&gradients).max(1e-5);
         let floor = gradients.iter().map(|g| oracle::floor(g.dtype())).fold(0.0, f64::max);
         for (x, y) in cpu.iter().zip(&composed) {
@@ -234,7 +234,7 @@ proptest! {
         let store = store_for(&vars, &gradients);
         let (before, weights) = (bits_of_gradients(&store, &vars).unwrap(), bits_of_vars(&vars).unwrap());
         let (clipped, _) =
-            backend::with(backend, || clip_by_global_norm(&store, &vars, clip_norm, None)).unwrap();
+            backend::with_backend(backend, || clip_by_global_norm(&store, &vars, clip_norm, None)).unwrap();
         let norm = total_norm(&clipped, &vars, NormType::L2).unwrap();
         prop_assert!(norm <= clip_norm * (1.0 + 1e-6));
         prop_assert_eq!(bits_of_gradients(&store, &vars).unwrap(), before);
@@ -250,14 +250,14 @@ proptest! {
         let weights: Vec<Vec<u64>> = vars.iter().map(|var| bits(var).unwrap()).collect();
         let before = all_values(&gradients).unwrap();
         let mut store = store_for(&vars, &gradients);
-        let norm = backend::with(backend, || clip_grad_norm(&mut store, &vars, 1.0)).unwrap();
+        let norm = backend::with_backend(backend, || clip_grad_norm(&mut store, &vars, 1.0)).unwrap();
         let coef = oracle::clip_coef(norm, 1.0, 1e-6);
         let after = all_values(&gradients_of(&store, &vars).unwrap()).unwrap();
         for (x, y) in before.iter().zip(&after) {
             let right = x * coef;
             prop_assert!((right - y).abs() <= 1e-6 * right.abs(), "{y}, expected {right}");
         }
-        backend::with(backend, || clip_grad_value(&mut store, &vars, 1e-3)).unwrap();
+        backend::with_backend(backend, || clip_grad_value(&mut store, &vars, 1e-3)).unwrap();
         let clamped = all_values(&gradients_of(&store, &vars).unwrap()).unwrap();
         prop_assert!(clamped.iter().all(|x| x.abs() <= 1.0001e-3));
         prop_assert_eq!(bits_of_vars(&vars).unwrap(), weights);

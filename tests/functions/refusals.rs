@@ -63,7 +63,7 @@ fn a_gradient_that_does_not_fit_is_an_error_that_changes_nothing() -> Result<()>
         let gradients = bits_of_gradients(&store, &vars)?;
         let weights = bits_of_vars(&vars)?;
         for backend in backends() {
-            backend::with(backend, || {
+            backend::with_backend(backend, || {
                 let mut errors = vec![
                     total_norm(&store, &vars, NormType::L2).unwrap_err(),
                     clip_grad_norm(&mut store, &vars, 1.0).unwrap_err(),

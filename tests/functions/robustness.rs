@@ -23,7 +23,7 @@ use support::oracle::assert_close;
 pub(super) fn everything(gradients: &[Tensor]) -> Result<f64> {
     let mut norms = Vec::new();
     for backend in backends() {
-        backend::with(backend, || -> Result<()> {
+        backend::with_backend(backend, || -> Result<()> {
             let fresh = || -> Result<(Vec<Var>, GradStore)> {
                 let copies: candle_core::Result<Vec<Tensor>> =
                     gradients.iter().map(Tensor::copy).collect();
@@ -111,7 +111,7 @@ fn scalars_and_single_elements() -> Result<()> {
 #[test]
 fn a_var_listed_twice_counts_and_scales_once() -> Result<()> {
     for backend in backends() {
-        backend::with(backend, || -> Result<()> {
+        backend::with_backend(backend, || -> Result<()> {
             let gradient = tensor(&[3.0, 4.0], 2, DType::F64)?;
             let (vars, mut store) = store_of(&[gradient])?;
             let twice = [vars[0].clone(), vars[0].clone(), vars[0].clone()];
@@ -162,7 +162,7 @@ fn an_infinite_limit_never_writes_nan() -> Result<()> {
                 non_finite: NonFinite::Propagate,
                 ..ClipGradNorm::default()
             };
-            backend::with(backend, || -> Result<()> {
+            backend::with_backend(backend, || -> Result<()> {
                 clip_grad_norm_with(&mut store, &vars, &options)?;
                 clip_grad_value(&mut store, &vars, f64::INFINITY)?;
                 Ok(())
@@ -180,7 +180,7 @@ fn an_infinite_limit_never_writes_nan() -> Result<()> {
 #[test]
 fn policies_of_the_free_function() -> Result<()> {
     for backend in backends() {
-        backend::with(backend, || -> Result<()> {
+        backend::with_backend(backend, || -> Result<()> {
             let with = |non_finite| -> Result<(candle_grad_clip::Result<f64>, Vec<f64>)> {
                 let gradients = [
                     tensor(&[f64::NAN, 3.0], 2, DType::F32)?,
@@ -223,7 +223,7 @@ fn gradients_that_carry_the_graph_are_taken() -> Result<()> {
     let weights = bits(&x)?;
     for backend in backends() {
         let vars = std::slice::from_ref(&var);
-        backend::with(backend, || clip_grad_norm(&mut store, vars, 1.0))?;
+        backend::with_backend(backend, || clip_grad_norm(&mut store, vars, 1.0))?;
         let norm = total_norm(&store, vars, NormType::L2)?;
         assert_close(norm, 1.0, 1e-5, "clipped");
     }
@@ -283,7 +283,7 @@ fn a_clip_value_is_rounded_to_the_gradients_dtype() -> Result<()> {
             ] {
                 let gradient = tensor(&[f64::INFINITY, -3.0, f64::NAN], 3, dtype)?;
                 let (vars, mut store) = store_of(&[gradient])?;
-                backend::with(backend, || clip_grad_value(&mut store, &vars, bound))?;
+                backend::with_backend(backend, || clip_grad_value(&mut store, &vars, bound))?;
                 let got = values(store.get(&vars[0]).unwrap())?;
                 assert_eq!(got[..2], right, "{dtype:?} {backend:?} {bound:e}");
                 assert!(got[2].is_nan(), "{dtype:?} {backend:?} {bound:e}: {got:?}");
@@ -298,7 +298,7 @@ fn a_known_norm_keeps_nan_and_infinities_and_says_no_to_what_is_no_norm() -> Res
     for backend in backends() {
         let gradients = || tensor(&[f64::NAN, f64::INFINITY, 8.0], 3, DType::F32);
         let (vars, mut store) = store_of(&[gradients()?])?;
-        backend::with(backend, || {
+        backend::with_backend(backend, || {
             clip_grads_with_norm(&mut store, &vars, 1.0, 4.0)
         })?;
         let got = values(store.get(&vars[0]).unwrap())?;

@@ -220,7 +220,7 @@ fn gradients_that_share_storage_with_vars_are_read_before_anything_is_written() 
         let vars = vec![a.clone(), b.clone()];
         let mut opt =
             ClippedOptimizer::wrap(Sgd::new_lr(vars.clone(), 0.5)?, vars, Clip::norm(1e9))?;
-        backend::with(backend, || opt.step(&grads))?;
+        backend::with_backend(backend, || opt.step(&grads))?;
         assert_eq!(a.to_vec1::<f32>()?, [-4.0, -8.0], "{backend:?}");
         assert_eq!(b.to_vec1::<f32>()?, [5.0, 10.0], "{backend:?}");
     }
@@ -244,7 +244,7 @@ fn an_eps_that_is_zero_makes_no_nan() -> Result<()> {
                 let mut opt = AdamW::new(vars.clone(), params)?;
                 let small = if dtype == DType::F64 { 1e-200 } else { 1e-25 };
                 let grads = store_for(&vars, &[tensor(&[0.0, 3.0, small], 3, dtype)?]);
-                backend::with(backend, || opt.step(&grads))?;
+                backend::with_backend(backend, || opt.step(&grads))?;
                 let got = values(&w)?;
                 let what = format!("{backend:?}, {dtype:?}, {eps:e}: {got:?}");
                 assert_eq!(got[0], 1.0, "{what}");

@@ -23,7 +23,7 @@ fn a_step_that_fails_or_is_skipped_changes_nothing() -> Result<()> {
             Ok(ClippedOptimizer::wrap(opt, vars.to_vec(), clip.clone())?)
         };
         let (mut opt, mut undisturbed) = (make(&vars)?, make(&same)?);
-        backend::with(backend, || -> Result<()> {
+        backend::with_backend(backend, || -> Result<()> {
             for step in 0..6 {
                 let good = gradients(step + 5 * step, DType::F32)?;
                 let mut bad = good.clone();

@@ -100,7 +100,7 @@ fn empty_and_integer_vars_are_left_alone() -> Result<()> {
         grads.insert(&vars[2], Tensor::new(&[1f32], device())?);
         let opt = AdamW::new(vars.clone(), ParamsAdamW::default())?;
         let mut opt = ClippedOptimizer::wrap(opt, vars.clone(), Clip::norm(0.5))?;
-        backend::with(backend, || opt.step(&grads))?;
+        backend::with_backend(backend, || opt.step(&grads))?;
         AdamW::new(Vec::new(), ParamsAdamW::default())?.step(&GradStore::default())?;
     }
     Ok(())
@@ -140,7 +140,7 @@ fn each_var_has_its_own_step_counter_as_in_pytorch() -> Result<()> {
                 .collect::<candle_core::Result<_>>()?;
             let opt = AdamW::new(vars.clone(), params.clone())?;
             let mut opt = ClippedOptimizer::wrap(opt, vars.clone(), Clip::none())?;
-            backend::with(backend, || -> Result<()> {
+            backend::with_backend(backend, || -> Result<()> {
                 for step in 0..1003 {
                     let mut grads = store_for(&vars, &[]);
                     for (i, var) in vars.iter().enumerate() {
@@ -202,7 +202,7 @@ fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
         set[1] = 5.0;
         set[1999] = -5.0;
         set[700] = f64::NAN;
-        backend::with(backend, || -> Result<()> {
+        backend::with_backend(backend, || -> Result<()> {
             let mut step = || -> Result<()> {
                 one_step(&mut adamw, &w, &ones)?;
                 one_step(&mut sgd, &sgd_w, &ones)
@@ -235,9 +235,9 @@ fn weights_set_from_outside_are_those_that_train_on() -> Result<()> {
             now[nan] = 2.0;
             var.set(&tensor(&now, len, dtype)?)?;
         }
-        backend::with(backend, || one_step(&mut sgd, &sgd_w, &ones))?;
+        backend::with_backend(backend, || one_step(&mut sgd, &sgd_w, &ones))?;
         assert_eq!(values(&sgd_w)?[700], rounded(2.0 - 1e-3));
-        backend::with(backend, || one_step(&mut adamw, &w, &ones))?;
+        backend::with_backend(backend, || one_step(&mut adamw, &w, &ones))?;
         assert_eq!(values(&w)?[700], rounded(2.0 - 1e-3));
     }
     Ok(())

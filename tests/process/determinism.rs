@@ -89,12 +89,12 @@ fn clipped_gradients_have_the_same_bits() -> Result<()> {
 }
 
 #[test]
-fn the_composed_backend_has_the_same_bits() -> Result<()> {
+fn candle_ops_have_the_same_bits() -> Result<()> {
     let (_, gradients) = every_set()?.swap_remove(0);
     for p in [1.0, 2.0, f64::INFINITY, 3.0] {
-        assert_same(&format!("composed, {p}-norm"), || {
+        assert_same(&format!("candle_ops, {p}-norm"), || {
             let (vars, mut store) = store_of(&gradients)?;
-            backend::with(Backend::Composed, || {
+            backend::with_backend(Backend::CandleOps, || {
                 let norm = total_norm(&store, &vars, NormType::from(p))?;
                 clip_grad_norm(&mut store, &vars, 1.0)?;
                 Ok((norm.to_bits(), bits_of_gradients(&store, &vars)?))

@@ -151,7 +151,7 @@ fn random_cases_agree_with_the_equation() -> Result<()> {
                     );
                 }
                 let what = format!("seed {seed}, {units:?}, {backend:?}");
-                let (got, report) = backend::with(backend, || clipped(agc, &pairs))?;
+                let (got, report) = backend::with_backend(backend, || clipped(agc, &pairs))?;
                 for (got, right) in got.iter().zip(&right) {
                     assert_all_close(got, right, 1e-12, &what);
                 }
@@ -186,14 +186,16 @@ fn optax_vectors() -> Result<()> {
                 pair([1.0, 2.0], [500.0, 5.0])?,
                 pair([3.0, 4.0], [300.0, 3.0])?,
             ];
-            let (once, _) =
-                backend::with(backend, || clipped(rule(clipping, AgcUnits::Optax), &pairs))?;
+            let (once, _) = backend::with_backend(backend, || {
+                clipped(rule(clipping, AgcUnits::Optax), &pairs)
+            })?;
             for (got, (var, grad)) in once.iter().zip(&mut pairs) {
                 assert_close(l2(got), clipping * l2(&values(var)?), 1e-12, "unit norm");
                 *grad = Tensor::new(&got[..], device())?;
             }
-            let (twice, _) =
-                backend::with(backend, || clipped(rule(clipping, AgcUnits::Optax), &pairs))?;
+            let (twice, _) = backend::with_backend(backend, || {
+                clipped(rule(clipping, AgcUnits::Optax), &pairs)
+            })?;
             assert_all_close(&twice.concat(), &once.concat(), 1e-12, "clipped again");
         }
     }
@@ -210,7 +212,8 @@ fn optax_ranks() -> Result<()> {
     for backend in backends() {
         let pairs = ones(&[2, 2, 2, 3, 4])?;
         for units in [AgcUnits::Columns, AgcUnits::Rows] {
-            let (got, report) = backend::with(backend, || clipped(rule(0.5, units), &pairs))?;
+            let (got, report) =
+                backend::with_backend(backend, || clipped(rule(0.5, units), &pairs))?;
             assert_all_close(&got[0], &[0.5; 96], 1e-6, "clipped");
             let expected = if units == AgcUnits::Rows { 2 } else { 4 };
             assert_eq!(report.record()?.num_clipped, expected);
@@ -279,7 +282,7 @@ fn other_norms_and_layouts() -> Result<()> {
     for (norm_type, right) in [(1.0, [5.0 / 3.0, 10.0 / 3.0]), (f64::INFINITY, [2.0, 4.0])] {
         let clip = Clip::from(rule(1.0, AgcUnits::Rows)).norm_type(norm_type.into());
         for backend in backends() {
-            let (got, _) = backend::with(backend, || clipped(clip.clone(), &pairs))?;
+            let (got, _) = backend::with_backend(backend, || clipped(clip.clone(), &pairs))?;
             let right: Vec<f64> = right.iter().flat_map(|x| [*x; 3]).collect();
             assert_all_close(&got[0], &right, 1e-12, "norm type");
         }

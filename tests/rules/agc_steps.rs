@@ -46,7 +46,8 @@ fn fused_and_wrapped_steps_agree() -> Result<()> {
                             for (var, grad) in &pairs {
                                 store.insert(var, (grad * scale)?);
                             }
-                            let report = backend::with(backend, || opt.step_report(&store))?;
+                            let report =
+                                backend::with_backend(backend, || opt.step_report(&store))?;
                             assert_eq!(report.path(), StepPath::Fused);
                             assert!(report.was_clipped()?, "{what}");
                         } else {
@@ -55,7 +56,7 @@ fn fused_and_wrapped_steps_agree() -> Result<()> {
                             for ((var, _), clipped) in pairs.iter().zip(&clipped) {
                                 store.insert(var, tensor(clipped, var.dims(), dtype)?);
                             }
-                            backend::with(backend, || sgd.step(&store))?;
+                            backend::with_backend(backend, || sgd.step(&store))?;
                         }
                         weights(&pairs)
                     };
@@ -92,7 +93,7 @@ fn what_is_not_finite() -> Result<()> {
         let pairs = vec![(Var::from_tensor(&weights)?, grads)];
         let run = |policy| {
             let clip = Clip::from(rule(1.0, AgcUnits::Rows)).non_finite(policy);
-            backend::with(backend, || clipped(clip, &pairs))
+            backend::with_backend(backend, || clipped(clip, &pairs))
         };
         let error = run(NonFinite::Error).unwrap_err().to_string();
         assert!(

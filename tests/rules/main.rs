@@ -61,7 +61,7 @@ pub(crate) fn step<O: Optimizer + 'static>(
         var.set(&var.zeros_like()?)?;
     }
     let store = store(named, gradients)?;
-    let report = backend::with(backend, || opt.step_report(&store))?;
+    let report = backend::with_backend(backend, || opt.step_report(&store))?;
     let got = |(_, var): &(String, Var)| -> Result<Vec<f64>> { Ok(values(&Tensor::neg(var)?)?) };
     Ok((named.iter().map(got).collect::<Result<_>>()?, report))
 }

@@ -38,7 +38,7 @@ pub fn kernels() -> Backend {
 /// The backends that can handle a tensor there.
 #[must_use]
 pub fn backends() -> [Backend; 2] {
-    [kernels(), Backend::Composed]
+    [kernels(), Backend::CandleOps]
 }
 
 /// Runs a body on each of [`backends`]; an error names the backend.
@@ -47,7 +47,7 @@ pub fn backends() -> [Backend; 2] {
 /// The first of the body's.
 pub fn on_every_backend(body: impl Fn() -> Result<()>) -> Result<()> {
     backends().into_iter().try_for_each(|backend| {
-        backend::with(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
+        backend::with_backend(backend, &body).map_err(|e| e.context(format!("{backend:?}")))
     })
 }
 

@@ -287,7 +287,7 @@ impl Row {
 
     fn grad(self, backend: Backend) -> Tolerance {
         let relative = match backend {
-            Backend::Composed => self.composed,
+            Backend::CandleOps => self.composed,
             _ => self.cpu,
         };
         Tolerance {
@@ -299,7 +299,7 @@ impl Row {
     /// Norms are f64 numbers, also those of small dtypes.
     fn norm(self, backend: Backend) -> Tolerance {
         let relative = match backend {
-            Backend::Composed => self.composed_norm,
+            Backend::CandleOps => self.composed_norm,
             _ => self.cpu_norm,
         };
         Tolerance {

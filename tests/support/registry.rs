@@ -77,10 +77,10 @@ impl<O: Optimizer + 'static> Row<O> {
 
     /// Runs `f` with the row's backend.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
-        backend::with(self.backend, f)
+        backend::with_backend(self.backend, f)
     }
 
-    /// The coarsest dtype's tolerance, at least f32's for the composed backend.
+    /// The coarsest dtype's tolerance, at least f32's for candle's operations.
     #[must_use]
     pub fn tolerance(&self) -> f64 {
         let of_dtypes = self
@@ -88,7 +88,7 @@ impl<O: Optimizer + 'static> Row<O> {
             .iter()
             .map(|dtype| crate::oracle::tolerance(*dtype));
         let floor = match self.backend {
-            Backend::Composed => 1e-5,
+            Backend::CandleOps => 1e-5,
             _ => 1e-12,
         };
         of_dtypes.fold(floor, f64::max)

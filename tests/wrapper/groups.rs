@@ -138,7 +138,7 @@ fn a_group_limit_holds_beside_the_limit_of_all() -> Result<()> {
                     let gradients = gradients(3, dtype)?;
                     let store = store_for(&without_names(&named), &gradients);
                     let clip = Clip::norm(max_norm).norm_type(norm_type);
-                    let report = backend::with(backend, || -> Result<_> {
+                    let report = backend::with_backend(backend, || -> Result<_> {
                         Ok(if fused {
                             let opt = Sgd::new_lr(without_names(&named), 1.0)?;
                             ClippedOptimizer::wrap(opt, named.clone(), clip)?

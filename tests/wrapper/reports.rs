@@ -55,7 +55,7 @@ fn norms_and_coefficient_are_those_of_the_gradients_before_and_after() -> Result
                     let (_, vars, gradients) = named(dtype)?;
                     let mut opt = recorder(&vars, clip.clone().norm_type(norm_type))?;
                     let store = store_for(&vars, &gradients);
-                    let report = backend::with(backend, || opt.step_report(&store))?;
+                    let report = backend::with_backend(backend, || opt.step_report(&store))?;
                     let record = report.record()?;
 
                     let floor = if backend == kernels() { 1e-12 } else { 2e-6 };
@@ -103,13 +103,15 @@ fn a_gradient_at_the_rounded_bound_is_not_clipped() -> Result<()> {
             let gradients = [tensor(&[0.3, -0.2, 0.05], 3, dtype)?];
             let vars = [support::gradients::var_for(&gradients[0])?];
             let mut opt = recorder(&vars, Clip::value(0.1))?;
-            let first = backend::with(backend, || opt.step_report(&store_for(&vars, &gradients)))?;
+            let first =
+                backend::with_backend(backend, || opt.step_report(&store_for(&vars, &gradients)))?;
             assert_eq!(first.record()?.num_clipped, 2, "{what}");
             let clipped = oracle::norm(&given(&opt)?, 2.0);
             assert_close(first.record()?.clipped_norm, clipped, 1e-6, &what);
 
             let clipped = [tensor(&given(&opt)?, 3, dtype)?];
-            let again = backend::with(backend, || opt.step_report(&store_for(&vars, &clipped)))?;
+            let again =
+                backend::with_backend(backend, || opt.step_report(&store_for(&vars, &clipped)))?;
             assert_eq!(again.record()?.num_clipped, 0, "{what}");
             assert!(!again.was_clipped()?, "{what}");
             assert_eq!(again.path(), StepPath::Unchanged, "{what}");
@@ -162,7 +164,7 @@ fn param_norms_come_on_demand_by_name_in_order() -> Result<()> {
     for backend in backends() {
         let inner = Recorder::new(vars.clone(), false)?;
         let mut opt = ClippedOptimizer::wrap(inner, named.clone(), Clip::norm(1.0))?;
-        let report = backend::with(backend, || opt.step_report(&store))?;
+        let report = backend::with_backend(backend, || opt.step_report(&store))?;
         assert!(report.record()?.param_norms.is_empty(), "not asked for");
         assert!(
             report.record()?.largest_param_norms(3).is_empty(),
@@ -170,7 +172,7 @@ fn param_norms_come_on_demand_by_name_in_order() -> Result<()> {
         );
 
         let mut opt = opt.with_param_norms(true);
-        let report = backend::with(backend, || opt.step_report(&store))?;
+        let report = backend::with_backend(backend, || opt.step_report(&store))?;
         let norms = &report.record()?.param_norms;
         assert_eq!([&norms[0].0, &norms[1].0], ["a", "b"]);
         for ((name, norm), gradient) in norms.iter().zip(&gradients) {

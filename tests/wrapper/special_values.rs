@@ -30,7 +30,7 @@ fn gradients_at_the_ends_of_f32_are_measured_and_clipped_by_candles_operations()
                 let what = format!("{n} of {size:e}, {p}-norm");
                 let (vars, mut store) = store_of(std::slice::from_ref(&gradient))?;
                 let right = oracle::norm(&exact, p);
-                let norm = backend::with(Backend::Composed, || {
+                let norm = backend::with_backend(Backend::CandleOps, || {
                     total_norm(&store, &vars, NormType::from(p))
                 })?;
                 oracle::assert_close(norm, right, 2e-6, &what);
@@ -39,7 +39,7 @@ fn gradients_at_the_ends_of_f32_are_measured_and_clipped_by_candles_operations()
                     norm_type: NormType::from(p),
                     ..ClipGradNorm::default()
                 };
-                backend::with(Backend::Composed, || {
+                backend::with_backend(Backend::CandleOps, || {
                     clip_grad_norm_with(&mut store, &vars, &options)
                 })?;
                 let clipped = values(&gradients_of(&store, &vars)?[0])?;
@@ -68,7 +68,7 @@ fn candles_operations_count_zero_and_keep_every_bad_value() -> Result<()> {
                         ..ClipGradNorm::default()
                     };
                     store.insert(&vars[0], gradient.clone());
-                    let error = backend::with(Backend::Composed, || {
+                    let error = backend::with_backend(Backend::CandleOps, || {
                         clip_grad_norm_with(&mut store, &vars, &options)
                     })
                     .unwrap_err();
@@ -79,7 +79,7 @@ fn candles_operations_count_zero_and_keep_every_bad_value() -> Result<()> {
                         non_finite: NonFinite::Zero,
                         ..options
                     };
-                    backend::with(Backend::Composed, || {
+                    backend::with_backend(Backend::CandleOps, || {
                         clip_grad_norm_with(&mut store, &vars, &options)
                     })?;
                     let zeroed = values(&gradients_of(&store, &vars)?[0])?;
@@ -87,7 +87,7 @@ fn candles_operations_count_zero_and_keep_every_bad_value() -> Result<()> {
                     assert!(zeroed.iter().all(|x| x.is_finite()), "{what}, {p}-norm");
                 }
                 store.insert(&vars[0], gradient.clone());
-                backend::with(Backend::Composed, || {
+                backend::with_backend(Backend::CandleOps, || {
                     clip_grad_value(&mut store, &vars, 0.5)
                 })?;
                 let clamped = values(&gradients_of(&store, &vars)?[0])?;
@@ -102,11 +102,13 @@ fn candles_operations_count_zero_and_keep_every_bad_value() -> Result<()> {
 
 /// Fast math lets a compiler take every comparison with a NaN as it likes: none may decide.
 #[test]
-fn the_composed_backend_asks_no_device_whether_a_value_is_finite() {
+fn candle_ops_ask_no_device_whether_a_value_is_finite() {
     let sources = [
-        include_str!("../../crates/candle-grad-clip/src/backend/composed.rs"),
-        include_str!("../../crates/candle-grad-clip/src/backend/composed/powers.rs"),
-        include_str!("../../crates/candle-grad-clip/src/backend/composed/units.rs"),
+        include_str!("../../crates/candle-grad-clip/src/backend/candle_ops/edit.rs"),
+        include_str!("../../crates/candle-grad-clip/src/backend/candle_ops/measure.rs"),
+        include_str!("../../crates/candle-grad-clip/src/backend/candle_ops/powers.rs"),
+        include_str!("../../crates/candle-grad-clip/src/backend/candle_ops/tensor_ops.rs"),
+        include_str!("../../crates/candle-grad-clip/src/backend/candle_ops/units.rs"),
     ];
     let calls = |name: &str| -> usize { sources.iter().map(|s| s.matches(name).count()).sum() };
     for name in [
@@ -138,7 +140,7 @@ fn minus_zero_keeps_its_sign_on_every_backend() -> Result<()> {
         let gradient = tensor(&[-0.0, 3.0, 4.0], 3, DType::F32)?;
         let (vars, mut store) = store_of(std::slice::from_ref(&gradient))?;
         let mut sum = GradAccumulator::mean(vars.clone());
-        let first_of_mean = backend::with(backend, || -> Result<f64> {
+        let first_of_mean = backend::with_backend(backend, || -> Result<f64> {
             clip_grad_norm_with(&mut store, &vars, &ClipGradNorm::default())?;
             sum.add(&store)?;
             sum.add(&store)?;
@@ -158,7 +160,7 @@ fn minus_zero_keeps_its_sign_on_every_backend() -> Result<()> {
         let adamw = AdamW::new(vec![w.clone()], params)?;
         let mut opt = ClippedOptimizer::wrap(adamw, vec![w.clone()], Clip::norm(1.0))?;
         let zero = tensor(&[0.0, 1.0, 1.0], 3, DType::F32)?;
-        backend::with(backend, || {
+        backend::with_backend(backend, || {
             opt.step(&store_for(std::slice::from_ref(&w), &[zero]))
         })?;
         assert!(
@@ -176,7 +178,7 @@ fn zero_reaches_what_was_not_measured_before() -> Result<()> {
         let bad = tensor(&[1.0, f64::NAN, f64::INFINITY], 3, DType::F32)?;
         let (vars, store) = store_of(std::slice::from_ref(&bad))?;
         let mut sum = GradAccumulator::mean(vars.clone()).non_finite(NonFinite::Zero);
-        let mean = backend::with(backend, || -> Result<Vec<f64>> {
+        let mean = backend::with_backend(backend, || -> Result<Vec<f64>> {
             sum.add(&store)?;
             Ok(values(&gradients_of(sum.finish()?.unwrap(), &vars)?[0])?)
         })?;
@@ -189,7 +191,7 @@ fn zero_reaches_what_was_not_measured_before() -> Result<()> {
             let clipped = vec![vars[1].clone()];
             let mut opt = ClippedOptimizer::wrap_allow_unclipped(sgd, clipped, clip, &["*"])?;
             let store = store_for(&vars, &[zeros, gradient.clone()]);
-            backend::with(backend, || opt.step(&store))?;
+            backend::with_backend(backend, || opt.step(&store))?;
             Ok(values(vars[1].as_tensor())?)
         };
         let stepped = train(Clip::norm(10.0).non_finite(NonFinite::Zero), &bad)?;

@@ -1,4 +1,4 @@
-// Power sums that can neither overflow nor vanish, as `PartialPower`, `Stats` and `Norm` in Rust, with the same layout.
+// Power sums that can neither overflow nor vanish, as `ScaledPowerSum`, `Stats` and `Norm` in Rust, with the same layout.
 #pragma once
 
 #include "table.cuh"

@@ -28,7 +28,7 @@ struct Outcome {
     u32 zero_non_finite;
 };
 
-// An optimizer's numbers; `StepNumbers` in Rust has the same layout. AdamW: lr, weight_decay, beta1, beta2, eps, and what
+// An optimizer's numbers; `RuleNumbers` in Rust has the same layout. AdamW: lr, weight_decay, beta1, beta2, eps, and what
 // corrects the bias. SGD: lr, weight_decay, momentum, dampening.
 struct Rule {
     double lr, weight_decay;

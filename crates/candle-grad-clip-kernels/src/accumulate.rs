@@ -1,9 +1,11 @@
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
-use crate::edit::{ElementEdit, specialise};
+use crate::block::BLOCK;
+use crate::edit::{Edit, specialise};
+use crate::element::{Element, ElementEdit};
 use crate::simd::dispatch;
-use crate::{BLOCK, Edit, Element, Wide};
+use crate::wide::Wide;
 
 /// Elements that are widened at once, into a buffer on the stack that stays in the cache.
 const CHUNK: usize = 512;

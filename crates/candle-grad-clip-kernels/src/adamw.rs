@@ -1,5 +1,5 @@
-use crate::update::MOMENTS;
-use crate::{Rule, Wide};
+use crate::update::{MAX_MOMENTS, UpdateRule};
+use crate::wide::Wide;
 
 /// AdamW's equation, in the order of `candle_nn::AdamW` (0.11):
 ///
@@ -18,7 +18,7 @@ use crate::{Rule, Wide};
 /// "On the convergence of Adam and beyond"; `torch.optim.AdamW` (PyTorch 2.15).
 ///
 /// ```
-/// use candle_grad_clip_kernels::{AdamW, Rule};
+/// use candle_grad_clip_kernels::{AdamW, UpdateRule};
 ///
 /// let rule = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
 /// let (mut theta, mut m, mut v) = ([1f64], [0.0], [0.0]);
@@ -51,9 +51,9 @@ impl AdamW {
     }
 }
 
-impl Rule for AdamW {
+impl UpdateRule for AdamW {
     #[inline(always)]
-    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MOMENTS]) {
+    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MAX_MOMENTS]) {
         let step = Step::new(self);
         let [first, second, largest] = moments;
         let elements = params.iter_mut().zip(grads).zip(first).zip(second);

@@ -1,8 +1,4 @@
-use pulp::NullaryFnOnce;
-use rayon::prelude::*;
-
-use crate::simd::dispatch;
-use crate::{BLOCK, Element, GradEdit};
+use crate::element::ElementEdit;
 
 /// What to do to every element.
 ///
@@ -85,61 +81,31 @@ impl Edit {
     }
 }
 
-/// Edits `values` in place. Parallel for more than one [`BLOCK`].
+/// A coefficient as two factors that f32 holds: the second is 1, unless the coefficient is below f32's normal range. As one
+/// factor it would lose its bits there, or vanish.
 ///
 /// ```
-/// use candle_grad_clip_kernels::{Edit, edit};
+/// use candle_grad_clip_kernels::coef_factors;
 ///
-/// let mut values = [3f32, -4.0, f32::NAN];
-/// edit(&mut values, Edit::Clamp { clip_value: 1.0, clip_coef: 1.0, zero_non_finite: true });
-/// assert_eq!(values, [1.0, -1.0, 0.0]);
+/// assert_eq!(coef_factors(0.5), [0.5, 1.0]);
+/// let [a, b] = coef_factors(1e-60);
+/// assert!(1e-60 as f32 == 0.0 && a as f32 > 0.0 && b as f32 > 0.0);
 /// ```
-pub fn edit<'a, E: Element>(values: &mut [E], edit: impl Into<GradEdit<'a>>) {
-    let edit = edit.into();
-    if values.len() <= BLOCK {
-        edit_block(0, values, edit);
+#[must_use]
+#[inline]
+pub fn coef_factors(coef: f64) -> [f64; 2] {
+    if is_tiny(coef) {
+        let root = coef.abs().sqrt();
+        [root, root.copysign(coef)]
     } else {
-        let blocks = values.par_chunks_mut(BLOCK).enumerate();
-        blocks.for_each(|(i, block)| edit_block(i * BLOCK, block, edit));
+        [coef, 1.0]
     }
 }
 
-/// Writes the edited `source` into `target`. Parallel for more than one [`BLOCK`].
-///
-/// ```
-/// use candle_grad_clip_kernels::{Edit, edit_into};
-///
-/// let mut target = [0.0; 2];
-/// edit_into(&[3f64, 4.0], &mut target, Edit::Scale { clip_coef: 0.5, zero_non_finite: false });
-/// assert_eq!(target, [1.5, 2.0]);
-/// ```
-///
-/// # Panics
-/// If the lengths differ.
-pub fn edit_into<'a, E: Element>(source: &[E], target: &mut [E], edit: impl Into<GradEdit<'a>>) {
-    let edit = edit.into();
-    assert_eq!(
-        source.len(),
-        target.len(),
-        "source and target differ in length"
-    );
-    if source.len() <= BLOCK {
-        edit_block_into(0, source, target, edit);
-    } else {
-        source
-            .par_chunks(BLOCK)
-            .zip(target.par_chunks_mut(BLOCK))
-            .enumerate()
-            .for_each(|(i, (source, target))| edit_block_into(i * BLOCK, source, target, edit));
-    }
-}
-
-/// What [`Edit`] does to one element, in the two widths that dtypes are widened to.
-pub trait ElementEdit: Copy {
-    /// For f64.
-    fn f64(self, x: f64) -> f64;
-    /// For f32, f16 and bf16.
-    fn f32(self, x: f32) -> f32;
+/// Whether f32 does not hold a coefficient with all its bits.
+#[inline(always)]
+pub(crate) fn is_tiny(coef: f64) -> bool {
+    coef != 0.0 && coef.abs() < f64::from(f32::MIN_POSITIVE)
 }
 
 /// Only widens.
@@ -166,13 +132,7 @@ pub(crate) struct Scale {
 
 impl Scale {
     pub(crate) fn new(clip_coef: f64) -> Self {
-        let tiny = clip_coef != 0.0 && clip_coef.abs() < f64::from(f32::MIN_POSITIVE);
-        let factors = if tiny {
-            let root = clip_coef.abs().sqrt() as f32;
-            [root, root.copysign(clip_coef as f32)]
-        } else {
-            [clip_coef as f32, 1.0]
-        };
+        let factors = coef_factors(clip_coef).map(|factor| factor as f32);
         Self { clip_coef, factors }
     }
 }
@@ -239,47 +199,25 @@ impl<F: ElementEdit> ElementEdit for Finite<F> {
     }
 }
 
-struct EditInPlace<'a, E, F>(&'a mut [E], F);
-
-impl<E: Element, F: ElementEdit> NullaryFnOnce for EditInPlace<'_, E, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        E::map(self.0, self.1);
-    }
-}
-
-struct EditInto<'a, E, F>(&'a [E], &'a mut [E], F);
-
-impl<E: Element, F: ElementEdit> NullaryFnOnce for EditInto<'_, E, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        E::map_into(self.0, self.1, self.2);
-    }
-}
-
 /// Evaluates `$body` with `$op` bound to the type that does `$edit`.
 macro_rules! specialise {
     ($edit:expr, $op:ident => $body:expr) => {
         match $edit {
-            $crate::Edit::Scale {
+            $crate::edit::Edit::Scale {
                 clip_coef,
                 zero_non_finite: false,
             } => {
                 let $op = $crate::edit::Scale::new(clip_coef);
                 $body
             }
-            $crate::Edit::Scale {
+            $crate::edit::Edit::Scale {
                 clip_coef,
                 zero_non_finite: true,
             } => {
                 let $op = $crate::edit::Finite($crate::edit::Scale::new(clip_coef));
                 $body
             }
-            $crate::Edit::Clamp {
+            $crate::edit::Edit::Clamp {
                 clip_value,
                 clip_coef,
                 zero_non_finite: false,
@@ -287,7 +225,7 @@ macro_rules! specialise {
                 let $op = $crate::edit::Clamp::new(clip_value, clip_coef);
                 $body
             }
-            $crate::Edit::Clamp {
+            $crate::edit::Edit::Clamp {
                 clip_value,
                 clip_coef,
                 zero_non_finite: true,
@@ -299,18 +237,3 @@ macro_rules! specialise {
     };
 }
 pub(crate) use specialise;
-
-/// Edits a block that begins with the element at `start`.
-fn edit_block<E: Element>(start: usize, values: &mut [E], edit: GradEdit<'_>) {
-    match edit {
-        GradEdit::All(edit) => specialise!(edit, op => dispatch(EditInPlace(values, op))),
-        GradEdit::Units(edit) => edit.edit(start, values),
-    }
-}
-
-fn edit_block_into<E: Element>(start: usize, source: &[E], target: &mut [E], edit: GradEdit<'_>) {
-    match edit {
-        GradEdit::All(edit) => specialise!(edit, op => dispatch(EditInto(source, target, op))),
-        GradEdit::Units(edit) => edit.edit_into(start, source, target),
-    }
-}

@@ -1,8 +1,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::Wide;
-use crate::edit::ElementEdit;
+use crate::wide::Wide;
 
 /// Elements of a buffer on the stack that half-precision values are widened into.
 const WIDEN: usize = 256;
@@ -70,6 +69,14 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     fn renew(values: &[Self], wide: &mut [Self::Wide]);
     /// The elements themselves, if this dtype is wide.
     fn as_wide(values: &mut [Self]) -> Option<&mut [Self::Wide]>;
+}
+
+/// What an edit does to one element, in the two widths that dtypes are widened to.
+pub trait ElementEdit: Copy {
+    /// For f64.
+    fn f64(self, x: f64) -> f64;
+    /// For f32, f16 and bf16.
+    fn f32(self, x: f32) -> f32;
 }
 
 mod sealed {

@@ -18,40 +18,36 @@
 
 mod accumulate;
 mod adamw;
+mod block;
+mod convert;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod edit;
 mod element;
+mod grad_edit;
 mod measure;
+mod measure_units;
 mod norm_type;
-mod partial_power;
+mod scaled_power_sum;
 mod sgd;
 mod simd;
+mod unit_edit;
 mod units;
 mod update;
 mod wide;
 
 pub use accumulate::{accumulate, round_into};
 pub use adamw::AdamW;
-pub use edit::{Edit, edit, edit_into};
+pub use block::BLOCK;
+pub use edit::{Edit, coef_factors};
 pub use element::Element;
+pub use grad_edit::{GradEdit, edit, edit_into};
 pub use measure::{ClampStats, Stats, measure, measure_clamped};
+pub use measure_units::measure_units;
 pub use norm_type::NormType;
-pub use partial_power::{Norm, PartialPower};
+pub use scaled_power_sum::{Norm, ScaledPowerSum};
 pub use sgd::Sgd;
-pub use units::{GradEdit, UnitEdit, Units, measure_units};
-pub use update::{MOMENTS, Rule, Update, update};
+pub use unit_edit::UnitEdit;
+pub use units::Units;
+pub use update::{MAX_MOMENTS, Update, UpdateRule, update};
 pub use wide::{Wide, WideVec};
-
-/// Elements that one task handles: slices up to this long are handled by the calling thread alone.
-///
-/// 64 Ki f32 values are 256 KiB: enough work for what starting a task costs not to count, and small
-/// enough to spread a matrix evenly over threads.
-///
-/// ```
-/// use candle_grad_clip_kernels::{BLOCK, NormType, measure};
-///
-/// let ones = vec![1f32; BLOCK + 1]; // two tasks
-/// assert_eq!(measure(&ones, NormType::L1).power.sum, (BLOCK + 1) as f64);
-/// ```
-pub const BLOCK: usize = 64 * 1024;

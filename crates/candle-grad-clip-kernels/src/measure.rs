@@ -1,8 +1,11 @@
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
+use crate::block::BLOCK;
+use crate::element::Element;
+use crate::norm_type::NormType;
+use crate::scaled_power_sum::ScaledPowerSum;
 use crate::simd::{dispatch, has_fma};
-use crate::{BLOCK, Element, NormType, PartialPower};
 
 /// Lanes that a sum runs in, whatever the CPU's width.
 const LANES: usize = 16;
@@ -24,7 +27,7 @@ pub(crate) const SAFE_SUM: std::ops::Range<f64> = 1e-270..1e300;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Stats {
     /// The power sum of the finite elements.
-    pub power: PartialPower,
+    pub power: ScaledPowerSum,
     /// How many elements are NaN.
     pub nan: u64,
     /// How many elements are infinite.
@@ -39,7 +42,7 @@ impl Stats {
     /// assert_eq!(measure::<f32>(&[], NormType::L2), Stats::ZERO);
     /// ```
     pub const ZERO: Self = Self {
-        power: PartialPower::ZERO,
+        power: ScaledPowerSum::ZERO,
         nan: 0,
         infinite: 0,
     };
@@ -56,7 +59,7 @@ impl Stats {
         self.nan + self.infinite
     }
 
-    /// The stats of the elements of both. Fold in a fixed order: see [`PartialPower::merge`].
+    /// The stats of the elements of both. Fold in a fixed order: see [`ScaledPowerSum::merge`].
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{NormType, measure};
@@ -170,7 +173,7 @@ fn measure_chunk<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Optio
     if let Some(sum) = plain_sum(chunk, norm_type, clip_value) {
         // A NaN or infinite element makes the sum so; for 32 bits and less nothing else can.
         if (E::EXACT_SQUARES && sum.is_finite()) || SAFE_SUM.contains(&sum) {
-            let power = PartialPower { scale: 1.0, sum };
+            let power = ScaledPowerSum { scale: 1.0, sum };
             return Stats {
                 power,
                 ..Stats::ZERO
@@ -291,10 +294,10 @@ fn scaled_power<E: Element>(
     norm_type: NormType,
     largest: f64,
     clip_value: f64,
-) -> PartialPower {
+) -> ScaledPowerSum {
     let largest = at_most(largest, clip_value);
     if largest == 0.0 {
-        return PartialPower::ZERO;
+        return ScaledPowerSum::ZERO;
     }
     // Dividing by a power of two is exact.
     let scale = match norm_type {
@@ -308,7 +311,7 @@ fn scaled_power<E: Element>(
         NormType::L2 => lane_sum(chunk, |sum, x| sum + ratio(x).powi(2)),
         NormType::P(p) => lane_sum(chunk, |sum, x| sum + ratio(x).powf(p)),
     };
-    PartialPower { scale, sum }
+    ScaledPowerSum { scale, sum }
 }
 
 /// The power of two at or below `x > 0`.

@@ -1,5 +1,5 @@
-use crate::update::MOMENTS;
-use crate::{Rule, Wide};
+use crate::update::{MAX_MOMENTS, UpdateRule};
+use crate::wide::Wide;
 
 /// The equation of stochastic gradient descent with momentum, as in PyTorch:
 ///
@@ -17,7 +17,7 @@ use crate::{Rule, Wide};
 /// initialization and momentum in deep learning".
 ///
 /// ```
-/// use candle_grad_clip_kernels::{Rule, Sgd};
+/// use candle_grad_clip_kernels::{Sgd, UpdateRule};
 ///
 /// let rule = Sgd { lr: 0.5, momentum: 0.5, dampening: 0.0, weight_decay: 0.0, nesterov: false, is_first: false };
 /// let (mut theta, mut b) = ([1f64], [2.0]);
@@ -40,9 +40,9 @@ pub struct Sgd {
     pub is_first: bool,
 }
 
-impl Rule for Sgd {
+impl UpdateRule for Sgd {
     #[inline(always)]
-    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MOMENTS]) {
+    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MAX_MOMENTS]) {
         let [buffer, ..] = moments;
         let weight_decay = W::from_f64(self.weight_decay);
         let (lr, momentum) = (W::from_f64(self.lr), W::from_f64(self.momentum));

@@ -1,21 +1,25 @@
 use pulp::NullaryFnOnce;
 
+use crate::block::BLOCK;
+use crate::convert::{Narrow, Widen};
 use crate::edit::{AsIs, specialise};
+use crate::element::Element;
+use crate::grad_edit::GradEdit;
 use crate::simd::{dispatch, dispatch_256};
-use crate::{BLOCK, Element, GradEdit, Wide};
+use crate::wide::Wide;
 
 /// Elements that are widened and edited at once, into a buffer on the stack that stays in the cache.
 const CHUNK: usize = 1024;
 
-/// Arrays of numbers beside each parameter that a [`Rule`] may keep.
-pub const MOMENTS: usize = 3;
+/// Arrays of numbers beside each parameter that a [`UpdateRule`] may keep.
+pub const MAX_MOMENTS: usize = 3;
 
 /// An optimizer's equation for one step: [`AdamW`](crate::AdamW) or [`Sgd`](crate::Sgd).
 ///
 /// All slices are of one length, but for moments that the rule does not use, which are empty.
-pub trait Rule: Copy + Send + Sync {
+pub trait UpdateRule: Copy + Send + Sync {
     /// The next parameters and moments.
-    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MOMENTS]);
+    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MAX_MOMENTS]);
 }
 
 /// One parameter, its gradient, and what the optimizer keeps for it.
@@ -28,7 +32,7 @@ pub struct Update<'a, E: Element> {
     /// The gradient; only read.
     pub grads: &'a [E],
     /// The rule's moments.
-    pub moments: [&'a mut [E::Wide]; MOMENTS],
+    pub moments: [&'a mut [E::Wide]; MAX_MOMENTS],
     /// The parameter in full precision, of which `params` is the rounded copy; empty for none. An element that does not
     /// round to that of `params`, which somebody has set then, becomes that one before the step.
     pub master: &'a mut [E::Wide],
@@ -96,13 +100,18 @@ fn split<W>(values: &mut [W], mid: usize) -> (&mut [W], &mut [W]) {
 pub fn update<'a, E: Element>(
     update: Update<'_, E>,
     edit: impl Into<GradEdit<'a>>,
-    rule: &impl Rule,
+    rule: &impl UpdateRule,
 ) {
     update.check();
     run(0, update, edit.into(), rule);
 }
 
-fn run<E: Element>(start: usize, update: Update<'_, E>, edit: GradEdit<'_>, rule: &impl Rule) {
+fn run<E: Element>(
+    start: usize,
+    update: Update<'_, E>,
+    edit: GradEdit<'_>,
+    rule: &impl UpdateRule,
+) {
     let len = update.params.len();
     if len <= BLOCK {
         return block(start, update, edit, rule);
@@ -120,7 +129,7 @@ fn block<E: Element>(
     mut start: usize,
     mut rest: Update<'_, E>,
     edit: GradEdit<'_>,
-    rule: &impl Rule,
+    rule: &impl UpdateRule,
 ) {
     let (mut grads, mut wide) = ([E::Wide::default(); CHUNK], [E::Wide::default(); CHUNK]);
     while !rest.params.is_empty() {
@@ -150,29 +159,6 @@ fn block<E: Element>(
     }
 }
 
-struct Widen<'a, E: Element, F>(&'a [E], &'a mut [E::Wide], F);
-
-impl<E: Element, F: crate::edit::ElementEdit> NullaryFnOnce for Widen<'_, E, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        E::widen(self.0, self.1, self.2);
-    }
-}
-
-/// Rounds.
-pub(crate) struct Narrow<'a, E: Element>(pub(crate) &'a [E::Wide], pub(crate) &'a mut [E]);
-
-impl<E: Element> NullaryFnOnce for Narrow<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        E::narrow(self.0, self.1);
-    }
-}
-
 /// Takes on what was set from outside.
 struct Renew<'a, E: Element>(&'a [E], &'a mut [E::Wide]);
 
@@ -185,9 +171,9 @@ impl<E: Element> NullaryFnOnce for Renew<'_, E> {
     }
 }
 
-struct Apply<'a, W, R>(&'a R, &'a mut [W], &'a [W], [&'a mut [W]; MOMENTS]);
+struct Apply<'a, W, R>(&'a R, &'a mut [W], &'a [W], [&'a mut [W]; MAX_MOMENTS]);
 
-impl<W: Wide, R: Rule> NullaryFnOnce for Apply<'_, W, R> {
+impl<W: Wide, R: UpdateRule> NullaryFnOnce for Apply<'_, W, R> {
     type Output = ();
 
     #[inline(always)]

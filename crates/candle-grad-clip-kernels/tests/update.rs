@@ -1,7 +1,7 @@
 //! Optimizer steps beside a naive oracle: over lengths, offsets, dtypes, edits and special values.
 
 use candle_grad_clip_kernels::{
-    AdamW, BLOCK, Edit, Element, MOMENTS, Rule, Sgd, Update, Wide, edit_into, update,
+    AdamW, BLOCK, Edit, Element, MAX_MOMENTS, Sgd, Update, UpdateRule, Wide, edit_into, update,
 };
 use half::{bf16, f16};
 
@@ -142,7 +142,7 @@ fn to_f64<W: Wide + Into<f64>>(values: &[W]) -> Vec<f64> {
 /// Rows, for each element: parameter, moments, master.
 struct Outcome {
     params: Vec<f64>,
-    moments: [Vec<f64>; MOMENTS],
+    moments: [Vec<f64>; MAX_MOMENTS],
     master: Vec<f64>,
 }
 
@@ -151,7 +151,7 @@ fn run<E: Dtype>(
     len: usize,
     offset: usize,
     edit: Edit,
-    rule: &impl Rule,
+    rule: &impl UpdateRule,
     moments: usize,
     master: bool,
     grads: &[f64],

@@ -11,7 +11,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::backend::{self, Backends};
 use crate::clip::NonFinite;
 use crate::error::{Error, Result};
-use crate::gradients::{Entry, Place, Request, without_cuda};
+use crate::gradients::{Entry, Place, Request, route_cuda_to_candle_ops};
 use crate::pipeline::collect::{check_any_match, copies_of_unreadable, readable};
 use crate::pipeline::edit::run_all;
 use crate::pipeline::measure::{measure, non_finite_error, walk};
@@ -366,17 +366,17 @@ impl GradAccumulator {
     fn collect<'g>(&self, grads: &'g GradStore) -> Result<Option<Vec<Entry<'g>>>> {
         let vars = self.vars.list();
         if matches!(self.non_finite, NonFinite::Zero | NonFinite::Propagate) {
-            let mut entries = without_cuda(walk(vars, grads, None)?);
+            let mut entries = route_cuda_to_candle_ops(walk(vars, grads, None)?);
             self.check_ours(grads, &entries)?;
             if self.non_finite == NonFinite::Zero {
-                backend::measure_composed(&mut entries, Request::norm(NormType::L1))?;
+                backend::candle_ops::measure(&mut entries, Request::norm(NormType::L1))?;
             }
             return Ok(Some(entries));
         }
         let measured = measure(vars, grads, Request::norm(NormType::L2))?;
         self.check_ours(grads, &measured.entries)?;
         let Some(bad) = measured.first_non_finite() else {
-            return Ok(Some(without_cuda(measured.entries)));
+            return Ok(Some(route_cuda_to_candle_ops(measured.entries)));
         };
         if self.non_finite == NonFinite::Error {
             return Err(non_finite_error(vars, &measured));
@@ -395,7 +395,7 @@ impl GradAccumulator {
         for (index, (entry, sum)) in entries.iter().zip(&self.sums).enumerate() {
             if let (Some(grad), Place::Elsewhere) = (entry.grad, entry.place) {
                 let before = sum.wide.as_ref().filter(|_| sum.has_grad);
-                let sum = backend::accumulate_composed(before, grad, edit, entry.is_finite())?;
+                let sum = backend::candle_ops::accumulate(before, grad, edit, entry.is_finite())?;
                 sums.push((index, sum));
             }
         }
@@ -443,7 +443,7 @@ impl GradAccumulator {
             self.vars.list().work,
             |(elements, ..)| *elements,
             |(_, grad, ..)| grad,
-            |(_, grad, wide, is_first)| backend::accumulate_cpu(wide, grad, edit, *is_first),
+            |(_, grad, wide, is_first)| backend::cpu::accumulate(wide, grad, edit, *is_first),
         )
     }
 
@@ -460,7 +460,7 @@ impl GradAccumulator {
                 (Place::Cpu, Some(rounded)) => rounded,
                 (Place::Cpu, None) if wide.dtype() == var.dtype() => wide,
                 _ => {
-                    store.insert(var, backend::round_composed(wide, coef, var.dtype())?);
+                    store.insert(var, backend::candle_ops::round(wide, coef, var.dtype())?);
                     continue;
                 }
             };
@@ -481,8 +481,8 @@ impl GradAccumulator {
             |(_, wide, _)| wide,
             |(_, wide, result)| match result.dtype() == wide.dtype() {
                 true if coef == 1.0 => Ok(()),
-                true => backend::edit_cpu(wide, scale.into()),
-                false => backend::round_cpu(result, wide, coef),
+                true => backend::cpu::edit_in_place(wide, scale.into()),
+                false => backend::cpu::round(result, wide, coef),
             },
         )?;
         Ok(store)

@@ -289,7 +289,7 @@ pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> 
         return Ok(());
     }
     // candle's operations can't clamp what is not finite.
-    backend::measure_composed(&mut entries, Request::norm(NormType::L1))?;
+    backend::candle_ops::measure(&mut entries, Request::norm(NormType::L1))?;
     let edits = Edits::All(Edit::Clamp {
         clip_value,
         clip_coef: 1.0,

@@ -170,7 +170,7 @@ pub(crate) fn norm_of(stats: Stats, norm_type: NormType) -> f64 {
 }
 
 /// Leaves gradients on CUDA to candle's operations: for what our kernels there can't do.
-pub(crate) fn without_cuda(mut entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
+pub(crate) fn route_cuda_to_candle_ops(mut entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
     for entry in entries.iter_mut().filter(|entry| entry.place.is_cuda()) {
         entry.place = Place::Elsewhere;
     }

@@ -3,12 +3,12 @@
 use candle_core::{Device, Tensor};
 use candle_grad_clip_kernels::Edit;
 
-use super::device::{Counted, DeviceSteps, UpdateJob};
-use crate::error::Result;
+use super::device_steps::{Counted, DeviceSteps, UpdateJob};
+use crate::error::{Error, Result};
 use crate::gradients::{Entry, GradStats, Request};
 use crate::param_state::StepRule;
 
-fn not_built() -> crate::Error {
+fn not_built() -> Error {
     candle_core::Error::NotCompiledWithCudaSupport.into()
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use candle_core::Var;
-use candle_grad_clip_kernels::{PartialPower, Units};
+use candle_grad_clip_kernels::{ScaledPowerSum, Units};
 use wildmatch::WildMatch;
 
 use super::edits::UnitEdits;
@@ -226,11 +226,11 @@ impl Rule {
 }
 
 /// A power times the power of a coefficient.
-pub(super) fn scaled(power: PartialPower, coef: f64) -> PartialPower {
+pub(super) fn scaled(power: ScaledPowerSum, coef: f64) -> ScaledPowerSum {
     if coef == 0.0 {
-        return PartialPower::ZERO;
+        return ScaledPowerSum::ZERO;
     }
-    PartialPower {
+    ScaledPowerSum {
         scale: power.scale * coef,
         sum: power.sum,
     }

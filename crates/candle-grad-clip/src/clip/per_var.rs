@@ -1,6 +1,6 @@
 //! A coefficient for each Var by its own norm: `g_i * min(1, max_norm_i / (param_norm_i + eps))`.
 
-use candle_grad_clip_kernels::{Edit, PartialPower};
+use candle_grad_clip_kernels::{Edit, ScaledPowerSum};
 
 use super::{Action, Decision, Edits, Observed, clip_coef};
 use crate::gradients::{Entry, Measurements};
@@ -61,15 +61,15 @@ pub(super) fn scale(
 /// The norm of all parts, each scaled by its own coefficient.
 pub(super) fn scaled_norm(
     measured: &Measurements<'_>,
-    parts: impl Iterator<Item = (PartialPower, f64)>,
+    parts: impl Iterator<Item = (ScaledPowerSum, f64)>,
     zero_non_finite: bool,
 ) -> f64 {
     if measured.total.stats.non_finite() > 0 && !zero_non_finite {
         return f64::NAN;
     }
-    let mut all = PartialPower::ZERO;
+    let mut all = ScaledPowerSum::ZERO;
     for (power, coef) in parts.filter(|(_, coef)| *coef > 0.0) {
-        let scaled = PartialPower {
+        let scaled = ScaledPowerSum {
             scale: power.scale * coef,
             sum: power.sum,
         };

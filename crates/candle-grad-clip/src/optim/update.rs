@@ -11,7 +11,7 @@ use super::param_states::ParamStates;
 use crate::backend::{self, Counted, DeviceSteps, StepResult, Stepped, UpdateJob};
 use crate::clip::Edits;
 use crate::error::Result;
-use crate::gradients::{Entry, Place, Plan, Request, without_cuda};
+use crate::gradients::{Entry, Place, Plan, Request, route_cuda_to_candle_ops};
 use crate::param_state::{State, StepRule};
 use crate::pipeline::collect::{copies_of_unreadable, readable};
 use crate::pipeline::measure::walk;
@@ -71,13 +71,13 @@ impl ParamStates {
     ) -> Result<()> {
         let mut entries = walk(self.vars.list(), grads, None)?;
         if clipped.is_some_and(|clipped| clipped.edits.are_of_units()) {
-            entries = without_cuda(entries);
+            entries = route_cuda_to_candle_ops(entries);
         }
         let Some(clipped) = clipped else {
             return self.step_entries(&entries, &|_| Edit::NOTHING.into(), rules);
         };
         // An edit by candle's operations has to know whether all is finite.
-        backend::measure_composed(&mut entries, Request::norm(NormType::L1))?;
+        backend::candle_ops::measure(&mut entries, Request::norm(NormType::L1))?;
         let ids = clipped.vars.vars().iter().map(|var| var.id());
         let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
         let edit = |var: &Var| {
@@ -101,7 +101,7 @@ impl ParamStates {
         let mut jobs = self.update_jobs(entries, &owned, &started, edit)?;
         if !jobs.is_empty() {
             let rules = rules_of(&mut jobs, rules, &counts);
-            backend::update_cuda(&jobs, &rules)?;
+            backend::cuda::update(&jobs, &rules)?;
         }
         // From here on nothing is expected to fail.
         for (index, state) in started {
@@ -154,7 +154,7 @@ impl ParamStates {
                 skips_in_a_row,
                 counts: self.counts.to_vec(),
             };
-            self.lead = Some(backend::start_steps(&device, &counted)?);
+            self.lead = Some(backend::cuda::start_steps(&device, &counted)?);
         }
         // The GPU counts the steps of each Var, so the state of one that has taken none can be here
         // already.
@@ -181,7 +181,7 @@ impl ParamStates {
         let job = |(index, entry): (usize, &Entry<'a>)| {
             let grad = readable(entry).filter(|_| entry.place.is_cuda())?;
             let fresh = started.binary_search_by_key(&index, |(index, _)| *index);
-            let edit = backend::whole(edit(index));
+            let edit = backend::expect_uniform_edit(edit(index));
             Some(edit.map(|edit| UpdateJob {
                 var: &self.vars.vars()[index],
                 grad: owned.get(&index).unwrap_or(grad),
@@ -224,7 +224,7 @@ impl ParamStates {
                 let rule = rules[rule_index(self.group_of[index])].of(self.counts[index]);
                 let (edit, is_finite) = (edit(index), entry.is_finite());
                 let next =
-                    backend::step_composed(var, grad, state, self.kept, edit, rule, is_finite)?;
+                    backend::candle_ops::step(var, grad, state, self.kept, edit, rule, is_finite)?;
                 stepped.push((index, next));
             }
         }
@@ -248,7 +248,7 @@ impl ParamStates {
                 return Ok(());
             };
             let grad = owned.get(&index).unwrap_or(grad);
-            backend::step_cpu(&vars[index], grad, state, kept, edit(index), rule(index))
+            backend::cpu::step(&vars[index], grad, state, kept, edit(index), rule(index))
         };
         let is_large = |index: usize| entries[index].elements > BLOCK;
         let work = self.vars.list().work;

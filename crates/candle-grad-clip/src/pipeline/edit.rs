@@ -56,7 +56,7 @@ pub(crate) fn edit_in_place(
                 place: entry.place,
             });
         } else {
-            replacements.push((var.id(), backend::edited(grad, entry, edit)?));
+            replacements.push((var.id(), backend::edit_to_new(grad, entry, edit)?));
         }
     }
     run(&jobs, vars.work)?;
@@ -88,7 +88,7 @@ pub(crate) fn edit_copies(
             continue;
         }
         let copy = if entry.place == Place::Elsewhere {
-            backend::edited(grad, entry, edit)?
+            backend::edit_to_new(grad, entry, edit)?
         } else {
             let target = scratch.tensor(index, grad)?;
             jobs.push(Job {
@@ -214,8 +214,8 @@ fn run(jobs: &[Job<'_>], work: Work) -> Result<()> {
     }
     let run = |job: &Job<'_>| match &job.target {
         _ if job.place.is_cuda() => Ok(()),
-        Some(target) => backend::edit_cpu_into(job.grad, target, job.edit),
-        None => backend::edit_cpu(job.grad, job.edit),
+        Some(target) => backend::cpu::edit_into(job.grad, target, job.edit),
+        None => backend::cpu::edit_in_place(job.grad, job.edit),
     };
     let elements = |job: &Job<'_>| job.elements;
     run_all(jobs, work, elements, |job| job.grad, run)
@@ -228,9 +228,9 @@ fn run_on_gpu(jobs: &[Job<'_>]) -> Result<()> {
     let mut edits = Vec::with_capacity(jobs.len());
     for (job, source) in jobs.iter().zip(&sources) {
         let target = job.target.as_ref().unwrap_or(job.grad);
-        edits.push((source, target, backend::whole(job.edit)?));
+        edits.push((source, target, backend::expect_uniform_edit(job.edit)?));
     }
-    backend::edit_cuda(&edits)
+    backend::cuda::edit(&edits)
 }
 
 /// Does all jobs: small ones in parallel, a task for many; each large one by itself, as it is

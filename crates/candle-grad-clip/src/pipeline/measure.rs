@@ -42,8 +42,8 @@ pub(crate) fn measure<'g>(
     request: Request,
 ) -> Result<Measurements<'g>> {
     let mut entries = walk(vars, grads, Some(request))?;
-    let mut total = backend::measure_cuda(&mut entries, request)?;
-    backend::measure_composed(&mut entries, request)?;
+    let mut total = backend::cuda::measure(&mut entries, request)?;
+    backend::candle_ops::measure(&mut entries, request)?;
     let others = |entry: &&Entry<'_>| entry.grad.is_some() && !entry.place.is_cuda();
     for entry in entries.iter().filter(others) {
         total = total.merge(entry.measured, request.norm_type);
@@ -79,7 +79,7 @@ pub(crate) fn walk<'g>(
     let is_large = |entry: &&mut Entry<'_>| entry.elements > BLOCK && entry.place.is_cpu();
     let large = entries.iter_mut().filter(is_large);
     for_each_large(vars.work, large, |entry| {
-        backend::measure_cpu(entry, request)
+        backend::cpu::measure(entry, request)
     })?;
     Ok(entries)
 }
@@ -110,7 +110,7 @@ fn walk_block<'g>(
         let Some(grad) = entry.grad else { continue };
         match request {
             Some(request) if entry.place.is_cpu() && entry.elements <= BLOCK => {
-                backend::measure_cpu(entry, request)?;
+                backend::cpu::measure(entry, request)?;
             }
             Some(_) if entry.place.is_cpu() => {} // large: later, in parallel
             _ => entry.storage = storage_address(grad),

@@ -9,7 +9,7 @@ use candle_grad_clip_kernels::{BLOCK, NormType, Stats, Units};
 use crate::backend;
 use crate::error::Result;
 use crate::gradients::{
-    Entry, GradStats, MeasuredUnits, Measurements, Place, UnitPlan, without_cuda,
+    Entry, GradStats, MeasuredUnits, Measurements, Place, UnitPlan, route_cuda_to_candle_ops,
 };
 use crate::pipeline::measure::walk;
 use crate::threads::{Work, for_each, for_each_large};
@@ -26,7 +26,7 @@ pub(crate) fn measure_units<'g>(
     plan: &Arc<UnitPlan>,
     scale: f64,
 ) -> Result<Measurements<'g>> {
-    let mut entries = without_cuda(walk(vars, grads, None)?);
+    let mut entries = route_cuda_to_candle_ops(walk(vars, grads, None)?);
     let mut measured = MeasuredUnits {
         plan: plan.clone(),
         grads: vec![Stats::ZERO; plan.total()],
@@ -68,7 +68,7 @@ impl Job<'_> {
     }
 
     fn run(&mut self, norm_type: NormType) -> Result<()> {
-        backend::measure_units_cpu(self.tensor, self.units, norm_type, self.stats)
+        backend::cpu::measure_units(self.tensor, self.units, norm_type, self.stats)
     }
 }
 
@@ -112,5 +112,5 @@ fn measure_all(
     })?;
     let large = here.iter_mut().filter(|job| job.is_large());
     for_each_large(work, large, |job| job.run(norm_type))?;
-    backend::measure_units_composed(elsewhere, norm_type)
+    backend::candle_ops::measure_units(elsewhere, norm_type)
 }

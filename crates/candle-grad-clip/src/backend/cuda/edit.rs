@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_grad_clip_kernels::Edit;
 
+use super::gpu::{Gpu, Kernel, launch_blocks};
 use super::layout::Row;
 use super::table::{Table, address, have_read, will_write};
-use super::{Gpu, Kernel, launch_blocks};
 use crate::error::Result;
 use crate::tensors::by_device;
 
@@ -23,7 +23,7 @@ pub(crate) fn edit(jobs: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {
                 ..Row::of(&gpu, grad)?.edited(edit)
             })
         };
-        gpu.function(Kernel::EDIT)?; // so that it loads before anything is written
+        gpu.function(Kernel::EDIT)?;
         let rows = indices.iter().map(row).collect::<Result<_>>()?;
         let table = Table::upload(&gpu, rows)?;
         tables.push((gpu, table, indices));

@@ -1,9 +1,9 @@
 //! What host and GPU exchange: the structs of the kernels crate's `cuda/*.cuh`, field by field.
 
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
-use candle_grad_clip_kernels::{self as kernels, NormType, PartialPower};
+use candle_grad_clip_kernels::{self as kernels, NormType, ScaledPowerSum};
 
-use crate::gradients::{GradStats, Request};
+use crate::gradients::{GradStats, Plan, Request};
 use crate::param_state::StepRule;
 
 /// A pointer to the GPU's memory.
@@ -20,7 +20,7 @@ pub(super) struct Row {
     pub(super) elements: u64,
     pub(super) grad: Address,
     pub(super) target: Address,
-    pub(super) moments: [Address; kernels::MOMENTS],
+    pub(super) moments: [Address; kernels::MAX_MOMENTS],
     pub(super) master: Address,
     pub(super) clip_coef: f64,
     pub(super) clip_value: f64,
@@ -72,7 +72,7 @@ impl From<Stats> for kernels::Stats {
             infinite,
         } = stats;
         Self {
-            power: PartialPower { scale, sum },
+            power: ScaledPowerSum { scale, sum },
             nan,
             infinite,
         }
@@ -132,13 +132,27 @@ pub(super) struct Parts {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct Policy {
-    pub(super) norm: Norm,
-    pub(super) max_norm: f64,
-    pub(super) eps: f64,
-    pub(super) has_clamped: u32,
-    pub(super) skip_non_finite: u32,
-    pub(super) zero_non_finite: u32,
-    pub(super) chunk: u32,
+    norm: Norm,
+    max_norm: f64,
+    eps: f64,
+    has_clamped: u32,
+    skip_non_finite: u32,
+    zero_non_finite: u32,
+    chunk: u32,
+}
+
+impl Policy {
+    pub(super) fn new(plan: &Plan, chunk: u32) -> Self {
+        Self {
+            norm: plan.request.norm_type.into(),
+            max_norm: plan.max_norm,
+            eps: plan.eps,
+            has_clamped: plan.request.clip_value.is_some().into(),
+            skip_non_finite: plan.skip_non_finite.into(),
+            zero_non_finite: plan.request.zero_non_finite.into(),
+            chunk,
+        }
+    }
 }
 
 /// `State` of `fold.cu`; all null where the host decides.

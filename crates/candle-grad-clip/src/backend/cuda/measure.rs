@@ -5,16 +5,23 @@ use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
 use candle_grad_clip_kernels::NormType;
 
+use super::gpu::{Gpu, Kernel, THREADS, launch_blocks};
 use super::layout::{DeviceRequest, DeviceStats, FoldState, Parts, Policy, Row, Stats};
 use super::table::{Table, have_read};
-use super::{Gpu, Kernel, THREADS, launch_blocks};
 use crate::error::Result;
-use crate::gradients::{Entry, GradStats, Request};
+use crate::gradients::{Entry, GradStats, Plan, Request};
 use crate::tensors::by_device;
 
 /// Measures the gradients that our kernels read, with one read back a device; returns what they are together.
 pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<GradStats> {
     let mut total = GradStats::ZERO;
+    // The host decides: the fold only adds up.
+    let plan = Plan {
+        request,
+        max_norm: f64::INFINITY,
+        eps: 0.0,
+        skip_non_finite: false,
+    };
     let ours = |entry: &Entry<'_>| entry.place.is_cuda() && entry.elements > 0;
     let grads = entries
         .iter()
@@ -33,7 +40,7 @@ pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<Gra
         launch_fold(
             &gpu,
             &table,
-            policy(request, &table),
+            Policy::new(&plan, table.chunk),
             &parts,
             &tensors,
             FoldState::default(),
@@ -91,7 +98,7 @@ impl PartsOfChunks {
     }
 
     /// Whether there is room for these.
-    pub(super) fn fit(&self, chunks: u32, request: Request) -> bool {
+    pub(super) fn has_room_for(&self, chunks: u32, request: Request) -> bool {
         self.chunks >= chunks && self.clamped.is_some() == request.clip_value.is_some()
     }
 
@@ -102,19 +109,6 @@ impl PartsOfChunks {
             clamped: clamped.map_or(0, |(stats, _)| stats.device_ptr(&gpu.stream).0),
             num_clipped: clamped.map_or(0, |(_, counts)| counts.device_ptr(&gpu.stream).0),
         }
-    }
-}
-
-/// The policy of a fold whose result goes to the host.
-fn policy(request: Request, table: &Table) -> Policy {
-    Policy {
-        norm: request.norm_type.into(),
-        max_norm: f64::INFINITY,
-        eps: 0.0,
-        has_clamped: request.clip_value.is_some().into(),
-        skip_non_finite: 0,
-        zero_non_finite: 0,
-        chunk: table.chunk,
     }
 }
 

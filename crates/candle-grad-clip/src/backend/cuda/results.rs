@@ -1,16 +1,15 @@
 //! What a step that the GPU decides tells, later: each step has a slot of its own, in memory that the GPU can write to.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{
     CudaEvent, CudaSlice, HostSlice, PinnedHostSlice, ValidAsZeroBits,
 };
 
+use super::gpu::{Gpu, count_sync, failed};
 use super::layout::{DeviceOutcome, DeviceStats};
-use super::{Gpu, WAITS, failed};
-use crate::backend::device::{Outcome, StepResult};
+use crate::backend::device_steps::{Outcome, StepResult};
 use crate::error::Result;
 use crate::gradients::GradStats;
 
@@ -70,7 +69,7 @@ impl Slot {
         if self.is_ready() {
             return Ok(());
         }
-        WAITS.fetch_add(1, Ordering::Relaxed);
+        count_sync();
         let copied = self.copied.synchronize();
         copied.map_err(|error| failed("read", error))
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 
+use super::gpu::{Gpu, failed};
 use super::layout::{
     Address, Clock, Decided, DeviceOutcome, DeviceStats, FoldState, Policy, RowStep, RuleNumbers,
 };
@@ -12,8 +13,7 @@ use super::measure::{PartsOfChunks, launch_fold, launch_measure};
 use super::results::{Pool, Slot};
 use super::table::Table;
 use super::update::{kernel_of, launch_update, upload_rules};
-use super::{Gpu, failed};
-use crate::backend::device::{Counted, DeviceSteps, StepResult, UpdateJob};
+use crate::backend::device_steps::{Counted, DeviceSteps, StepResult, UpdateJob};
 use crate::error::Result;
 use crate::gradients::Plan;
 use crate::param_state::StepRule;
@@ -82,7 +82,7 @@ impl DeviceSteps for CudaSteps {
         if !self
             .parts
             .as_ref()
-            .is_some_and(|parts| parts.fit(table.chunks, request))
+            .is_some_and(|parts| parts.has_room_for(table.chunks, request))
         {
             self.parts = None; // freed first
             self.parts = Some(PartsOfChunks::new(gpu, table.chunks, request)?);
@@ -100,11 +100,10 @@ impl DeviceSteps for CudaSteps {
         let memory = self.pool.take(gpu)?;
 
         launch_measure(gpu, &table, request, parts)?;
-        let policy = policy(plan, &table);
         launch_fold(
             gpu,
             &table,
-            policy,
+            Policy::new(plan, table.chunk),
             parts,
             &tensors,
             self.fold_state(&row_steps, &numbers),
@@ -156,17 +155,5 @@ impl CudaSteps {
 
     fn address<T>(&self, slice: &CudaSlice<T>) -> Address {
         slice.device_ptr(&self.gpu.stream).0
-    }
-}
-
-fn policy(plan: &Plan, table: &Table) -> Policy {
-    Policy {
-        norm: plan.request.norm_type.into(),
-        max_norm: plan.max_norm,
-        eps: plan.eps,
-        has_clamped: plan.request.clip_value.is_some().into(),
-        skip_non_finite: plan.skip_non_finite.into(),
-        zero_non_finite: plan.request.zero_non_finite.into(),
-        chunk: table.chunk,
     }
 }

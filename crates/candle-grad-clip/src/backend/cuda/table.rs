@@ -3,10 +3,10 @@
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
 use candle_core::{DType, InplaceOp1, Layout, Storage, Tensor};
-use candle_grad_clip_kernels::Edit;
+use candle_grad_clip_kernels::{Edit, MAX_MOMENTS};
 
+use super::gpu::{Gpu, failed};
 use super::layout::{Address, Row, ZERO_NON_FINITE};
-use super::{Gpu, failed};
 use crate::error::Result;
 
 /// Elements of a chunk, the work of one block: small ones spread small models over the GPU, large ones keep the table of their
@@ -73,7 +73,7 @@ impl Row {
             elements: grad.elem_count() as u64,
             grad: address(gpu, grad)?,
             target: 0,
-            moments: [0; 3],
+            moments: [0; MAX_MOMENTS],
             master: 0,
             clip_coef: 1.0,
             clip_value: f64::INFINITY,
@@ -120,9 +120,10 @@ impl Row {
     }
 }
 
+/// Evaluates `$body` with `$slice` bound to the slice of one of the four dtypes.
 macro_rules! with_slice {
     ($storage:expr, $slice:ident => $body:expr) => {
-        match &$storage.slice {
+        match $storage {
             CudaStorageSlice::F32($slice) => $body,
             CudaStorageSlice::F64($slice) => $body,
             CudaStorageSlice::F16($slice) => $body,
@@ -143,7 +144,7 @@ pub(super) fn address(gpu: &Gpu, tensor: &Tensor) -> Result<Address> {
         );
     };
     let bytes = start * tensor.dtype().size_in_bytes();
-    let base = with_slice!(storage, slice => slice.device_ptr(&gpu.stream).0);
+    let base = with_slice!(&storage.slice, slice => slice.device_ptr(&gpu.stream).0);
     Ok(base + bytes as u64)
 }
 
@@ -185,13 +186,7 @@ impl InplaceOp1 for Touch<'_> {
     fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> candle_core::Result<()> {
         use candle_core::cuda_backend::cudarc::driver::DevicePtrMut;
         let stream = &self.0.stream;
-        match &mut storage.slice {
-            CudaStorageSlice::F32(slice) => drop(slice.device_ptr_mut(stream)),
-            CudaStorageSlice::F64(slice) => drop(slice.device_ptr_mut(stream)),
-            CudaStorageSlice::F16(slice) => drop(slice.device_ptr_mut(stream)),
-            CudaStorageSlice::BF16(slice) => drop(slice.device_ptr_mut(stream)),
-            _ => {}
-        }
+        with_slice!(&mut storage.slice, slice => drop(slice.device_ptr_mut(stream)));
         Ok(())
     }
 }

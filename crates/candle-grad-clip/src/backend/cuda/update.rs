@@ -2,12 +2,12 @@
 
 use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
-use candle_grad_clip_kernels::MOMENTS;
+use candle_grad_clip_kernels::MAX_MOMENTS;
 
+use super::gpu::{Gpu, Kernel, failed, launch_blocks};
 use super::layout::{Decided, IS_FIRST, Row, RuleNumbers};
 use super::table::{Table, address, have_read, will_write};
-use super::{Gpu, Kernel, failed, launch_blocks};
-use crate::backend::device::UpdateJob;
+use crate::backend::device_steps::UpdateJob;
 use crate::error::Result;
 use crate::param_state::{State, StepRule};
 use crate::tensors::by_device;
@@ -22,7 +22,7 @@ impl UpdateJob<'_> {
         let mut row = Row::of(gpu, self.grad)?.edited(self.edit);
         row.target = address(gpu, self.var)?;
         let (moments, master) = arrays.split_at(self.kept.moments.min(arrays.len()));
-        for (to, array) in row.moments.iter_mut().zip(moments.iter().take(MOMENTS)) {
+        for (to, array) in row.moments.iter_mut().zip(moments.iter().take(MAX_MOMENTS)) {
             *to = address(gpu, array)?;
         }
         if let Some(master) = master.first() {

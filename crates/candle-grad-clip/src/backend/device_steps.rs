@@ -20,10 +20,10 @@ pub(crate) struct UpdateJob<'a> {
     pub(crate) state: &'a State,
     pub(crate) kept: Kept,
     pub(crate) edit: Edit,
-    /// The place of its rule.
+    /// The index of its rule.
     pub(crate) rule: usize,
     pub(crate) is_first: bool,
-    /// Its place among the Vars.
+    /// Its index among the Vars.
     pub(crate) index: usize,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Outcome {
     pub(crate) clip_coef: f64,
     pub(crate) skipped: bool,
     pub(crate) skips_in_a_row: u32,
-    /// The place, among the jobs, of the first whose gradient is not finite.
+    /// The index, among the jobs, of the first whose gradient is not finite.
     pub(crate) first_bad: usize,
 }
 

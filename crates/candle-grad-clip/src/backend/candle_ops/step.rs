@@ -3,7 +3,8 @@
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd, Wide};
 
-use super::composed::{edit_wide, times};
+use super::edit::edit_wide;
+use super::tensor_ops::times;
 use crate::error::Result;
 use crate::param_state::{Kept, State, StepRule};
 use crate::tensors::wide_dtype;

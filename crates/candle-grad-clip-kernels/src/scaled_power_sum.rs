@@ -1,4 +1,4 @@
-use crate::NormType;
+use crate::norm_type::NormType;
 
 /// `scale^p * sum`, the sum of `|g|^p` over some elements, with the range kept apart.
 ///
@@ -14,20 +14,20 @@ use crate::NormType;
 /// assert!((power.root(NormType::L2).value() / 5e200 - 1.0).abs() < 1e-12);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PartialPower {
+pub struct ScaledPowerSum {
     /// What elements were divided by before the power was taken.
     pub scale: f64,
     /// Sum of `(|g| / scale)^p`.
     pub sum: f64,
 }
 
-impl PartialPower {
+impl ScaledPowerSum {
     /// The power of no elements.
     ///
     /// ```
-    /// # use candle_grad_clip_kernels::{NormType, PartialPower};
-    /// let power = PartialPower { scale: 1.0, sum: 9.0 };
-    /// assert_eq!(PartialPower::ZERO.merge(power, NormType::L2), power);
+    /// # use candle_grad_clip_kernels::{NormType, ScaledPowerSum};
+    /// let power = ScaledPowerSum { scale: 1.0, sum: 9.0 };
+    /// assert_eq!(ScaledPowerSum::ZERO.merge(power, NormType::L2), power);
     /// ```
     pub const ZERO: Self = Self {
         scale: 1.0,
@@ -37,8 +37,8 @@ impl PartialPower {
     /// The power of the elements of both. Not associative to the last bit: fold in a fixed order.
     ///
     /// ```
-    /// # use candle_grad_clip_kernels::{NormType, PartialPower};
-    /// let (three, four) = (PartialPower { scale: 3.0, sum: 1.0 }, PartialPower { scale: 1.0, sum: 16.0 });
+    /// # use candle_grad_clip_kernels::{NormType, ScaledPowerSum};
+    /// let (three, four) = (ScaledPowerSum { scale: 3.0, sum: 1.0 }, ScaledPowerSum { scale: 1.0, sum: 16.0 });
     /// let norm = three.merge(four, NormType::L2).root(NormType::L2).value();
     /// assert!((norm - 5.0).abs() < 1e-15);
     /// ```
@@ -83,8 +83,8 @@ impl PartialPower {
     /// The p-th root.
     ///
     /// ```
-    /// # use candle_grad_clip_kernels::{NormType, PartialPower};
-    /// let power = PartialPower { scale: 10.0, sum: 4.0 };
+    /// # use candle_grad_clip_kernels::{NormType, ScaledPowerSum};
+    /// let power = ScaledPowerSum { scale: 10.0, sum: 4.0 };
     /// assert_eq!(power.root(NormType::L2).value(), 20.0);
     /// ```
     #[must_use]

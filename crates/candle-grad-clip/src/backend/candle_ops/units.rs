@@ -1,17 +1,33 @@
-//! Units by candle's operations: a tensor becomes a matrix with a row a unit.
+//! Measures by units: a tensor becomes a matrix with a row a unit.
 
 use candle_core::Tensor;
-use candle_grad_clip_kernels::{NormType, Stats, UnitEdit, Units};
+use candle_grad_clip_kernels::{NormType, Stats, Units};
 
-use super::powers::{Found, Job, powers, wide_tensor};
-use super::{factors, on_cpu, zeroed};
+use super::powers::{Found, Job, powers};
+use super::tensor_ops::{on_cpu, zeroed};
 use crate::backend::cpu;
 use crate::error::Result;
 use crate::threads::{Work, run};
 
+/// Measures the units of tensors that are not on CPU, into the stats beside them: one read per device.
+pub(crate) fn measure_units(
+    tensors: Vec<(&Tensor, Units, &mut [Stats])>,
+    norm_type: NormType,
+) -> Result<()> {
+    let mut rest = tensors;
+    while let Some(device) = rest.first().map(|(tensor, ..)| tensor.device().clone()) {
+        let is_there =
+            |(tensor, ..): &(&Tensor, Units, &mut [Stats])| tensor.device().same_device(&device);
+        let (of_device, others) = rest.into_iter().partition(is_there);
+        measure_on_device(of_device, norm_type)?;
+        rest = others;
+    }
+    Ok(())
+}
+
 /// Measures each unit of some tensors of one device into the stats beside them, with one read of it if all is finite and of
 /// ordinary size.
-pub(in super::super) fn measure(
+fn measure_on_device(
     tensors: Vec<(&Tensor, Units, &mut [Stats])>,
     norm_type: NormType,
 ) -> Result<()> {
@@ -57,30 +73,9 @@ fn measure_on_cpu(
     }
     let zeroed = zeroed(&here, tensor.device())?;
     let mut rest = vec![Stats::ZERO; stats.len()];
-    measure(vec![(&zeroed, units, &mut rest[..])], norm_type)?;
+    measure_on_device(vec![(&zeroed, units, &mut rest[..])], norm_type)?;
     for (stats, rest) in stats.iter_mut().zip(rest) {
         stats.power = rest.power;
     }
     Ok(())
-}
-
-/// A wide tensor with each unit times its own coefficient.
-pub(super) fn scaled(x: &Tensor, edit: UnitEdit<'_>) -> Result<Tensor> {
-    let (rows, columns) = match edit.units {
-        Units::Rows(length) => (x.elem_count() / length.max(1), length),
-        Units::Columns(columns) => (x.elem_count() / columns.max(1), columns),
-    };
-    let shape = match edit.units {
-        Units::Rows(_) => (edit.coefs.len(), 1),
-        Units::Columns(_) => (1, edit.coefs.len()),
-    };
-    let factor = |which: usize| -> Result<Tensor> {
-        let values: Vec<f64> = edit.coefs.iter().map(|c| factors(*c)[which]).collect();
-        wide_tensor(values, shape, x)
-    };
-    let mut matrix = x.reshape((rows, columns))?.broadcast_mul(&factor(0)?)?;
-    if edit.coefs.iter().any(|coef| factors(*coef)[1] != 1.0) {
-        matrix = matrix.broadcast_mul(&factor(1)?)?;
-    }
-    Ok(matrix.reshape(x.shape())?)
 }

@@ -2,9 +2,9 @@
 //! whereas a comparison on a device may be compiled as if there were none (Metal's fast math).
 
 use candle_core::{D, DType, Tensor};
-use candle_grad_clip_kernels::{NormType, PartialPower, Units};
+use candle_grad_clip_kernels::{NormType, ScaledPowerSum, Units};
 
-use super::{times, wide};
+use super::tensor_ops::{times, wide, wide_tensor};
 use crate::error::Result;
 use crate::tensors::wide_dtype;
 
@@ -28,7 +28,7 @@ pub(super) enum Found {
     Nothing,
     /// The largest element, which is what the others are to be divided by.
     Largest(f64),
-    Power(PartialPower),
+    Power(ScaledPowerSum),
     /// An element is not finite: a case for the kernels on CPU, which count such ones.
     NotFinite,
 }
@@ -159,7 +159,7 @@ fn of_plain_sums(dtype: DType, norm_type: NormType, sums: &[f64]) -> Found {
     };
     let sum: f64 = sums.iter().sum();
     if sum.is_finite() && sum >= least * sums.len() as f64 {
-        Found::Power(PartialPower { scale: 1.0, sum })
+        Found::Power(ScaledPowerSum { scale: 1.0, sum })
     } else {
         Found::Nothing
     }
@@ -180,8 +180,8 @@ fn of_largest(norm_type: NormType, numbers: &[f64]) -> Found {
         return Found::NotFinite;
     }
     match norm_type {
-        _ if largest == 0.0 => Found::Power(PartialPower::ZERO),
-        NormType::Inf => Found::Power(PartialPower {
+        _ if largest == 0.0 => Found::Power(ScaledPowerSum::ZERO),
+        NormType::Inf => Found::Power(ScaledPowerSum {
             scale: largest,
             sum: 1.0,
         }),
@@ -224,24 +224,10 @@ fn of_scaled_sums(job: &Job<'_>, unit: Found, sums: &[f64]) -> Found {
     let sum: f64 = sums.iter().sum();
     if sum.is_finite() {
         let scale = half.recip() / rest;
-        Found::Power(PartialPower { scale, sum })
+        Found::Power(ScaledPowerSum { scale, sum })
     } else {
         Found::NotFinite
     }
-}
-
-/// A tensor of `like`'s dtype, where it is. (Metal has no f64.)
-pub(super) fn wide_tensor(
-    values: Vec<f64>,
-    shape: (usize, usize),
-    like: &Tensor,
-) -> Result<Tensor> {
-    Ok(if like.dtype() == DType::F64 {
-        Tensor::from_vec(values, shape, like.device())?
-    } else {
-        let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
-        Tensor::from_vec(values, shape, like.device())?
-    })
 }
 
 /// Of each row of a matrix, the sums of [`ROW`] elements each, and one of the rest.

@@ -1,0 +1,12 @@
+/// Elements that one task handles: slices up to this long are handled by the calling thread alone.
+///
+/// 64 Ki f32 values are 256 KiB: enough work for what starting a task costs not to count, and small
+/// enough to spread a matrix evenly over threads.
+///
+/// ```
+/// use candle_grad_clip_kernels::{BLOCK, NormType, measure};
+///
+/// let ones = vec![1f32; BLOCK + 1]; // two tasks
+/// assert_eq!(measure(&ones, NormType::L1).power.sum, (BLOCK + 1) as f64);
+/// ```
+pub const BLOCK: usize = 64 * 1024;

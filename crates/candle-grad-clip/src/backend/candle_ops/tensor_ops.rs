@@ -1,0 +1,57 @@
+//! Small operations on tensors of any device.
+
+use candle_core::{DType, Device, Tensor};
+use candle_grad_clip_kernels::Edit;
+
+use crate::backend::cpu;
+use crate::error::Result;
+use crate::tensors::wide_dtype;
+use crate::threads::{Work, run};
+
+/// f64 is kept, everything else is widened to f32 (Metal has no f64).
+pub(super) fn wide(grad: &Tensor) -> Result<Tensor> {
+    let dtype = wide_dtype(grad.dtype());
+    Ok(grad.detach().to_dtype(dtype)?.contiguous()?)
+}
+
+/// `x * factor`. candle adds 0 to a product, which makes 0 of -0; adding -0 changes nothing.
+pub(super) fn times(x: &Tensor, factor: f64) -> Result<Tensor> {
+    Ok(x.affine(factor, -0.0)?)
+}
+
+/// A tensor of `like`'s dtype, where it is. (Metal has no f64.)
+pub(super) fn wide_tensor(
+    values: Vec<f64>,
+    shape: (usize, usize),
+    like: &Tensor,
+) -> Result<Tensor> {
+    Ok(if like.dtype() == DType::F64 {
+        Tensor::from_vec(values, shape, like.device())?
+    } else {
+        let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
+        Tensor::from_vec(values, shape, like.device())?
+    })
+}
+
+/// A tensor without elements: candle's operations fail on such ones on CUDA.
+pub(super) fn none(like: &Tensor, dtype: DType) -> Result<Tensor> {
+    Ok(Tensor::zeros(like.shape(), dtype, like.device())?)
+}
+
+/// A copy on CPU, of which no other thread knows.
+pub(super) fn on_cpu(tensor: &Tensor) -> Result<Tensor> {
+    let copy = tensor.detach().force_contiguous()?;
+    Ok(copy.to_device(&Device::Cpu)?)
+}
+
+/// Sets to 0 what is not finite in a tensor on CPU, and brings it to a device.
+pub(super) fn zeroed(here: &Tensor, device: &Device) -> Result<Tensor> {
+    let zero = Edit::Scale {
+        clip_coef: 1.0,
+        zero_non_finite: true,
+    };
+    run(Work::of_elements(here.elem_count()), || {
+        cpu::edit_in_place(here, zero.into())
+    })?;
+    Ok(here.to_device(device)?)
+}
