@@ -89,14 +89,14 @@ pub(crate) struct WrapperRecord {
 impl WrapperRecord {
     /// What grows with the steps: arrays in the file, by name, and not in the document. Of each name the last part is no array of a Var.
     pub(super) fn lists(&mut self) -> Vec<(&'static str, &mut Vec<f64>)> {
-        let mut lists = Vec::from(self.rule.lists());
+        let mut lists = self.rule.lists();
         lists.push(("clip.own_rule", &mut self.own_rule));
         lists
     }
 
     /// Checks what the rules remember; of a file once its arrays are read.
     pub(super) fn check_histories(&self) -> Checked<()> {
-        if let Some(reason) = self.rule.fault() {
+        if let Some(reason) = self.rule.fault(&self.clip) {
             return Err(Fault::Invalid(reason));
         }
         match self.own_rule.iter().find(|x| !x.is_finite()) {
@@ -195,7 +195,6 @@ impl Document {
         for (name, steps) in [
             ("steps", self.steps),
             ("step", of_wrapper(|wrapper| wrapper.step)),
-            ("adagc_steps", of_wrapper(|wrapper| wrapper.rule.steps())),
         ] {
             if steps > max_steps {
                 return invalid(format!("{name} is {steps}, expected {max_steps} at most"));

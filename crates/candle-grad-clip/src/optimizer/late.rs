@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::backend::{Outcome, StepResult};
-use crate::clip::{Clip, Limits, RuleState};
+use crate::clip::{Clip, Policy};
 use crate::error::{Error, Result};
 use crate::gradients::{GradStats, Measurements, norm_of};
 use crate::optimizer::frozen::TinyCoefs;
@@ -92,9 +92,7 @@ impl LateStep {
             loss: None,
         };
         // The GPU has decided so by the same numbers; the last bit of its coefficient may be another.
-        let decision = self
-            .clip
-            .decide(&RuleState::default(), &measured, &Limits::default(), None);
+        let decision = Policy::of_norms(self.clip.clone()).decide(&measured);
         let non_finite = self.clip.non_finite;
         let mut record =
             StepRecord::new(self.step, &measured, &decision, non_finite, StepPath::Fused);

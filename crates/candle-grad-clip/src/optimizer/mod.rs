@@ -22,12 +22,9 @@ use trained_vars::TrainedVars;
 
 use crate::accumulate::hides_overflow;
 use crate::checkpoint::WrapperRecord;
-use crate::clip::{
-    Action, Clip, ClipRule, Decision, Edits, Limits, NonFinite, Observed, Own, RuleState,
-    SkipReason,
-};
+use crate::clip::{Action, Clip, Decision, Edits, NonFinite, Policy, SkipReason};
 use crate::error::{Error, Result};
-use crate::gradients::{Entry, Measurements, Request, UnitPlan};
+use crate::gradients::{Entry, Measurements, Request};
 use crate::groups::ParamGroups;
 use crate::loss_scaler::LossScaler;
 use crate::optim::{self, Clipped};
@@ -128,16 +125,9 @@ pub struct ClippedOptimizer<O: Optimizer> {
     inner: O,
     vars: NamedVars,
     trained: TrainedVars,
-    clip: Clip,
-    /// What the clip remembers of the steps that were taken.
-    rule: RuleState,
-    /// If the clip has a rule for units.
-    units: Option<Arc<UnitPlan>>,
+    policy: Policy,
     /// The limit of each step, in place of the clip's.
     schedule: Option<schedule::Schedule>,
-    /// A rule of the user's, in place of the clip's.
-    own: Option<Box<dyn ClipRule>>,
-    limits: Limits,
     expect_missing: Vec<String>,
     with_param_norms: bool,
     loss_scaler: Option<LossScaler>,
@@ -220,7 +210,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let vars = vars.into();
         vars.check_devices()?;
         let (trained, vars) = TrainedVars::new(&mut inner, vars, allow_unclipped)?;
-        let units = clip.unit_plan(&vars)?;
+        let policy = Policy::new(clip, &vars)?;
         if let Some(fused) = optim::fused(&mut inner) {
             trained.adopt(fused, &vars)?;
             fused.trained_mut().settle()?; // another wrapper's skips are not ours
@@ -230,12 +220,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             scratch: Scratch::default(),
             vars,
             trained,
-            clip,
-            rule: RuleState::default(),
-            units,
+            policy,
             schedule: None,
-            own: None,
-            limits: Limits::default(),
             expect_missing: Vec::new(),
             with_param_norms: false,
             loss_scaler: None,
@@ -273,25 +259,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// As [`wrap`](Self::wrap); a [`Clip::value`] or [`Clip::agc`] beside groups with limits. The old one stays then.
     pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
-        let units = self.check_clip(&clip)?;
-        clip.adapt(&mut self.rule);
-        self.clip = clip;
-        self.units = units;
-        Ok(())
-    }
-
-    /// Checks a clip for these Vars and groups, and returns the units that it asks for.
-    fn check_clip(&self, clip: &Clip) -> Result<Option<Arc<UnitPlan>>> {
-        clip.check()?;
-        clip.check_groups(self.limits.groups().has_limits())?;
-        clip.check_no_clip(self.limits.groups())?;
-        if self.schedule.is_some() {
-            clip.check_schedule()?;
-        }
-        if self.own.is_some() {
-            own::check_none(clip)?;
-        }
-        clip.unit_plan(&self.vars)
+        self.policy.set_clip(clip, &self.vars)
     }
 
     /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
@@ -303,9 +271,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that can't have its own for
     /// a group; a group's limit beside [`Clip::value`]; a group without clipping beside [`Clip::agc`], which has patterns of its own.
     pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
-        self.clip.check_groups(groups.has_limits())?;
-        self.clip.check_no_clip(&groups)?;
-        let limits = Limits::new(groups.clone(), self.vars.names())?;
+        let limits = self.policy.limits_of(groups.clone(), self.vars.names())?;
         if let Some(fused) = optim::fused(&mut self.inner) {
             self.trained.adopt(fused, &self.vars)?;
             fused.trained_mut().set_groups(groups)?;
@@ -316,7 +282,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                 optimizer: type_name::<O>(),
             });
         }
-        self.limits = limits;
+        self.policy.set_limits(limits);
         Ok(self)
     }
 
@@ -330,7 +296,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     #[must_use]
     pub fn clip(&self) -> &Clip {
-        &self.clip
+        self.policy.clip()
     }
 
     /// Vars whose name starts with one of these never get a gradient and are not reported missing:
@@ -495,7 +461,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         }
         let (measured, decision) = self.measure_and_decide(grads, loss)?;
         if let Some(report) = self.fused_step(grads, &measured, &decision)? {
-            return Ok(self.finish(report, &decision.observed));
+            return Ok(self.finish(report));
         }
         let report = self.report(&measured, &decision, StepPath::Copied);
         let skipped = match &decision.action {
@@ -510,7 +476,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                 nested::step(|| self.inner.step(&copies))?
             }
         };
-        Ok(self.finish_foreign(report, &decision, skipped))
+        Ok(self.finish_foreign(report, skipped))
     }
 
     /// `backward`, then a step, as [`Optimizer::backward_step`], with its report and with this
@@ -535,9 +501,11 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// As [`ClippedOptimizer::step_report`], and those of `backward`; a loss that is not one number for a rule that looks at it.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
         self.check_before_step()?;
-        let own = self.own.as_ref();
-        let reads = self.clip.reads_loss() || own.is_some_and(|own| own.reads_loss());
-        let value = reads.then(|| loss_value(loss)).transpose()?;
+        let value = self
+            .policy
+            .reads_loss()
+            .then(|| loss_value(loss))
+            .transpose()?;
         let loss = self.scale_loss(loss)?;
         let mut grads = loss.backward()?;
         if let Some(report) = self.step_on_device(&grads)? {
@@ -545,7 +513,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         }
         let (measured, decision) = self.measure_and_decide(&grads, value)?;
         if let Some(report) = self.fused_step(&grads, &measured, &decision)? {
-            return Ok(self.finish(report, &decision.observed));
+            return Ok(self.finish(report));
         }
         let found = measured.entries.iter();
         let found = found.filter(|entry| entry.grad.is_some()).count();
@@ -563,7 +531,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                 nested::step(|| self.inner.step(&grads))?
             }
         };
-        Ok(self.finish_foreign(report, &decision, skipped))
+        Ok(self.finish_foreign(report, skipped))
     }
 
     /// The report of the last step that did not return an error.
@@ -698,16 +666,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     fn finish_foreign(
         &mut self,
         mut report: StepReport,
-        decision: &Decision,
         skipped: Option<SkipReason>,
     ) -> StepReport {
-        let Some(reason) = skipped else {
-            return self.finish(report, &decision.observed);
-        };
-        report.record.skipped = true;
-        report.record.skip_reason = Some(reason);
-        report.record.path = StepPath::Skipped;
-        self.finish(report, &Observed::Nothing)
+        if let Some(reason) = skipped {
+            report.record.skipped = true;
+            report.record.skip_reason = Some(reason);
+            report.record.path = StepPath::Skipped;
+        }
+        self.finish(report)
     }
 
     fn loss_scale(&self) -> f64 {
@@ -726,22 +692,24 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         if scaler.is_some_and(LossScaler::is_enabled) && hides_overflow(grads) {
             return Err(Error::HiddenOverflow);
         }
-        let mut measured = self.measure(grads, loss, self.clip.request())?;
-        let policy = self.clip.non_finite;
-        let mut set_aside = self.limits.set_aside(&mut measured, policy);
-        let own = self.ask_own_rule(&measured)?;
-        let clip_value = own.as_ref().and_then(|own| own.decision.bound());
-        if clip_value.is_some() {
+        let mut measured = self.measure(grads, loss, self.policy.request())?;
+        let non_finite = self.policy.clip().non_finite;
+        let mut set_aside = self.policy.limits().set_aside(&mut measured, non_finite);
+        let names = self.vars.shared_names();
+        // Not asked about an overflow of the loss's scale, which ends the step.
+        let overflows = self.loss_scale() > 1.0 && measured.total.stats.non_finite() > 0;
+        if !overflows && let Some(bound) = self.policy.ask(&measured, names, self.step + 1)? {
             let request = Request {
-                clip_value,
-                ..self.clip.request()
+                clip_value: Some(bound),
+                ..self.policy.request()
             };
             measured = self.measure(grads, loss, request)?;
-            set_aside = self.limits.set_aside(&mut measured, policy);
+            set_aside = self.policy.limits().set_aside(&mut measured, non_finite);
         }
-        let mut decision = self.decide(grads, &measured, own)?;
-        self.limits
-            .put_back(set_aside, &mut measured, &mut decision, self.loss_scale());
+        let mut decision = self.decide(grads, &measured)?;
+        let scale = self.loss_scale();
+        let limits = self.policy.limits();
+        limits.put_back(set_aside, &mut measured, &mut decision, scale);
         Ok((measured, decision))
     }
 
@@ -753,7 +721,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         request: Request,
     ) -> Result<Measurements<'g>> {
         let (vars, scale) = (self.vars.list(), self.loss_scale());
-        let measured = match &self.units {
+        let measured = match self.policy.units() {
             Some(units) => measure_units(vars, grads, request.norm_type, units, scale),
             None => measure_unscaled(vars, grads, request, scale),
         };
@@ -761,12 +729,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// The decision, with the errors that end a step before it began.
-    fn decide(
-        &mut self,
-        grads: &GradStore,
-        measured: &Measurements<'_>,
-        own: Option<Own>,
-    ) -> Result<Decision> {
+    fn decide(&mut self, grads: &GradStore, measured: &Measurements<'_>) -> Result<Decision> {
         let scale = self.loss_scale();
         let bad = measured.total.stats.non_finite();
         if scale > 1.0 && bad > 0 {
@@ -779,10 +742,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             );
             return Ok(Decision::refuse(SkipReason::NonFinite));
         }
-        let decision = self
-            .clip
-            .decide(&self.rule, measured, &self.limits, own)
-            .of_scaled(scale);
+        let decision = self.policy.decide(measured).of_scaled(scale);
         let overflow = self.overflow(grads, &decision)?;
         let decision = match overflow {
             Some(_) => Decision::refuse(SkipReason::NonFinite),
@@ -791,14 +751,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let Action::Refuse(reason) = decision.action else {
             return Ok(decision);
         };
-        if reason == SkipReason::NonFinite && self.clip.non_finite == NonFinite::Error {
+        if reason == SkipReason::NonFinite && self.policy.clip().non_finite == NonFinite::Error {
             if let Some(overflow) = overflow {
                 return Err(self.overflow_error(overflow));
             }
             return Err(non_finite_error(self.vars.list(), measured));
         }
         let skips = self.skips_in_a_row.saturating_add(1);
-        let max_skips = self.clip.max_skips;
+        let max_skips = self.policy.clip().max_skips;
         self.skips_in_a_row = skips;
         let step = self.step + 1;
         match reason {
@@ -828,7 +788,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                         skips,
                         max_skips,
                         total_norm,
-                        clip: self.clip.to_string(),
+                        clip: self.policy.clip().to_string(),
                     });
                 }
                 tracing::warn!(step, total_norm, "step skipped: the norm is too large");
@@ -840,7 +800,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
                         skips,
                         max_skips,
                         loss,
-                        clip: self.clip.to_string(),
+                        clip: self.policy.clip().to_string(),
                     });
                 }
                 tracing::warn!(step, loss, "step skipped: the loss is too large");
@@ -867,7 +827,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         path: StepPath,
     ) -> StepReport {
         let step = self.step + 1;
-        let record = StepRecord::new(step, measured, decision, self.clip.non_finite, path);
+        let non_finite = self.policy.clip().non_finite;
+        let record = StepRecord::new(step, measured, decision, non_finite, path);
         let param_norms = self.with_param_norms.then(|| measured.param_norms().into());
         let missing = self.missing(&measured.entries);
         StepReport {
@@ -914,12 +875,11 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.missing.names.clone()
     }
 
-    /// The step is done as decided: only now the rule's history takes it in.
-    fn finish(&mut self, mut report: StepReport, observed: &Observed) -> StepReport {
-        self.clip.observe(&mut self.rule, observed);
-        self.observe_own_rule(observed);
+    /// The step is done as decided: only now the rules' histories take it in.
+    fn finish(&mut self, mut report: StepReport) -> StepReport {
         self.step = report.record.step;
         if !report.record.skipped {
+            self.policy.observe();
             self.steps_taken += 1;
             self.skips_in_a_row = 0;
         }
@@ -986,13 +946,13 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
 
     fn save_with(&self, path: &Path, non_finite: bool) -> Result<()> {
         let wrapper = WrapperRecord {
-            clip: self.clip.clone(),
-            rule: self.rule.record(self.vars.names()),
+            clip: self.policy.clip().clone(),
+            rule: self.policy.record(self.vars.names()),
             step: self.step,
             steps_taken: Some(self.steps_taken()?),
             skips_in_a_row: self.late.skips_in_a_row()?.unwrap_or(self.skips_in_a_row),
             loss_scaler: self.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
-            own_rule: self.own.as_ref().map(|own| own.save()).unwrap_or_default(),
+            own_rule: self.policy.custom_record(),
         };
         self.inner
             .save_to(path, Some((&self.vars, wrapper)), non_finite)
@@ -1035,35 +995,17 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
         self.trained.adopt(&mut self.inner, &self.vars)?; // `inner_mut` may have put another in its place
         let path = path.as_ref();
         let steps_taken = self.steps_taken()?;
-        let (vars, groups) = (&self.vars, self.limits.groups());
-        let (own_rule, has_schedule) = (&mut self.own, self.schedule.is_some());
-        let mut units = None;
+        let (vars, policy) = (&self.vars, &mut self.policy);
+        let mut resumed = None;
         let mut check = |wrapper: &WrapperRecord| {
-            let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
-            clip.check_groups(groups.has_limits())?;
-            clip.check_no_clip(groups)?;
-            if has_schedule {
-                clip.check_schedule()?;
-            }
-            units = clip.unit_plan(vars)?;
-            let unknown = wrapper.rule.unknown(vars.names());
-            if !unknown.is_empty() {
-                return Err(Error::CheckpointMismatch {
-                    path: path.to_path_buf(),
-                    differences: vec![format!(
-                        "the clip's means are of Vars that are not here: {}",
-                        unknown.join(", ")
-                    )],
-                });
-            }
-            own::load(own_rule.as_mut(), clip, state, path)
+            let saved = (&wrapper.clip, &wrapper.rule, &wrapper.own_rule[..]);
+            resumed = Some(policy.resumed(saved, vars, path)?);
+            Ok(())
         };
         if let Some(wrapper) = self.inner.load_from(path, &mut check)? {
-            self.rule = wrapper.rule.state(self.vars.names());
-            self.clip = wrapper.clip;
-            self.units = units;
-            // Whatever the file says, in the window's length.
-            self.clip.adapt(&mut self.rule);
+            if let Some(resumed) = resumed {
+                self.policy.resume(resumed);
+            }
             self.step = wrapper.step;
             self.steps_taken = wrapper.steps_taken.unwrap_or(steps_taken);
             self.skips_in_a_row = wrapper.skips_in_a_row;
@@ -1114,7 +1056,7 @@ impl<O: Optimizer> fmt::Debug for ClippedOptimizer<O> {
         f.debug_struct("ClippedOptimizer")
             .field("inner", &type_name::<O>())
             .field("learning_rate", &self.inner.learning_rate())
-            .field("clip", &self.clip)
+            .field("clip", self.policy.clip())
             .field("vars", &self.vars.vars().len())
             .field("loss_scaler", &self.loss_scaler)
             .field("step", &self.step)

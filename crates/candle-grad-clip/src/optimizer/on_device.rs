@@ -40,11 +40,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     fn launch_step(&mut self, grads: &GradStore) -> Result<Option<StepReport>> {
         // A wrapper around this one wants to know whether the step was skipped.
-        let plain = self.limits.is_empty()
-            && self.loss_scaler.is_none()
-            && self.own.is_none()
-            && !nested::is_inside();
-        let (true, Some(plan)) = (plain, self.clip.plan()) else {
+        let plain = self.loss_scaler.is_none() && !nested::is_inside();
+        let (true, Some(plan)) = (plain, self.policy.device_plan()) else {
             return Ok(None);
         };
         let Some(fused) = optim::fused(&mut self.inner) else {
@@ -85,7 +82,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let with_grad = with_grad.map(|(index, _)| index).collect();
         let late = LateStep::new(
             result,
-            self.clip.clone(),
+            self.policy.clip().clone(),
             self.step,
             with_grad,
             self.with_param_norms,

@@ -39,16 +39,16 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         let Action::Edit(edits) = &decision.action else {
             return Ok(None);
         };
-        let may_grow = self.loss_scale() < 1.0 || self.own.is_some();
+        let may_grow = self.loss_scale() < 1.0 || self.policy.may_grow();
         let grows = |index| largest_coef(edits.of(index)) > 1.0;
         if !may_grow
-            || self.clip.non_finite == NonFinite::Propagate
+            || self.policy.clip().non_finite == NonFinite::Propagate
             || !(0..self.vars.vars().len()).any(grows)
         {
             return Ok(None);
         }
         let vars = self.vars.list();
-        let measured = match &self.units {
+        let measured = match self.policy.units() {
             Some(units) => measure_units(vars, grads, NormType::Inf, units, 1.0)?,
             None => measure(vars, grads, Request::norm(NormType::Inf))?,
         };

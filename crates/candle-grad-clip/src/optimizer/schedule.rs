@@ -40,7 +40,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         mut self,
         max_norm: impl Fn(u64) -> f64 + Send + Sync + 'static,
     ) -> Result<Self> {
-        self.clip.check_schedule()?;
+        self.policy.expect_schedule()?;
         self.schedule = Some(Schedule(Box::new(max_norm)));
         Ok(self)
     }
@@ -48,7 +48,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// Sets the limit of the next step.
     pub(super) fn schedule(&mut self) -> Result<()> {
         if let Some(Schedule(limit)) = &self.schedule {
-            self.clip.set_limit(limit(self.step + 1))?;
+            self.policy.set_limit(limit(self.step + 1))?;
         }
         Ok(())
     }
