@@ -79,6 +79,9 @@ impl RuleRecord {
 
     /// What no training with this clip can have left.
     pub(crate) fn fault(&self, clip: &Clip) -> Option<String> {
+        if self.lists.is_empty() {
+            return None; // of a file whose arrays are not read yet
+        }
         let lists = self.lists.iter().filter(|(_, list)| !list.is_empty());
         let names = lists.map(|(name, _)| *name);
         let mut names = names.chain(self.of_vars.keys().map(String::as_str));
