@@ -4,11 +4,17 @@ use std::sync::Arc;
 
 use candle_grad_clip_kernels::NormType;
 
+use super::adagc::AdaGc;
+use super::agc::Agc;
+use super::auto::AutoClip;
 use super::chain;
 use super::methods::AnyMethod;
 use super::non_finite::NonFinite;
 use super::none::NoClip;
+use super::quantile::QuantileClip;
 use super::rule::{Limit, Scope};
+use super::skip::SkipSteps;
+use super::zclip::ZClip;
 use crate::check::{check_limit, check_norm_type, check_not_negative};
 use crate::error::{Error, Result};
 use crate::gradients::{Plan, Request, UnitPlan};
@@ -265,3 +271,28 @@ fn merge<T: PartialEq + Copy>(whole: &mut T, clip: T, default: T) -> bool {
     *whole = clip;
     is_free
 }
+
+/// In a clip the eps of AGC is that of [`Clip::eps`].
+impl From<Agc> for Clip {
+    fn from(agc: Agc) -> Self {
+        let (eps, default) = (agc.eps, Agc::default());
+        Self::new(Agc {
+            eps: default.eps,
+            ..agc
+        })
+        .eps(eps)
+    }
+}
+
+macro_rules! from_config {
+    ($($config:ident),*) => {
+        $(
+            impl From<$config> for Clip {
+                fn from(config: $config) -> Self {
+                    Self::new(config)
+                }
+            }
+        )*
+    };
+}
+from_config!(AdaGc, AutoClip, QuantileClip, SkipSteps, ZClip);

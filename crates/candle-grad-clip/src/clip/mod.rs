@@ -393,31 +393,6 @@ impl Clip {
     }
 }
 
-/// In a clip the eps of AGC is that of [`Clip::eps`].
-impl From<Agc> for Clip {
-    fn from(agc: Agc) -> Self {
-        let (eps, default) = (agc.eps, Agc::default());
-        Self::new(Agc {
-            eps: default.eps,
-            ..agc
-        })
-        .eps(eps)
-    }
-}
-
-macro_rules! from_config {
-    ($($config:ident),*) => {
-        $(
-            impl From<$config> for Clip {
-                fn from(config: $config) -> Self {
-                    Self::new(config)
-                }
-            }
-        )*
-    };
-}
-from_config!(AdaGc, AutoClip, QuantileClip, SkipSteps, ZClip);
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod testing;

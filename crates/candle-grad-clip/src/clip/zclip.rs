@@ -251,28 +251,20 @@ impl Rule for Live {
 
     /// Mean, variance (a mean of 0 for none yet), and the norms of the warm-up.
     fn save(&self) -> Saved {
-        let Statistics { mean, variance } = self.statistics.unwrap_or_default();
-        let numbers = [mean, variance]
-            .into_iter()
-            .chain(self.warmup.iter().copied());
-        match (&self.statistics, &self.warmup[..]) {
-            (None, []) => Saved::default(),
-            _ => Saved::numbers(numbers.collect()),
+        if self.statistics.is_none() && self.warmup.is_empty() {
+            return Saved::default();
         }
+        let Statistics { mean, variance } = self.statistics.unwrap_or_default();
+        Saved::numbers([&[mean, variance], &self.warmup[..]].concat())
     }
 
     fn load(&mut self, saved: &Saved) -> std::result::Result<(), String> {
         let numbers = saved.only_numbers()?;
         history::check_norms(numbers)?;
-        let [mean, variance, warmup @ ..] = numbers else {
-            let reason = "the clip's history has one number, expected a mean and a variance";
-            return Err(reason.to_string());
+        let &[mean, variance, ref warmup @ ..] = numbers else {
+            return Err("the clip's history has one number, expected two or more".to_string());
         };
-        let statistics = Statistics {
-            mean: *mean,
-            variance: *variance,
-        };
-        self.statistics = history::counts(*mean).then_some(statistics);
+        self.statistics = history::counts(mean).then_some(Statistics { mean, variance });
         self.warmup = history::that_count(warmup).collect();
         Ok(())
     }
