@@ -88,23 +88,16 @@ impl Clip {
         let mut whole = default.clone();
         let text: Vec<String> = clips.iter().map(ToString::to_string).collect();
         let text = text.join("+");
-        let settings: [(&str, fn(&mut Clip, &Clip, &Clip) -> bool); 3] = [
-            ("norm_type", |whole, clip, default| {
-                merge(&mut whole.norm_type, clip.norm_type, default.norm_type)
-            }),
-            ("non_finite", |whole, clip, default| {
-                merge(&mut whole.non_finite, clip.non_finite, default.non_finite)
-            }),
-            ("max_skips", |whole, clip, default| {
-                merge(&mut whole.max_skips, clip.max_skips, default.max_skips)
-            }),
-        ];
         for clip in &clips {
-            for (name, merge) in settings {
-                if !merge(&mut whole, clip, &default) {
-                    let reason = format!("{name} holds for the whole list, and is given twice");
-                    return Err(Error::InvalidClip { text, reason });
-                }
+            let merged = [
+                merge(&mut whole.norm_type, clip.norm_type, default.norm_type),
+                merge(&mut whole.non_finite, clip.non_finite, default.non_finite),
+                merge(&mut whole.max_skips, clip.max_skips, default.max_skips),
+            ];
+            if let Some(at) = merged.iter().position(|is_merged| !is_merged) {
+                let name = ["norm_type", "non_finite", "max_skips"][at];
+                let reason = format!("{name} holds for the whole list, and is given twice");
+                return Err(Error::InvalidClip { text, reason });
             }
         }
         let parts = clips.into_iter().flat_map(|clip| clip.parts);

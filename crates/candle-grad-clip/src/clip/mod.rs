@@ -300,7 +300,7 @@ impl Clip {
         .into()
     }
 
-    /// The norm that [`Clip::norm`] limits and that reports show. Default: L2.
+    /// The norm that [`Clip::norm`] limits and that reports show. Default: L2. (`NormType::P(2.0)` is taken as L2.)
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -311,7 +311,7 @@ impl Clip {
     /// ```
     #[must_use]
     pub fn norm_type(mut self, norm_type: NormType) -> Self {
-        self.norm_type = norm_type;
+        self.norm_type = NormType::from(norm_type.p());
         self
     }
 
@@ -387,7 +387,7 @@ impl Clip {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidClip`] for those above, and for two different settings of what holds for the whole list.
+    /// [`Error::InvalidClip`](crate::Error::InvalidClip) for those above, and for two different settings of what holds for the whole list.
     pub fn all(clips: impl IntoIterator<Item = Clip>) -> Result<Self> {
         Self::chain(clips.into_iter().collect())
     }
