@@ -95,7 +95,7 @@ impl Method for AdaGc {
 }
 
 /// The rule at work.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Live {
     config: AdaGc,
     /// The mean of each Var's norm, once it had a gradient.
@@ -110,9 +110,7 @@ impl From<AdaGc> for Live {
     fn from(config: AdaGc) -> Self {
         Self {
             config,
-            means: Vec::new(),
-            steps: 0,
-            clipped: Vec::new(),
+            ..Self::default()
         }
     }
 }

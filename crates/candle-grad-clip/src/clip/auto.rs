@@ -105,7 +105,7 @@ impl Method for AutoClip {
 }
 
 /// The rule at work: the latest norms of the steps that were taken.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Live {
     config: AutoClip,
     order: VecDeque<f64>,
@@ -118,9 +118,7 @@ impl From<AutoClip> for Live {
     fn from(config: AutoClip) -> Self {
         Self {
             config,
-            order: VecDeque::new(),
-            sorted: Vec::new(),
-            norm: None,
+            ..Self::default()
         }
     }
 }

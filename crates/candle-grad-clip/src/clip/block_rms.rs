@@ -43,11 +43,7 @@ impl Method for BlockRms {
     }
 
     fn limit(&mut self) -> Option<Limit<'_>> {
-        Some(Limit {
-            kind: LimitKind::Other,
-            name: "max_rms",
-            value: &mut self.max_rms,
-        })
+        Some((LimitKind::Other, "max_rms", &mut self.max_rms))
     }
 }
 

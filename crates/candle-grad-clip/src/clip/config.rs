@@ -210,26 +210,20 @@ impl Clip {
     /// # Errors
     /// A limit that is not above 0; no limit to set, or more than one. Nothing is changed then.
     pub(super) fn set_limit(&mut self, value: f64) -> Result<usize> {
-        let mut found: Option<(usize, Limit<'_>)> = None;
-        let mut others = 0;
-        for (at, part) in self.parts.iter_mut().enumerate() {
-            let Some(limit) = part.method.config_mut().limit() else {
-                continue;
-            };
-            match &found {
-                Some((_, best)) if limit.kind > best.kind => {}
-                Some((_, best)) if limit.kind == best.kind => others += 1,
-                _ => (found, others) = (Some((at, limit)), 0),
+        let limits = self.parts.iter_mut().enumerate();
+        let limits = limits.filter_map(|(at, part)| Some((at, part.method.config_mut().limit()?)));
+        let mut limits: Vec<(usize, Limit<'_>)> = limits.collect();
+        limits.sort_by_key(|(_, (kind, ..))| *kind);
+        let reason = match &mut limits[..] {
+            [] => "it has no limit that a schedule could set, expected one such as norm",
+            [(_, (first, ..)), (_, (second, ..)), ..] if first == second => {
+                "it has more than one limit that a schedule could set, expected one"
             }
-        }
-        let reason = match found {
-            Some((at, limit)) if others == 0 => {
-                check_limit(limit.name, value)?;
-                *limit.value = value;
-                return Ok(at);
+            [(at, (_, name, limit)), ..] => {
+                check_limit(name, value)?;
+                **limit = value;
+                return Ok(*at);
             }
-            Some(_) => "it has more than one limit that a schedule could set, expected one",
-            None => "it has no limit that a schedule could set, expected one such as norm",
         };
         Err(Error::InvalidClip {
             text: self.to_string(),

@@ -35,11 +35,7 @@ impl Method for Norm {
     }
 
     fn limit(&mut self) -> Option<Limit<'_>> {
-        Some(Limit {
-            kind: LimitKind::MaxNorm,
-            name: "max_norm",
-            value: &mut self.max_norm,
-        })
+        Some((LimitKind::MaxNorm, "max_norm", &mut self.max_norm))
     }
 
     fn device_max_norm(&self) -> Option<f64> {

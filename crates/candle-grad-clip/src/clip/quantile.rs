@@ -90,7 +90,7 @@ impl Method for QuantileClip {
 }
 
 /// The rule at work.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Live {
     config: QuantileClip,
     /// The limit, as soon as there is one.
@@ -103,8 +103,7 @@ impl From<QuantileClip> for Live {
     fn from(config: QuantileClip) -> Self {
         Self {
             config,
-            max_norm: None,
-            norm: None,
+            ..Self::default()
         }
     }
 }

@@ -69,12 +69,8 @@ pub(super) enum Scope {
     },
 }
 
-/// A limit that a schedule can set.
-pub(super) struct Limit<'a> {
-    pub(super) kind: LimitKind,
-    pub(super) name: &'static str,
-    pub(super) value: &'a mut f64,
-}
+/// A limit that a schedule can set: its kind and its name.
+pub(super) type Limit<'a> = (LimitKind, &'static str, &'a mut f64);
 
 /// Of several limits that of the first kind is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

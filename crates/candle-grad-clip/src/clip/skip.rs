@@ -135,16 +135,12 @@ impl Method for SkipSteps {
     }
 
     fn limit(&mut self) -> Option<Limit<'_>> {
-        Some(Limit {
-            kind: LimitKind::SideMaxNorm,
-            name: "max_norm",
-            value: &mut self.max_norm,
-        })
+        Some((LimitKind::SideMaxNorm, "max_norm", &mut self.max_norm))
     }
 }
 
 /// The rule at work: the latest norms and losses of steps that were taken.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Live {
     config: SkipSteps,
     norms: VecDeque<f64>,
@@ -158,10 +154,7 @@ impl From<SkipSteps> for Live {
     fn from(config: SkipSteps) -> Self {
         Self {
             config,
-            norms: VecDeque::new(),
-            losses: VecDeque::new(),
-            norm: None,
-            loss: None,
+            ..Self::default()
         }
     }
 }

@@ -45,11 +45,7 @@ impl Method for Value {
     }
 
     fn limit(&mut self) -> Option<Limit<'_>> {
-        Some(Limit {
-            kind: LimitKind::Other,
-            name: "clip_value",
-            value: &mut self.clip_value,
-        })
+        Some((LimitKind::Other, "clip_value", &mut self.clip_value))
     }
 
     fn device_max_norm(&self) -> Option<f64> {

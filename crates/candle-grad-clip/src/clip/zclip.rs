@@ -152,11 +152,7 @@ impl Method for ZClip {
     }
 
     fn limit(&mut self) -> Option<Limit<'_>> {
-        Some(Limit {
-            kind: LimitKind::SideMaxNorm,
-            name: "max_norm",
-            value: &mut self.max_norm,
-        })
+        Some((LimitKind::SideMaxNorm, "max_norm", &mut self.max_norm))
     }
 }
 
@@ -187,7 +183,7 @@ impl ZClip {
 }
 
 /// The rule at work.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Live {
     config: ZClip,
     statistics: Option<Statistics>,
@@ -209,9 +205,7 @@ impl From<ZClip> for Live {
     fn from(config: ZClip) -> Self {
         Self {
             config,
-            statistics: None,
-            warmup: Vec::new(),
-            observed: None,
+            ..Self::default()
         }
     }
 }
