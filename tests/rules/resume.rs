@@ -92,10 +92,9 @@ fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Resul
     let bytes = std::fs::read(&path)?;
     let (_, mut other) = fused(Clip::norm(1.0))?;
     for bad in [
-        serde_json::json!({"auto_norms": [1.0, 2.0]}), // they are an array of the file
-        serde_json::json!({"quantile_max_norm": 0.0}),
-        serde_json::json!({"zclip": [1.0, -1.0]}),
-        serde_json::json!({"adagc_means": {"layer0": -1.0}}),
+        serde_json::json!({"auto": [1.0, 2.0]}), // they are an array of the file
+        serde_json::json!({"of_vars": {"auto": {"layer0": 1.0}}}), // its numbers are of no Var
+        serde_json::json!({"of_vars": {"adagc": {"layer0": 1.0}}}), // the clip is another
         serde_json::json!({"other": 1}),
     ] {
         let bad = edited(&bytes, |_, document| document["wrapper"]["rule"] = bad)?;
@@ -104,7 +103,7 @@ fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Resul
         assert_eq!(other.clip(), &Clip::norm(1.0));
     }
     for number in [-2.0, f64::NAN, f64::INFINITY] {
-        let bad = with_tensor(&bytes, "clip.auto_norms", |data| {
+        let bad = with_tensor(&bytes, "clip.auto", |data| {
             data[8..16].copy_from_slice(&number.to_le_bytes());
         })?;
         std::fs::write(&path, bad)?;
@@ -116,6 +115,32 @@ fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Resul
     fresh.save(&path)?;
     other.load(&path)?;
     assert_eq!(other.clip(), &Clip::auto(10.0));
+    Ok(())
+}
+
+#[test]
+fn the_means_of_vars_that_are_not_here_are_refused() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("optimizer.safetensors");
+    let (named, mut opt) = fused(Clip::adagc())?;
+    for gradients in random_history(1, 5) {
+        step(&mut opt, &named, &gradients, kernels())?;
+    }
+    opt.save(&path)?;
+    let bytes = std::fs::read(&path)?;
+    let (_, mut other) = fused(Clip::norm(1.0))?;
+    for (var, number, expected) in [
+        ("z", 1.0, "Vars that are not here: z"),
+        ("layer0", -1.0, "history has -1"),
+    ] {
+        let bad = edited(&bytes, |_, document| {
+            document["wrapper"]["rule"]["of_vars"]["adagc"][var] = number.into();
+        })?;
+        std::fs::write(&path, bad)?;
+        let error = other.load(&path).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(other.clip(), &Clip::norm(1.0));
+    }
     Ok(())
 }
 
@@ -147,8 +172,8 @@ fn a_list_with_patterns_comes_back() -> Result<()> {
         ("norm:1", "value:1"),
     ] {
         let bad = edited(&bytes, |_, document| {
-            let method = &mut document["wrapper"]["clip"]["method"]["rule"];
-            *method = method.as_str().unwrap().replace(from, to).into();
+            let clip = &mut document["wrapper"]["clip"];
+            *clip = clip.as_str().unwrap().replace(from, to).into();
         })?;
         std::fs::write(&path, bad)?;
         let (_, mut other) = fused(Clip::norm(3.0))?;

@@ -83,14 +83,14 @@ impl WrapperRecord {
     /// What grows with the steps: arrays in the file, by name, and not in the document. Of each
     /// name the last part is no array of a Var.
     pub(super) fn lists(&mut self) -> Vec<(&'static str, &mut Vec<f64>)> {
-        let mut lists = Vec::from(self.rule.lists());
+        let mut lists = self.rule.lists();
         lists.push(("clip.own_rule", &mut self.own_rule));
         lists
     }
 
     /// Checks what the rules remember; of a file once its arrays are read.
     pub(super) fn check_histories(&self) -> Checked<()> {
-        if let Some(reason) = self.rule.fault() {
+        if let Some(reason) = self.rule.fault(&self.clip) {
             return Err(Fault::Invalid(reason));
         }
         match self.own_rule.iter().find(|x| !x.is_finite()) {
@@ -207,7 +207,6 @@ impl CheckpointHeader {
             return Ok(());
         };
         check("step", wrapper.step)?;
-        check("adagc_steps", wrapper.rule.steps())?;
         if wrapper.steps_taken > wrapper.step {
             return Err(Fault::Invalid(format!(
                 "steps_taken is {}, expected {} at most, which is the wrapper's step",

@@ -5,11 +5,12 @@ use std::path::Path;
 use super::header::WrapperRecord;
 use super::load::load;
 use super::save::save;
-use crate::clip::{Clip, ClipRule};
-use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::clip::Clip;
+use crate::error::Result;
 use crate::loss_scaler::LossScaler;
 use crate::optim;
-use crate::optimizer::{ClippedOptimizer, check_no_clip_beside_rule};
+use crate::optimizer::ClippedOptimizer;
 
 /// Checkpoints, of the optimizers that have them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
@@ -35,13 +36,13 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     fn save_with(&self, path: &Path, non_finite: bool) -> Result<()> {
         let core = &self.core;
         let wrapper = WrapperRecord {
-            clip: core.clip.clone(),
-            rule: core.rule.record(core.vars.names()),
+            clip: core.policy.clip().clone(),
+            rule: core.policy.record(core.vars.names()),
             step: core.step,
             steps_taken: core.steps_taken()?,
             skips_in_a_row: core.skips_in_a_row()?,
             loss_scaler: core.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
-            own_rule: core.own.as_ref().map(|own| own.save()).unwrap_or_default(),
+            own_rule: core.policy.custom_record(),
         };
         save(path, &self.inner, Some((&core.vars, wrapper)), non_finite)
     }
@@ -83,35 +84,17 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
         self.core.trained.adopt(&mut self.inner, &self.core.vars)?; // `inner_mut` may have put another in its place
         let path = path.as_ref();
         let steps_taken = self.core.steps_taken()?;
-        let (vars, groups) = (&self.core.vars, self.core.limits.groups());
-        let (own_rule, has_schedule) = (&mut self.core.own, self.core.schedule.is_some());
-        let mut units = None;
+        let (vars, policy) = (&self.core.vars, &mut self.core.policy);
+        let mut resumed = None;
         let mut check = |wrapper: &WrapperRecord| {
-            let (clip, state) = (&wrapper.clip, &wrapper.own_rule);
-            clip.check_groups(groups.has_limits())?;
-            clip.check_no_clip(groups)?;
-            if has_schedule {
-                clip.check_schedule()?;
-            }
-            units = clip.unit_plan(vars)?;
-            let unknown = wrapper.rule.unknown(vars.names());
-            if !unknown.is_empty() {
-                return Err(Error::CheckpointMismatch {
-                    path: path.to_path_buf(),
-                    differences: vec![format!(
-                        "the clip's means are of Vars that are not here: {}",
-                        unknown.join(", ")
-                    )],
-                });
-            }
-            load_rule(own_rule.as_mut(), clip, state, path)
+            let saved = (&wrapper.clip, &wrapper.rule, &wrapper.own_rule[..]);
+            resumed = Some(policy.resumed(saved, vars, path)?);
+            Ok(())
         };
         if let Some(wrapper) = load(path, &mut self.inner, &mut check)? {
-            self.core.rule = wrapper.rule.state(self.core.vars.names());
-            self.core.clip = wrapper.clip;
-            self.core.units = units;
-            // Whatever the file says, in the window's length.
-            self.core.clip.adapt(&mut self.core.rule);
+            if let Some(resumed) = resumed {
+                self.core.policy.resume(resumed);
+            }
             self.core.step = wrapper.step;
             self.core.steps_taken = wrapper.steps_taken;
             self.core.skips.in_a_row = wrapper.skips_in_a_row;
@@ -123,33 +106,5 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
         }
         self.core.forget_last_steps();
         Ok(())
-    }
-}
-
-/// Gives the user's rule what a checkpoint has of it; the last of what can fail when one is loaded.
-fn load_rule(
-    rule: Option<&mut Box<dyn ClipRule>>,
-    clip: &Clip,
-    state: &[f64],
-    path: &Path,
-) -> Result<()> {
-    let fault = |reason: String| Error::Checkpoint {
-        path: path.to_path_buf(),
-        reason,
-    };
-    match rule {
-        Some(rule) => {
-            check_no_clip_beside_rule(clip)?;
-            if state.is_empty() {
-                return Ok(());
-            }
-            let loaded = rule.load(state);
-            loaded.map_err(|reason| fault(format!("its ClipRule's state: {reason}")))
-        }
-        None if state.is_empty() => Ok(()),
-        None => Err(fault(
-            "it has the state of a ClipRule, expected a wrapper that was given one by with_rule"
-                .to_string(),
-        )),
     }
 }

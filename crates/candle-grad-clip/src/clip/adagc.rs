@@ -3,13 +3,18 @@
 //! Wang, Li, and others (2025), "AdaGC: Improving training stability for large language model pretraining", arXiv
 //! 2502.11034, algorithm 1.
 
-use super::per_var::{self, smaller};
-use super::{Clip, Decision, Observed, clip_coef, history};
+use std::fmt;
+
+use super::coef::smaller;
+use super::decision::{Decision, Given};
+use super::options::{Options, Writer};
+use super::rule::{Method, Rule, Saved};
+use super::{history, per_var};
 use crate::check::{check_decay, check_limit};
 use crate::error::Result;
-use crate::gradients::{Entry, Measurements};
+use crate::gradients::Entry;
 
-/// AdaGC, of [`Clip::adagc`]: each Var's norm is limited to a little above its own running mean `c_i`.
+/// AdaGC, of [`Clip::adagc`](crate::Clip::adagc): each Var's norm is limited to a little above its own running mean `c_i`.
 ///
 /// ```text
 /// in the first `warmup` steps:  h   = min(1, lambda_abs / total_norm)               c_i <- min(c_i, |h g_i|)
@@ -55,129 +60,182 @@ impl Default for AdaGc {
     }
 }
 
-impl From<AdaGc> for Clip {
-    fn from(rule: AdaGc) -> Self {
-        Self::new(super::Method::AdaGc(rule))
+impl Method for AdaGc {
+    fn parse(options: &mut Options<'_>) -> Result<Self> {
+        let default = Self::default();
+        Ok(Self {
+            lambda_abs: options.number("lambda_abs", default.lambda_abs)?,
+            lambda_rel: options.number("lambda_rel", default.lambda_rel)?,
+            beta: options.number("beta", default.beta)?,
+            warmup: options.count("warmup", default.warmup)?,
+        })
     }
-}
 
-impl AdaGc {
-    pub(super) fn check(&self) -> Result<()> {
+    fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let default = Self::default();
+        out.option("lambda_abs", self.lambda_abs, default.lambda_abs)?;
+        out.option("lambda_rel", self.lambda_rel, default.lambda_rel)?;
+        out.option("beta", self.beta, default.beta)?;
+        out.option("warmup", self.warmup, default.warmup)
+    }
+
+    fn default_eps(&self) -> f64 {
+        0.0
+    }
+
+    fn check(&self, _: f64) -> Result<()> {
         check_limit("lambda_abs", self.lambda_abs)?;
         check_limit("lambda_rel", self.lambda_rel)?;
         check_decay("beta", self.beta)
     }
 
-    pub(super) fn decide(
-        &self,
-        state: &State,
-        measured: &Measurements<'_>,
-        eps: f64,
-        zero_non_finite: bool,
-    ) -> Decision {
+    fn start(&self) -> Box<dyn Rule> {
+        Box::new(Live::from(*self))
+    }
+}
+
+/// The rule at work.
+#[derive(Debug, Default)]
+struct Live {
+    config: AdaGc,
+    /// The mean of each Var's norm, once it had a gradient.
+    means: Vec<Option<f64>>,
+    /// Steps taken.
+    steps: u64,
+    /// The clipped norm of each Var that has one in this step; empty if some are not finite.
+    clipped: Vec<Option<f64>>,
+}
+
+impl From<AdaGc> for Live {
+    fn from(config: AdaGc) -> Self {
+        Self {
+            config,
+            ..Self::default()
+        }
+    }
+}
+
+impl Rule for Live {
+    fn decide(&mut self, given: &Given<'_>) -> Decision {
+        let (measured, config) = (given.measured, &self.config);
         let norm_type = measured.norm_type;
-        let coef = |stats, max_norm| clip_coef(stats, norm_type, max_norm, eps, zero_non_finite);
-        let common = coef(measured.total.stats, self.lambda_abs);
+        let common = given.clip_coef(measured.total.stats, config.lambda_abs);
         let of_var = |(index, entry): (usize, &Entry<'_>)| {
-            let mean = state.means.get(index).copied().flatten();
+            let mean = self.means.get(index).copied().flatten();
             match (entry.grad, mean) {
                 (None, _) => 1.0,
-                (Some(_), Some(mean)) if state.steps >= self.warmup => {
-                    let norm = entry.measured.stats.power.root(norm_type).value();
-                    coef(
-                        entry.measured.stats,
-                        history::limit(self.lambda_rel * mean, norm),
-                    )
+                (Some(_), Some(mean)) if self.steps >= config.warmup => {
+                    let stats = entry.measured.stats;
+                    let norm = stats.power.root(norm_type).value();
+                    given.clip_coef(stats, history::limit(config.lambda_rel * mean, norm))
                 }
                 _ => smaller(common, 1.0),
             }
         };
         let coefs: Vec<f64> = measured.entries.iter().enumerate().map(of_var).collect();
-        let clean = measured.total.stats.non_finite() == 0 || zero_non_finite;
-        let clipped = |(entry, coef): (&Entry<'_>, &f64)| {
-            let norm = entry.measured.stats.power.root(norm_type).scaled(*coef);
-            (entry.grad.is_some() && history::counts(norm)).then_some(norm)
-        };
-        let observed = if clean {
-            Observed::ParamNorms(measured.entries.iter().zip(&coefs).map(clipped).collect())
-        } else {
-            Observed::Nothing
-        };
-        Decision {
-            observed,
-            ..per_var::scale(measured, coefs, zero_non_finite)
+        self.clipped.clear();
+        if measured.total.stats.non_finite() == 0 || given.zero_non_finite {
+            let clipped = |(entry, coef): (&Entry<'_>, &f64)| {
+                let norm = entry.measured.stats.power.root(norm_type).scaled(*coef);
+                (entry.grad.is_some() && history::counts(norm)).then_some(norm)
+            };
+            let entries = measured.entries.iter().zip(&coefs);
+            self.clipped.extend(entries.map(clipped));
         }
+        per_var::scale(given, coefs)
     }
 
-    pub(super) fn observe(&self, state: &mut State, clipped: &[Option<f64>]) {
-        state.means.resize(clipped.len(), None);
-        for (mean, clipped) in state.means.iter_mut().zip(clipped) {
+    fn observe(&mut self) {
+        let AdaGc { beta, warmup, .. } = self.config;
+        if self.means.len() < self.clipped.len() {
+            self.means.resize(self.clipped.len(), None);
+        }
+        for (mean, clipped) in self.means.iter_mut().zip(&self.clipped) {
             let Some(norm) = *clipped else { continue };
             *mean = Some(match *mean {
                 None => norm,
-                Some(mean) if state.steps < self.warmup => mean.min(norm),
-                Some(mean) => {
-                    let next = self.beta * mean + (1.0 - self.beta) * norm;
-                    history::limit(next, 0.0)
-                }
+                Some(mean) if self.steps < warmup => mean.min(norm),
+                Some(mean) => history::limit(beta * mean + (1.0 - beta) * norm, 0.0),
             });
         }
         // Not for a step in which there was nothing to clip.
-        if clipped.iter().any(Option::is_some) {
-            state.steps += 1;
+        if self.clipped.iter().any(Option::is_some) {
+            self.steps = self.steps.saturating_add(1);
+        }
+        self.clipped.clear();
+    }
+
+    /// The steps, and the mean of each Var.
+    fn save(&self) -> Saved {
+        if self.steps == 0 {
+            return Saved::default();
+        }
+        Saved {
+            numbers: vec![self.steps as f64],
+            of_vars: self.means.iter().map(|mean| mean.unwrap_or(0.0)).collect(),
         }
     }
-}
 
-/// The mean of each Var's norm, once it had a gradient.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct State {
-    pub(super) means: Vec<Option<f64>>,
-    /// Steps taken.
-    pub(super) steps: u64,
-}
-
-impl State {
-    /// What is left of a history of other settings, or of a file.
-    pub(super) fn adapt(&mut self) {
-        for mean in &mut self.means {
-            *mean = mean.filter(|mean| history::counts(*mean));
+    fn load(&mut self, saved: &Saved) -> std::result::Result<(), String> {
+        history::check_norms(&saved.of_vars)?;
+        let [steps] = saved.numbers[..] else {
+            return Err("the clip's history has means without a count of steps".to_string());
+        };
+        if !(steps >= 0.0 && steps.is_finite()) {
+            return Err(format!("the clip's history has {steps}, expected steps"));
         }
+        self.steps = steps as u64;
+        let mean = |mean: &f64| Some(*mean).filter(|mean| history::counts(*mean));
+        self.means = saved.of_vars.iter().map(mean).collect();
+        Ok(())
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::{AdaGc, Observed, State};
-    use crate::clip::tests::measured;
+    use super::{AdaGc, Live, Rule, Saved};
+    use crate::clip::testing::{given, measured};
 
     #[test]
     fn two_steps_by_hand() {
-        let rule = AdaGc {
+        let mut rule = Live::from(AdaGc {
             lambda_abs: 2.5,
             lambda_rel: 2.0,
             beta: 0.5,
             warmup: 1,
-        };
-        let mut state = State::default();
+        });
         // Norms 3 and 4 of 5 in all: h = 0.5.
         let first = measured(&[&[3.0], &[4.0]]);
-        let decision = rule.decide(&state, &first.of(), 0.0, false);
+        let decision = rule.decide(&given(&first.of(), 0.0));
         assert_eq!(decision.clip_coef, 0.5);
-        let Observed::ParamNorms(norms) = &decision.observed else {
-            panic!("{decision:?}")
-        };
-        rule.observe(&mut state, norms);
-        assert_eq!(state.means, [Some(1.5), Some(2.0)]);
+        rule.observe();
+        assert_eq!(rule.means, [Some(1.5), Some(2.0)]);
         // Limits 3 and 4: only the first is clipped, to 0.25.
         let second = measured(&[&[12.0], &[1.0]]);
-        let decision = rule.decide(&state, &second.of(), 0.0, false);
+        let decision = rule.decide(&given(&second.of(), 0.0));
         assert_eq!(decision.clip_coef, 0.25);
-        let Observed::ParamNorms(norms) = &decision.observed else {
-            panic!("{decision:?}")
+        assert_eq!(rule.clipped, [Some(3.0), Some(1.0)]);
+        rule.observe();
+        assert_eq!(rule.means, [Some(2.25), Some(1.5)]);
+    }
+
+    #[test]
+    fn what_was_saved_comes_back_without_zeros() {
+        let mut rule = Live::from(AdaGc::default());
+        let mut saved = Saved {
+            numbers: vec![7.0],
+            of_vars: vec![0.0, 2.0, 0.0],
         };
-        assert_eq!(norms, &[Some(3.0), Some(1.0)]);
-        rule.observe(&mut state, norms);
-        assert_eq!(state.means, [Some(2.25), Some(1.5)]);
+        rule.load(&saved).unwrap();
+        assert_eq!(
+            (&rule.means[..], rule.steps),
+            (&[None, Some(2.0), None][..], 7)
+        );
+        assert_eq!(rule.save(), saved);
+        saved.of_vars[0] = -1.0;
+        rule.load(&saved).unwrap_err();
+        saved = Saved::numbers(vec![f64::NAN]);
+        rule.load(&saved).unwrap_err();
     }
 }

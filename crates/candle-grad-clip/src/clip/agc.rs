@@ -3,21 +3,25 @@
 //! Brock, De, Smith, Simonyan (2021), "High-performance large-scale image recognition without normalization", arXiv
 //! 2102.06171, eq. 3; `timm.utils.agc` and `optax.adaptive_grad_clip`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use candle_core::Var;
-use candle_grad_clip_kernels::{ScaledPowerSum, Units};
+use candle_grad_clip_kernels::Units;
 use wildmatch::WildMatch;
 
-use super::edits::UnitEdits;
-use super::per_var::{scaled_norm, smaller};
-use super::{Action, Clip, Decision, Edits, Method, Observed, clip_coef};
+use super::coef::{clip_coef, smaller};
+use super::decision::{Decision, Given};
+use super::edits::{Edits, UnitEdits};
+use super::options::{Options, Writer};
+use super::per_var::scaled_norm;
+use super::rule::{Method, Rule, Scope};
 use crate::check::check_limit;
 use crate::error::{Error, Result};
-use crate::gradients::{Measurements, UnitPlan};
+use crate::gradients::UnitPlan;
 use crate::vars::NamedVars;
 
-/// Adaptive gradient clipping, of [`Clip::agc`]: the gradient of each unit `i` of each Var is limited to a share of the
+/// Adaptive gradient clipping, of [`Clip::agc`](crate::Clip::agc): the gradient of each unit `i` of each Var is limited to a share of the
 /// norm of its weights.
 ///
 /// ```text
@@ -84,27 +88,38 @@ impl Default for Agc {
     }
 }
 
-impl From<Agc> for Clip {
-    fn from(rule: Agc) -> Self {
-        let clip = Self::new(Method::Agc(Rule {
-            clipping: rule.clipping,
-            units: rule.units,
-            exclude: rule.exclude,
-        }));
-        clip.eps(rule.eps)
+const UNITS: &[(&str, AgcUnits)] = &[
+    ("rows", AgcUnits::Rows),
+    ("columns", AgcUnits::Columns),
+    ("optax", AgcUnits::Optax),
+];
+
+/// In a [`Clip`](crate::Clip) the `eps` is that of the clip, and the field stays at its default.
+impl Method for Agc {
+    fn parse(options: &mut Options<'_>) -> Result<Self> {
+        let default = Self::default();
+        let exclude = options.take::<String>("exclude", "patterns of names")?;
+        let patterns = exclude.iter().flat_map(|text| text.split('|'));
+        Ok(Self {
+            clipping: options.number("clipping", default.clipping)?,
+            eps: default.eps,
+            units: options.word("units", UNITS, default.units)?,
+            exclude: patterns.map(ToString::to_string).collect(),
+        })
     }
-}
 
-/// [`Agc`] but for its eps, which is that of the [`Clip`].
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Rule {
-    pub(super) clipping: f64,
-    pub(super) units: AgcUnits,
-    pub(super) exclude: Vec<String>,
-}
+    fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let default = Self::default();
+        out.option("clipping", self.clipping, default.clipping)?;
+        out.word("units", UNITS, &self.units, &default.units)?;
+        out.option("exclude", self.exclude.join("|").as_str(), "")
+    }
 
-impl Rule {
-    pub(super) fn check(&self, eps: f64) -> Result<()> {
+    fn default_eps(&self) -> f64 {
+        Self::default().eps
+    }
+
+    fn check(&self, eps: f64) -> Result<()> {
         check_limit("clipping", self.clipping)?;
         check_limit("eps", eps)?;
         for pattern in &self.exclude {
@@ -123,8 +138,17 @@ impl Rule {
         Ok(())
     }
 
-    /// The units of `vars`.
-    pub(super) fn plan(&self, vars: &NamedVars) -> Result<Arc<UnitPlan>> {
+    fn scope(&self) -> Scope {
+        Scope::Units {
+            clipping: self.clipping,
+        }
+    }
+
+    fn start(&self) -> Box<dyn Rule> {
+        Box::new(self.clone())
+    }
+
+    fn unit_plan(&self, vars: &NamedVars) -> Result<Option<Arc<UnitPlan>>> {
         let mut excluded = vec![false; vars.names().len()];
         for text in &self.exclude {
             let pattern = WildMatch::new(text);
@@ -153,9 +177,11 @@ impl Rule {
             };
             parts.push((units, var.elem_count(), excluded));
         }
-        Ok(Arc::new(UnitPlan::new(parts.into_iter())))
+        Ok(Some(Arc::new(UnitPlan::new(parts.into_iter()))))
     }
+}
 
+impl Agc {
     fn units_of(&self, var: &Var, name: &str) -> Result<Units> {
         let (dims, elements) = (var.dims(), var.elem_count());
         let whole = Units::Rows(elements);
@@ -178,16 +204,14 @@ impl Rule {
             }
         })
     }
+}
 
-    pub(super) fn decide(
-        &self,
-        measured: &Measurements<'_>,
-        eps: f64,
-        zero_non_finite: bool,
-    ) -> Decision {
+impl Rule for Agc {
+    fn decide(&mut self, given: &Given<'_>) -> Decision {
+        let (measured, zero_non_finite) = (given.measured, given.zero_non_finite);
         let Some(units) = &measured.units else {
             // Not reached: what this rule asks for is measured.
-            return Decision::scale(measured, 1.0, zero_non_finite);
+            return Decision::scale(given, 1.0);
         };
         let norm_type = measured.norm_type;
         let mut coefs = vec![1.0; units.grads.len()];
@@ -197,7 +221,7 @@ impl Rule {
             }
             for unit in units.plan.range(index) {
                 let weight_norm = units.weights[unit].power.root(norm_type).value();
-                let max_norm = self.clipping * weight_norm.max(eps);
+                let max_norm = self.clipping * weight_norm.max(given.eps);
                 let stats = units.grads[unit];
                 coefs[unit] = clip_coef(stats, norm_type, max_norm, 0.0, zero_non_finite);
             }
@@ -205,33 +229,19 @@ impl Rule {
         let num_clipped = coefs.iter().filter(|coef| **coef != 1.0).count() as u64;
         let parts = units.grads.iter().zip(&coefs);
         let parts = parts.map(|(stats, coef)| (stats.power, *coef));
+        let clip_coef = coefs.iter().copied().fold(1.0, |x, y| smaller(y, x));
+        let clipped_norm = scaled_norm(given, parts);
+        let edits = (num_clipped > 0 || zero_non_finite).then(|| {
+            Edits::PerUnit(UnitEdits {
+                plan: units.plan.clone(),
+                coefs,
+                zero_non_finite,
+            })
+        });
         Decision {
-            clip_coef: coefs.iter().copied().fold(1.0, |x, y| smaller(y, x)),
-            clipped_norm: scaled_norm(measured, parts, zero_non_finite),
             was_clipped: num_clipped > 0,
             num_clipped,
-            action: if num_clipped > 0 || zero_non_finite {
-                Action::Edit(Edits::PerUnit(UnitEdits {
-                    plan: units.plan.clone(),
-                    coefs,
-                    zero_non_finite,
-                }))
-            } else {
-                Action::Leave
-            },
-            groups: Vec::new(),
-            observed: Observed::Nothing,
+            ..Decision::new(edits, clip_coef, clipped_norm)
         }
-    }
-}
-
-/// A power times the power of a coefficient.
-pub(super) fn scaled(power: ScaledPowerSum, coef: f64) -> ScaledPowerSum {
-    if coef == 0.0 {
-        return ScaledPowerSum::ZERO;
-    }
-    ScaledPowerSum {
-        scale: power.scale * coef,
-        sum: power.sum,
     }
 }

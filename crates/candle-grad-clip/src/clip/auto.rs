@@ -5,11 +5,16 @@
 //! networks", arXiv 2007.14469: p = 10, all norms, linear interpolation.
 
 use std::collections::VecDeque;
+use std::fmt;
 
-use super::{Clip, history};
+use super::decision::{Decision, Given};
+use super::history;
+use super::norm::clip_to;
+use super::options::{Options, Writer};
+use super::rule::{Method, Rule, Saved};
 use crate::error::{Error, Result};
 
-/// AutoClip, of [`Clip::auto`]: clips to a percentile of the norms so far, this step's included.
+/// AutoClip, of [`Clip::auto`](crate::Clip::auto): clips to a percentile of the norms so far, this step's included.
 ///
 /// ```text
 /// max_norm = percentile(norms, p)                 linear between neighbours, as numpy.percentile
@@ -48,12 +53,6 @@ impl Default for AutoClip {
     }
 }
 
-impl From<AutoClip> for Clip {
-    fn from(rule: AutoClip) -> Self {
-        Self::new(super::Method::Auto(rule))
-    }
-}
-
 impl AutoClip {
     /// The norms that count without a [`window`](Self::window), of a training that is longer: the latest 100,000.
     ///
@@ -64,11 +63,25 @@ impl AutoClip {
     pub const DEFAULT_WINDOW: usize = 100_000;
 
     /// How many norms are kept.
-    pub(super) fn kept(&self) -> usize {
+    fn kept(&self) -> usize {
         self.window.unwrap_or(Self::DEFAULT_WINDOW)
     }
+}
 
-    pub(super) fn check(&self) -> Result<()> {
+impl Method for AutoClip {
+    fn parse(options: &mut Options<'_>) -> Result<Self> {
+        Ok(Self {
+            percentile: options.number("percentile", Self::default().percentile)?,
+            window: options.take("window", "a whole number")?,
+        })
+    }
+
+    fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        out.main(self.percentile)?;
+        out.option("window", self.window.unwrap_or(0), 0)
+    }
+
+    fn check(&self, _: f64) -> Result<()> {
         if !(0.0..=100.0).contains(&self.percentile) {
             return Err(Error::InvalidOption {
                 name: "percentile",
@@ -86,15 +99,80 @@ impl AutoClip {
         }
     }
 
-    /// The limit of a step with this norm; none without any norm.
-    pub(super) fn max_norm(&self, history: &History, norm: Option<f64>) -> f64 {
-        let leaves = norm.is_some() && history.order.len() >= self.kept();
-        let oldest = history.order.front().filter(|_| leaves);
-        percentile_with(&history.sorted, oldest.copied(), norm, self.percentile)
-            .unwrap_or(f64::INFINITY)
+    fn start(&self) -> Box<dyn Rule> {
+        Box::new(Live::from(*self))
     }
 }
 
+/// The rule at work: the latest norms of the steps that were taken.
+#[derive(Debug, Default)]
+struct Live {
+    config: AutoClip,
+    order: VecDeque<f64>,
+    sorted: Vec<f64>,
+    /// What this step adds.
+    norm: Option<f64>,
+}
+
+impl From<AutoClip> for Live {
+    fn from(config: AutoClip) -> Self {
+        Self {
+            config,
+            ..Self::default()
+        }
+    }
+}
+
+impl Live {
+    /// The limit of a step with this norm; none without any norm.
+    fn max_norm(&self, norm: Option<f64>) -> f64 {
+        let leaves = norm.is_some() && self.order.len() >= self.config.kept();
+        let oldest = self.order.front().filter(|_| leaves);
+        percentile_with(&self.sorted, oldest.copied(), norm, self.config.percentile)
+            .unwrap_or(f64::INFINITY)
+    }
+
+    /// Forgets the oldest until there is place for one more.
+    fn make_place(&mut self) {
+        while self.order.len() >= self.config.kept() {
+            let Some(oldest) = self.order.pop_front() else {
+                return;
+            };
+            let place = self.sorted.partition_point(|x| *x < oldest);
+            self.sorted.remove(place);
+        }
+    }
+}
+
+impl Rule for Live {
+    fn decide(&mut self, given: &Given<'_>) -> Decision {
+        self.norm = given.norm_that_counts();
+        let max_norm = self.max_norm(self.norm);
+        clip_to(history::limit(max_norm, given.total_norm()), given)
+    }
+
+    fn observe(&mut self) {
+        let Some(norm) = self.norm.take() else { return };
+        self.make_place();
+        self.order.push_back(norm);
+        let place = self.sorted.partition_point(|x| *x < norm);
+        self.sorted.insert(place, norm);
+    }
+
+    fn save(&self) -> Saved {
+        Saved::numbers(self.order.iter().copied().collect())
+    }
+
+    fn load(&mut self, saved: &Saved) -> std::result::Result<(), String> {
+        let norms = saved.only_numbers()?;
+        history::check_norms(norms)?;
+        let latest = &norms[norms.len().saturating_sub(self.config.kept())..];
+        self.order = history::that_count(latest).collect();
+        self.sorted = history::that_count(latest).collect();
+        self.sorted.sort_by(f64::total_cmp);
+        Ok(())
+    }
+}
 /// The percentile of `sorted` without one `left` that is in it, and with one that `came`.
 fn percentile_with(
     sorted: &[f64],
@@ -119,112 +197,62 @@ fn percentile_with(
     Some(low + (high - low) * position.fract())
 }
 
-/// The norms so far.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct History {
-    order: VecDeque<f64>,
-    sorted: Vec<f64>,
-}
-
-impl History {
-    pub(super) fn new(norms: Vec<f64>) -> Self {
-        let mut sorted = norms.clone();
-        sorted.sort_by(f64::total_cmp);
-        Self {
-            order: norms.into(),
-            sorted,
-        }
-    }
-
-    pub(super) fn norms(&self) -> Vec<f64> {
-        self.order.iter().copied().collect()
-    }
-
-    pub(super) fn push(&mut self, norm: f64, window: Option<usize>) {
-        self.shorten(window.map(|window| window - 1));
-        self.order.push_back(norm);
-        let place = self.sorted.partition_point(|x| *x < norm);
-        self.sorted.insert(place, norm);
-    }
-
-    /// What is left of a history of other settings, or of a file.
-    pub(super) fn adapt(&mut self, window: usize) {
-        let oldest = self.order.len().saturating_sub(window);
-        let norms = self.order.iter().skip(oldest).copied();
-        if oldest > 0 || self.order.contains(&0.0) {
-            *self = Self::new(norms.filter(|norm| history::counts(*norm)).collect());
-        }
-    }
-
-    /// Forgets the oldest until `window` are left.
-    fn shorten(&mut self, window: Option<usize>) {
-        while window.is_some_and(|window| self.order.len() > window) {
-            let Some(oldest) = self.order.pop_front() else {
-                return;
-            };
-            let place = self.sorted.partition_point(|x| *x < oldest);
-            self.sorted.remove(place);
-        }
-    }
-}
-
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::{AutoClip, Clip, History};
-    use crate::clip::{Observed, RuleState};
+    use super::{AutoClip, Live, Rule, Saved};
+    use crate::clip::testing::step;
+
+    fn live(percentile: f64, window: Option<usize>) -> Live {
+        AutoClip { percentile, window }.into()
+    }
 
     #[test]
     fn the_limit_is_the_percentile_with_this_norm() {
-        let rule = AutoClip {
-            percentile: 25.0,
-            window: None,
-        };
-        let mut history = History::default();
-        assert_eq!(rule.max_norm(&history, None), f64::INFINITY);
-        assert_eq!(rule.max_norm(&history, Some(4.0)), 4.0);
+        let mut rule = live(25.0, None);
+        assert_eq!(rule.max_norm(None), f64::INFINITY);
+        assert_eq!(rule.max_norm(Some(4.0)), 4.0);
         for norm in [8.0, 1.0, 4.0] {
-            history.push(norm, None);
+            step(&mut rule, norm, None);
         }
-        assert_eq!(rule.max_norm(&history, Some(2.0)), 1.75); // numpy.percentile([1, 2, 4, 8], 25)
-        assert_eq!(rule.max_norm(&history, None), 2.5); // of 1, 4, 8
+        assert_eq!(rule.max_norm(Some(2.0)), 1.75); // numpy.percentile([1, 2, 4, 8], 25)
+        assert_eq!(rule.max_norm(None), 2.5); // of 1, 4, 8
     }
 
     #[test]
     fn a_window_forgets_the_oldest() {
-        let rule = AutoClip {
-            percentile: 50.0,
-            window: Some(3),
-        };
-        let mut history = History::default();
+        let mut rule = live(50.0, Some(3));
         for norm in [100.0, 1.0, 4.0] {
-            history.push(norm, rule.window);
+            step(&mut rule, norm, None);
         }
-        assert_eq!(rule.max_norm(&history, Some(2.0)), 2.0); // of 1, 2, 4
-        history.push(2.0, rule.window);
-        assert_eq!(history.norms(), [1.0, 4.0, 2.0]);
+        assert_eq!(rule.max_norm(Some(2.0)), 2.0); // of 1, 2, 4
+        step(&mut rule, 2.0, None);
+        assert_eq!(rule.save().numbers, [1.0, 4.0, 2.0]);
     }
 
     #[test]
     fn without_a_window_the_length_is_bounded() {
-        let rule = AutoClip {
-            percentile: 0.0,
-            window: None,
-        };
         let bound = AutoClip::DEFAULT_WINDOW;
         let all = (1..=2 * bound).map(|norm| norm as f64).collect();
-        let clip = Clip::from(rule);
-        let mut state = RuleState {
-            auto: History::new(all),
-            ..RuleState::default()
-        };
-        clip.adapt(&mut state);
-        assert_eq!(state.auto.norms().len(), bound);
-        assert_eq!(rule.max_norm(&state.auto, None), (bound + 1) as f64);
-        clip.observe(&mut state, &Observed::Norm(3e5));
-        let history = state.auto;
-        assert_eq!(history.norms().len(), bound);
-        assert_eq!(rule.max_norm(&history, None), (bound + 2) as f64);
+        let mut rule = live(0.0, None);
+        rule.load(&Saved::numbers(all)).unwrap();
+        assert_eq!(rule.order.len(), bound);
+        assert_eq!(rule.max_norm(None), (bound + 1) as f64);
+        step(&mut rule, 3e5, None);
+        assert_eq!(rule.order.len(), bound);
+        assert_eq!(rule.max_norm(None), (bound + 2) as f64);
         // With one more the next leaves.
-        assert_eq!(rule.max_norm(&history, Some(4e5)), (bound + 3) as f64);
+        assert_eq!(rule.max_norm(Some(4e5)), (bound + 3) as f64);
+    }
+
+    #[test]
+    fn zeros_and_bad_numbers_do_not_enter() {
+        let mut rule = live(0.0, None);
+        let zeros = Saved::numbers(vec![0.0, 3.0, 0.0, 2.0]);
+        rule.load(&zeros).unwrap();
+        assert_eq!(rule.save().numbers, [3.0, 2.0]);
+        let error = rule.load(&Saved::numbers(vec![1.0, -2.0])).unwrap_err();
+        assert!(error.contains("history has -2"), "{error}");
+        assert_eq!(rule.save().numbers, [3.0, 2.0]);
     }
 }

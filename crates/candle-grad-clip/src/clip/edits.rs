@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_grad_clip_kernels::{Edit, GradEdit, UnitEdit};
 
-use super::per_var::smaller;
+use super::coef::smaller;
 use crate::gradients::UnitPlan;
 
 /// One edit for all Vars, one for each group of them, one for each of them, or one for each of their units.

@@ -6,27 +6,13 @@ use std::sync::Arc;
 
 use candle_grad_clip_kernels::{Edit, Stats};
 
-use super::per_var::{self, scaled_norm, smaller};
-use super::{Action, Decision, Edits, clip_coef};
+use super::coef::{clip_coef, smaller};
+use super::decision::{Action, Decision, Given, GroupRecord};
+use super::edits::Edits;
+use super::per_var::{self, scaled_norm};
 use crate::error::Result;
-use crate::gradients::{Measurements, norm_of};
+use crate::gradients::norm_of;
 use crate::groups::{ParamGroup, ParamGroups};
-
-/// What one group of Vars measured, and what its gradients were multiplied by: of
-/// [`StepReport::groups`](crate::StepReport::groups).
-#[derive(Debug, Clone, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct GroupRecord {
-    /// The group's name.
-    pub name: String,
-    /// Norm of the group's gradients as one vector before clipping.
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
-    pub total_norm: f64,
-    /// What they were multiplied by: the smallest where each Var has its own.
-    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
-    pub clip_coef: f64,
-}
 
 /// The groups of a wrapper's Vars.
 #[derive(Debug, Clone, Default)]
@@ -73,13 +59,12 @@ impl Limits {
 }
 
 /// What was decided for all, with the groups' own limits.
-pub(super) fn decide(
-    measured: &Measurements<'_>,
-    common: Decision,
-    limits: &Limits,
-    eps: f64,
-    zero_non_finite: bool,
-) -> Decision {
+pub(super) fn decide(given: &Given<'_>, common: Decision, limits: &Limits) -> Decision {
+    let Given {
+        measured,
+        eps,
+        zero_non_finite,
+    } = *given;
     let norm_type = measured.norm_type;
     let mut stats = vec![Stats::ZERO; limits.groups.iter().len() + 1];
     for (entry, place) in measured.entries.iter().zip(&*limits.places) {
@@ -118,12 +103,11 @@ pub(super) fn decide(
             norm_of(stats, norm_type)
         }
     };
-    let record =
-        |((group, stats), coef): ((&crate::optim::ParamGroup, &Stats), &f64)| GroupRecord {
-            name: group.name().to_string(),
-            total_norm: norm(*stats),
-            clip_coef: *coef,
-        };
+    let record = |((group, stats), coef): ((&ParamGroup, &Stats), &f64)| GroupRecord {
+        name: group.name().to_string(),
+        total_norm: norm(*stats),
+        clip_coef: *coef,
+    };
     let groups = limits
         .groups
         .iter()
@@ -132,11 +116,9 @@ pub(super) fn decide(
         .map(record)
         .collect();
     if let Some(of_vars) = of_vars {
-        let observed = common.observed;
         return Decision {
             groups,
-            observed,
-            ..per_var::scale(measured, of_vars, zero_non_finite)
+            ..per_var::scale(given, of_vars)
         };
     }
     if !has_limits || coefs[1..].iter().all(|coef| *coef == common.clip_coef) {
@@ -145,7 +127,7 @@ pub(super) fn decide(
     let parts = stats.iter().map(|stats| stats.power);
     let parts = parts.zip(coefs.iter().copied());
     Decision {
-        clipped_norm: scaled_norm(measured, parts, zero_non_finite),
+        clipped_norm: scaled_norm(given, parts),
         was_clipped: true,
         action: Action::Edit(Edits::Grouped {
             places: limits.places.clone(),

@@ -15,9 +15,6 @@ pub(super) const LEAST_SPREAD: f64 = 1e-3;
 /// The least deviation of losses: what rounding leaves of a loss near 1 in f32. It matters where their mean is 0 or close to it.
 const LEAST_LOSS_SPREAD: f64 = 1e-6;
 
-/// A coefficient below this leaves next to nothing of a gradient.
-pub(crate) const TINY_COEF: f64 = 1e-6;
-
 /// Whether a norm may enter a history.
 pub(super) fn counts(norm: f64) -> bool {
     norm > 0.0 && norm.is_finite()
@@ -38,6 +35,21 @@ pub(super) fn spread(deviation: f64, mean: f64) -> f64 {
 /// The deviation of losses around their mean.
 pub(super) fn loss_spread(deviation: f64, mean: f64) -> f64 {
     spread(deviation, mean).max(LEAST_LOSS_SPREAD)
+}
+
+/// Those of a history that was saved which may enter another.
+pub(super) fn that_count(norms: &[f64]) -> impl Iterator<Item = f64> {
+    norms.iter().copied().filter(|norm| counts(*norm))
+}
+
+/// Whether these can be norms of a history that was saved.
+pub(super) fn check_norms(norms: &[f64]) -> Result<(), String> {
+    let bad = norms
+        .iter()
+        .find(|norm| !(**norm >= 0.0 && norm.is_finite()));
+    bad.map_or(Ok(()), |bad| {
+        Err(format!("the clip's history has {bad}, expected norms"))
+    })
 }
 
 #[cfg(test)]

@@ -4,11 +4,17 @@
 //! Andrew, Thakkar, McMahan, Ramaswamy (2021), "Differentially private learning with adaptive clipping", arXiv
 //! 1905.03871 (eq. 2): there of the share of examples, without noise here.
 
-use super::{Clip, history};
+use std::fmt;
+
+use super::decision::{Decision, Given};
+use super::history;
+use super::norm::clip_to;
+use super::options::{Options, Writer};
+use super::rule::{Method, Rule, Saved};
 use crate::check::check_limit;
 use crate::error::{Error, Result};
 
-/// A limit that a given share of the norms stays below, of [`Clip::quantile`].
+/// A limit that a given share of the norms stays below, of [`Clip::quantile`](crate::Clip::quantile).
 ///
 /// ```text
 /// g <- g * min(1, max_norm / (total_norm + eps))
@@ -47,14 +53,20 @@ impl Default for QuantileClip {
     }
 }
 
-impl From<QuantileClip> for Clip {
-    fn from(rule: QuantileClip) -> Self {
-        Self::new(super::Method::Quantile(rule))
+impl Method for QuantileClip {
+    fn parse(options: &mut Options<'_>) -> Result<Self> {
+        Ok(Self {
+            target: options.number("target", Self::default().target)?,
+            rate: options.number("rate", Self::default().rate)?,
+        })
     }
-}
 
-impl QuantileClip {
-    pub(super) fn check(&self) -> Result<()> {
+    fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        out.main(self.target)?;
+        out.option("rate", self.rate, Self::default().rate)
+    }
+
+    fn check(&self, _: f64) -> Result<()> {
         if !(self.target > 0.0 && self.target < 1.0) {
             return Err(Error::InvalidOption {
                 name: "target",
@@ -72,44 +84,84 @@ impl QuantileClip {
         check_limit("rate", self.rate)
     }
 
-    pub(super) fn max_norm(state: &State) -> f64 {
-        state.max_norm.unwrap_or(f64::INFINITY)
-    }
-
-    pub(super) fn observe(&self, state: &mut State, norm: f64) {
-        if !history::counts(norm) {
-            return;
-        }
-        let max_norm = state.max_norm.unwrap_or(norm);
-        let within = if norm <= max_norm { 1.0 } else { 0.0 };
-        let next = max_norm * (-self.rate * (within - self.target)).exp();
-        // In f64's normal range, or no product could bring it back.
-        state.max_norm = Some(next.clamp(f64::MIN_POSITIVE, f64::MAX));
+    fn start(&self) -> Box<dyn Rule> {
+        Box::new(Live::from(*self))
     }
 }
 
-/// The limit, as soon as there is one.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct State {
-    pub(super) max_norm: Option<f64>,
+/// The rule at work.
+#[derive(Debug, Default)]
+struct Live {
+    config: QuantileClip,
+    /// The limit, as soon as there is one.
+    max_norm: Option<f64>,
+    /// What moves it after this step.
+    norm: Option<f64>,
+}
+
+impl From<QuantileClip> for Live {
+    fn from(config: QuantileClip) -> Self {
+        Self {
+            config,
+            ..Self::default()
+        }
+    }
+}
+
+impl Rule for Live {
+    fn decide(&mut self, given: &Given<'_>) -> Decision {
+        self.norm = given.norm_that_counts();
+        let max_norm = self.max_norm.unwrap_or(f64::INFINITY);
+        clip_to(history::limit(max_norm, given.total_norm()), given)
+    }
+
+    fn observe(&mut self) {
+        let Some(norm) = self.norm.take() else { return };
+        let QuantileClip { target, rate } = self.config;
+        let max_norm = self.max_norm.unwrap_or(norm);
+        let within = if norm <= max_norm { 1.0 } else { 0.0 };
+        let next = max_norm * (-rate * (within - target)).exp();
+        // In f64's normal range, or no product could bring it back.
+        self.max_norm = Some(next.clamp(f64::MIN_POSITIVE, f64::MAX));
+    }
+
+    fn save(&self) -> Saved {
+        Saved::numbers(self.max_norm.into_iter().collect())
+    }
+
+    fn load(&mut self, saved: &Saved) -> std::result::Result<(), String> {
+        match saved.only_numbers()? {
+            [max_norm] if history::counts(*max_norm) => self.max_norm = Some(*max_norm),
+            other => {
+                return Err(format!(
+                    "the clip's history has {other:?}, expected a limit"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{QuantileClip, State};
+    use super::{Live, QuantileClip, Rule, Saved};
+    use crate::clip::testing::step;
 
     #[test]
     fn the_limit_moves_by_the_rate() {
-        let rule = QuantileClip {
+        let config = QuantileClip {
             target: 0.75,
             rate: 0.4,
         };
-        let mut state = State::default();
-        rule.observe(&mut state, 0.0);
-        assert_eq!(QuantileClip::max_norm(&state), f64::INFINITY);
-        rule.observe(&mut state, 2.0); // within: 2 exp(-0.1)
-        assert!((QuantileClip::max_norm(&state) - 2.0 * (-0.1f64).exp()).abs() < 1e-15);
-        rule.observe(&mut state, 9.0); // above: exp(0.3)
-        assert!((QuantileClip::max_norm(&state) - 2.0 * 0.2f64.exp()).abs() < 1e-15);
+        let mut rule = Live::from(config);
+        step(&mut rule, 0.0, None);
+        assert_eq!(rule.max_norm, None);
+        step(&mut rule, 2.0, None); // within: 2 exp(-0.1)
+        let first = 2.0 * (-0.1f64).exp();
+        assert!((rule.max_norm.unwrap_or(0.0) - first).abs() < 1e-15);
+        let decision = step(&mut rule, 9.0, None); // above: exp(0.3)
+        assert!((decision.clipped_norm - first).abs() < 1e-6);
+        assert!((rule.max_norm.unwrap_or(0.0) - 2.0 * 0.2f64.exp()).abs() < 1e-15);
+        assert!(rule.load(&Saved::numbers(vec![0.0])).is_err());
     }
 }

@@ -1,117 +1,155 @@
-//! One rule of a [`Clip`](super::Clip): its method, and the choice of the file that decides for it.
+//! What a clipping rule is: the plain config of a method, and the rule at work that it starts.
 
-use super::zclip::Verdict;
-use super::{
-    AdaGc, Agc, AutoClip, CLIP_EPS, Decision, Observed, QuantileClip, RuleState, SkipSteps, ZClip,
-    agc, block_rms, history, norm, param_norm, value,
-};
-use crate::check::{check_limit, check_not_negative};
+use std::fmt;
+use std::sync::Arc;
+
+use super::coef::CLIP_EPS;
+use super::decision::{Decision, Given};
+use super::non_finite::NonFinite;
+use super::options::{Options, Writer};
 use crate::error::Result;
-use crate::gradients::Measurements;
-use crate::skip_reason::SkipReason;
+use crate::gradients::{Measurements, UnitPlan};
+use crate::vars::NamedVars;
 
-/// One method, with what it adds to norms.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Rule {
-    pub(super) method: Method,
-    pub(super) eps: f64,
-}
+/// The config of a method: plain data. Each method is a file of this folder and a row of the table in `methods.rs`.
+pub(super) trait Method {
+    /// From the options of a text, which are checked later.
+    fn parse(options: &mut Options<'_>) -> Result<Self>
+    where
+        Self: Sized;
 
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Method {
-    None,
-    Norm { max_norm: f64 },
-    Value { clip_value: f64 },
-    ParamNorm { max_norm: f64 },
-    BlockRms { max_rms: f64 },
-    Auto(AutoClip),
-    Quantile(QuantileClip),
-    ZClip(ZClip),
-    AdaGc(AdaGc),
-    Agc(agc::Rule),
-    Skip(SkipSteps),
-}
+    /// Writes the options that are not at their default.
+    fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result;
 
-impl Method {
-    pub(super) fn default_eps(&self) -> f64 {
-        match self {
-            // These papers have none.
-            Self::BlockRms { .. } | Self::AdaGc(_) => 0.0,
-            Self::Agc(_) => Agc::default().eps,
-            _ => CLIP_EPS,
-        }
+    /// What is added to norms, where nothing else is said.
+    fn default_eps(&self) -> f64 {
+        CLIP_EPS
+    }
+
+    /// Checks every field. Of any method `eps` is 0 or above.
+    fn check(&self, eps: f64) -> Result<()>;
+
+    /// What it may change.
+    fn scope(&self) -> Scope {
+        Scope::Vars
+    }
+
+    /// The rule at work, which remembers nothing yet.
+    fn start(&self) -> Box<dyn Rule>;
+
+    /// The limit that a schedule can set.
+    fn limit(&mut self) -> Option<Limit<'_>> {
+        None
+    }
+
+    /// The limit of the global norm, if there is nothing else to decide by: then a GPU can. Infinite for none.
+    fn device_max_norm(&self) -> Option<f64> {
+        None
+    }
+
+    /// The units of `vars`, if it needs them measured.
+    fn unit_plan(&self, _vars: &NamedVars) -> Result<Option<Arc<UnitPlan>>> {
+        Ok(None)
     }
 }
 
-impl Rule {
-    pub(super) fn check(&self) -> Result<()> {
-        match &self.method {
-            Method::None => {}
-            Method::Norm { max_norm } | Method::ParamNorm { max_norm } => {
-                check_limit("max_norm", *max_norm)?;
-            }
-            Method::Value { clip_value } => check_limit("clip_value", *clip_value)?,
-            Method::BlockRms { max_rms } => check_limit("max_rms", *max_rms)?,
-            Method::Auto(rule) => rule.check()?,
-            Method::Quantile(rule) => rule.check()?,
-            Method::ZClip(rule) => rule.check()?,
-            Method::AdaGc(rule) => rule.check()?,
-            Method::Agc(rule) => rule.check(self.eps)?,
-            Method::Skip(rule) => rule.check()?,
-        }
-        check_not_negative("eps", self.eps)
+/// What a method may change: on that hangs what it can follow, and whether it can stand beside groups with settings of their own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Scope {
+    Nothing,
+    /// It multiplies all Vars, or each of them.
+    Vars,
+    /// It clamps elements.
+    Elements {
+        clip_value: f64,
+    },
+    /// It multiplies units of Vars.
+    Units {
+        clipping: f64,
+    },
+}
+
+/// A limit that a schedule can set: its kind and its name.
+pub(super) type Limit<'a> = (LimitKind, &'static str, &'a mut f64);
+
+/// Of several limits that of the first kind is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum LimitKind {
+    MaxNorm,
+    /// Of a rule that does something else first.
+    SideMaxNorm,
+    Other,
+}
+
+/// A rule at work, with what it remembers of the steps that were taken: a built-in method, or a [`ClipRule`](crate::ClipRule).
+pub(super) trait Rule: Send + Sync {
+    /// Asked before [`decide`](Self::decide): a bound that the gradients are to be measured with as well.
+    fn ask(&mut self, _asked: &Asked<'_>) -> Result<Option<f64>> {
+        Ok(None)
     }
 
-    /// The decision of this rule alone, without limits of groups.
-    pub(super) fn decide(
-        &self,
-        state: &RuleState,
-        measured: &Measurements<'_>,
-        zero_non_finite: bool,
-    ) -> Decision {
-        let eps = self.eps;
-        let total_norm = if zero_non_finite {
-            measured.norm().value()
-        } else {
-            measured.total_norm()
-        };
-        // What may enter a history.
-        let norm = Some(total_norm).filter(|norm| history::counts(*norm));
-        let chosen = |max_norm| history::limit(max_norm, total_norm);
-        // What may enter that of the losses: a step of norm 0 leaves it alone too.
-        let loss = measured.loss.filter(|_| total_norm != 0.0);
-        let to_norm = |max_norm, observed| Decision {
-            observed,
-            ..norm::decide(measured, max_norm, eps, zero_non_finite)
-        };
-        match &self.method {
-            Method::None => Decision::scale(measured, 1.0, zero_non_finite),
-            Method::Norm { max_norm } => to_norm(*max_norm, Observed::Nothing),
-            Method::Value { clip_value } => value::decide(measured, *clip_value, zero_non_finite),
-            Method::ParamNorm { max_norm } => {
-                param_norm::decide(measured, *max_norm, eps, zero_non_finite)
-            }
-            Method::BlockRms { max_rms } => {
-                block_rms::decide(measured, *max_rms, eps, zero_non_finite)
-            }
-            Method::Auto(rule) => to_norm(
-                chosen(rule.max_norm(&state.auto, norm)),
-                Observed::norm(norm),
-            ),
-            Method::Quantile(_) => to_norm(
-                chosen(QuantileClip::max_norm(&state.quantile)),
-                Observed::norm(norm),
-            ),
-            Method::ZClip(rule) => match rule.decide(&state.zclip, norm) {
-                Verdict::Skip => Decision::refuse(SkipReason::LargeNorm),
-                Verdict::Clip { max_norm, observed } => to_norm(max_norm, observed),
-            },
-            Method::AdaGc(rule) => rule.decide(&state.adagc, measured, eps, zero_non_finite),
-            Method::Agc(rule) => rule.decide(measured, eps, zero_non_finite),
-            Method::Skip(rule) => match rule.skips(&state.skip, total_norm, measured.loss) {
-                Some(reason) => Decision::refuse(reason),
-                None => to_norm(rule.max_norm, rule.observed(norm, loss)),
-            },
+    /// What is to be done. What the step adds to the history is kept apart, until [`observe`](Self::observe).
+    fn decide(&mut self, given: &Given<'_>) -> Decision;
+
+    /// The step was taken as last decided. Not called for a step that was skipped or failed.
+    fn observe(&mut self) {}
+
+    /// Whether it looks at the loss.
+    fn reads_loss(&self) -> bool {
+        false
+    }
+
+    /// Sets the [`Limit`] of its config.
+    fn set_limit(&mut self, _value: f64) {}
+
+    /// What checkpoints keep of it: finite numbers.
+    fn save(&self) -> Saved {
+        Saved::default()
+    }
+
+    /// Goes on from what [`save`](Self::save) returned, of the same method with perhaps other settings.
+    ///
+    /// # Errors
+    /// What is wrong with the numbers. The rule must then be as it was.
+    fn load(&mut self, _saved: &Saved) -> std::result::Result<(), String> {
+        Err("the clip's history has numbers of a rule that keeps none".to_string())
+    }
+}
+
+/// What a rule may look at when it is asked for a bound.
+pub(super) struct Asked<'a> {
+    pub(super) measured: &'a Measurements<'a>,
+    pub(super) non_finite: NonFinite,
+    pub(super) names: &'a Arc<[String]>,
+    /// The step's number.
+    pub(super) step: u64,
+}
+
+/// What a rule remembers, as numbers. Empty for nothing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Saved {
+    pub(super) numbers: Vec<f64>,
+    /// One for each Var, in their order; 0 for none.
+    pub(super) of_vars: Vec<f64>,
+}
+
+impl Saved {
+    pub(super) fn numbers(numbers: Vec<f64>) -> Self {
+        Self {
+            numbers,
+            of_vars: Vec::new(),
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.numbers.is_empty() && self.of_vars.is_empty()
+    }
+
+    /// The numbers of a rule that keeps none of single Vars.
+    pub(super) fn only_numbers(&self) -> std::result::Result<&[f64], String> {
+        if self.of_vars.is_empty() {
+            return Ok(&self.numbers);
+        }
+        Err("the clip's history has numbers of Vars, expected none".to_string())
     }
 }

@@ -2,32 +2,14 @@
 
 use candle_grad_clip_kernels::{Edit, Stats};
 
-use super::{Action, Clip, Decision, Edits, Limits, Method, NonFinite};
-use crate::error::{Error, Result};
+use super::decision::{Action, Decision};
+use super::edits::Edits;
+use super::groups::Limits;
+use super::non_finite::NonFinite;
 use crate::gradients::{Entry, GradStats, Measurements, norm_of};
-use crate::groups::{ParamGroup, ParamGroups};
 
 /// What the Vars of groups without clipping measured, by their place.
 pub(crate) struct SetAside(Vec<(usize, GradStats)>);
-
-impl Clip {
-    /// Whether groups may be without clipping.
-    pub(crate) fn check_no_clip(&self, groups: &ParamGroups) -> Result<()> {
-        let fault = |method: &Method| match method {
-            Method::Agc(rule) => Some(rule.clipping),
-            _ => None,
-        };
-        let found = self.rules.iter().find_map(|rule| fault(&rule.method));
-        match found {
-            Some(value) if groups.iter().any(ParamGroup::is_no_clip) => Err(Error::InvalidOption {
-                name: "clipping",
-                value,
-                expected: "another clip than agc beside groups with no_clip: give their patterns to its `exclude`",
-            }),
-            _ => Ok(()),
-        }
-    }
-}
 
 impl Limits {
     /// Takes the Vars of groups without clipping out of `measured`, all but what is not finite in them. Under `Propagate` that

@@ -4,13 +4,18 @@
 //! Megatron-LM's check of the norm before a step (fixed limit); OLMo-core's `SkipStepOptimizer` (z-score, window 128).
 
 use std::collections::VecDeque;
+use std::fmt;
 
-use super::{Clip, Observed, history};
+use super::decision::{Decision, Given};
+use super::history;
+use super::norm::clip_to;
+use super::options::{Options, Writer};
+use super::rule::{Limit, LimitKind, Method, Rule, Saved, Scope};
 use crate::check::check_limit;
 use crate::error::{Error, Result};
 use crate::skip_reason::SkipReason;
 
-/// Steps that are skipped since their norm or loss is too large, of [`Clip::skip_norm`] and [`Clip::skip_zscore`].
+/// Steps that are skipped since their norm or loss is too large, of [`Clip::skip_norm`](crate::Clip::skip_norm) and [`Clip::skip_zscore`](crate::Clip::skip_zscore).
 ///
 /// With the mean `m` and the unbiased standard deviation `s` of the last `window` norms, this step's not included, and the same of the
 /// losses:
@@ -25,7 +30,7 @@ use crate::skip_reason::SkipReason;
 /// slightly larger is taken. A step whose norm is 0 is taken and enters neither window, as there is nothing to clip.
 ///
 /// A skipped step changes nothing, neither weights nor optimizer state nor the windows. (In OLMo-core the norms of skipped steps
-/// enter the window; here [`Clip::max_skips`] ends a training whose norms have risen for good.) Skipped steps are
+/// enter the window; here [`Clip::max_skips`](crate::Clip::max_skips) ends a training whose norms have risen for good.) Skipped steps are
 /// in the report, with [`SkipReason::LargeNorm`](crate::SkipReason::LargeNorm) or
 /// [`SkipReason::LargeLoss`](crate::SkipReason::LargeLoss), and warned of.
 ///
@@ -70,14 +75,40 @@ impl Default for SkipSteps {
     }
 }
 
-impl From<SkipSteps> for Clip {
-    fn from(rule: SkipSteps) -> Self {
-        Self::new(super::Method::Skip(rule))
+impl Method for SkipSteps {
+    fn parse(options: &mut Options<'_>) -> Result<Self> {
+        let default = Self::default();
+        let norm = options.take("norm", "a number")?;
+        let z = options.take("z", "a number")?;
+        let loss_z = options.take("loss_z", "a number")?;
+        // OLMo's, where nothing is said.
+        let is_said = norm.is_some() || loss_z.is_some();
+        let otherwise = if is_said { default.z } else { 6.0 };
+        Ok(Self {
+            norm: norm.unwrap_or(default.norm),
+            z: z.unwrap_or(otherwise),
+            loss_z: loss_z.unwrap_or(default.loss_z),
+            window: options.count("window", default.window)?,
+            max_norm: options.number("max_norm", default.max_norm)?,
+        })
     }
-}
 
-impl SkipSteps {
-    pub(super) fn check(&self) -> Result<()> {
+    fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let default = Self::default();
+        out.option("norm", self.norm, default.norm)?;
+        // Without all three, reading it would give z its default.
+        let never = if self.norm == default.norm && self.loss_z == default.loss_z {
+            0.0
+        } else {
+            default.z
+        };
+        out.option("z", self.z, never)?;
+        out.option("loss_z", self.loss_z, default.loss_z)?;
+        out.option("window", self.window, default.window)?;
+        out.option("max_norm", self.max_norm, default.max_norm)
+    }
+
+    fn check(&self, _: f64) -> Result<()> {
         check_limit("norm", self.norm)?;
         check_limit("z", self.z)?;
         check_limit("loss_z", self.loss_z)?;
@@ -92,18 +123,51 @@ impl SkipSteps {
         Ok(())
     }
 
+    fn scope(&self) -> Scope {
+        if self.max_norm < f64::INFINITY {
+            Scope::Vars
+        } else {
+            Scope::Nothing
+        }
+    }
+
+    fn start(&self) -> Box<dyn Rule> {
+        Box::new(Live::from(*self))
+    }
+
+    fn limit(&mut self) -> Option<Limit<'_>> {
+        Some((LimitKind::SideMaxNorm, "max_norm", &mut self.max_norm))
+    }
+}
+
+/// The rule at work: the latest norms and losses of steps that were taken.
+#[derive(Debug, Default)]
+struct Live {
+    config: SkipSteps,
+    norms: VecDeque<f64>,
+    losses: VecDeque<f64>,
+    /// What this step adds to both.
+    norm: Option<f64>,
+    loss: Option<f64>,
+}
+
+impl From<SkipSteps> for Live {
+    fn from(config: SkipSteps) -> Self {
+        Self {
+            config,
+            ..Self::default()
+        }
+    }
+}
+
+impl Live {
     /// Why a step with this norm and loss is skipped, if it is; neither of them skips it as NaN.
-    pub(super) fn skips(
-        &self,
-        window: &Window,
-        norm: f64,
-        loss: Option<f64>,
-    ) -> Option<SkipReason> {
-        if norm > self.norm || self.is_beyond(self.z, &window.norms, norm, history::spread) {
+    fn skips(&self, norm: f64, loss: Option<f64>) -> Option<SkipReason> {
+        let SkipSteps { z, loss_z, .. } = self.config;
+        if norm > self.config.norm || self.is_beyond(z, &self.norms, norm, history::spread) {
             return Some(SkipReason::LargeNorm);
         }
-        let is_beyond =
-            |loss| self.is_beyond(self.loss_z, &window.losses, loss, history::loss_spread);
+        let is_beyond = |loss| self.is_beyond(loss_z, &self.losses, loss, history::loss_spread);
         let beyond = loss.is_some_and(is_beyond);
         beyond.then_some(SkipReason::LargeLoss)
     }
@@ -116,7 +180,7 @@ impl SkipSteps {
         value: f64,
         spread: fn(f64, f64) -> f64,
     ) -> bool {
-        if z == f64::INFINITY || before.len() < (self.window / 2).max(2) {
+        if z == f64::INFINITY || before.len() < (self.config.window / 2).max(2) {
             return false;
         }
         let mean = before.iter().sum::<f64>() / before.len() as f64;
@@ -125,95 +189,134 @@ impl SkipSteps {
         value - mean > z * spread(deviation, mean)
     }
 
-    /// What the windows get: nothing where they are not asked.
-    pub(super) fn observed(&self, norm: Option<f64>, loss: Option<f64>) -> Observed {
-        let norm = norm.filter(|_| self.z < f64::INFINITY);
-        let loss = loss.filter(|loss| self.loss_z < f64::INFINITY && loss.is_finite());
-        Observed::Skip { norm, loss }
-    }
-
-    pub(super) fn observe(&self, window: &mut Window, norm: Option<f64>, loss: Option<f64>) {
-        window.norms.extend(norm);
-        window.losses.extend(loss);
-        window.shorten(self.window);
-    }
-}
-
-/// The latest norms and losses of steps that were taken.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Window {
-    pub(super) norms: VecDeque<f64>,
-    pub(super) losses: VecDeque<f64>,
-}
-
-impl Window {
-    /// What is left of a history of other settings, or of a file.
-    pub(super) fn adapt(&mut self, window: usize) {
-        self.norms.retain(|norm| history::counts(*norm));
-        self.shorten(window);
-    }
-
-    /// Forgets the oldest until `window` are left.
-    pub(super) fn shorten(&mut self, window: usize) {
+    /// Forgets the oldest until the windows have their length.
+    fn shorten(&mut self) {
         for values in [&mut self.norms, &mut self.losses] {
-            let excess = values.len().saturating_sub(window);
+            let excess = values.len().saturating_sub(self.config.window);
             values.drain(..excess);
         }
     }
 }
 
+impl Rule for Live {
+    fn decide(&mut self, given: &Given<'_>) -> Decision {
+        let (total_norm, loss) = (given.total_norm(), given.measured.loss);
+        if let Some(reason) = self.skips(total_norm, loss) {
+            return Decision::refuse(reason);
+        }
+        let SkipSteps { z, loss_z, .. } = self.config;
+        // Nothing where a window is not asked; and a step of norm 0 leaves both alone.
+        self.norm = given.norm_that_counts().filter(|_| z < f64::INFINITY);
+        self.loss = loss.filter(|loss| loss_z < f64::INFINITY && loss.is_finite());
+        self.loss = self.loss.filter(|_| total_norm != 0.0);
+        clip_to(self.config.max_norm, given)
+    }
+
+    fn observe(&mut self) {
+        self.norms.extend(self.norm.take());
+        self.losses.extend(self.loss.take());
+        self.shorten();
+    }
+
+    fn reads_loss(&self) -> bool {
+        self.config.loss_z < f64::INFINITY
+    }
+
+    fn set_limit(&mut self, value: f64) {
+        self.config.max_norm = value;
+    }
+
+    /// How many norms there are, the norms, and the losses.
+    fn save(&self) -> Saved {
+        if self.norms.is_empty() && self.losses.is_empty() {
+            return Saved::default();
+        }
+        let len = self.norms.len() as f64;
+        let values = self.norms.iter().chain(&self.losses).copied();
+        Saved::numbers(std::iter::once(len).chain(values).collect())
+    }
+
+    fn load(&mut self, saved: &Saved) -> std::result::Result<(), String> {
+        let numbers = saved.only_numbers()?;
+        let split = numbers.split_first().and_then(|(len, values)| {
+            let is_count = *len >= 0.0 && len.fract() == 0.0;
+            values.split_at_checked(*len as usize).filter(|_| is_count)
+        });
+        let Some((norms, losses)) = split else {
+            return Err("the clip's history has other norms than it counts".to_string());
+        };
+        history::check_norms(norms)?;
+        if let Some(bad) = losses.iter().find(|loss| !loss.is_finite()) {
+            return Err(format!("the clip's history has {bad}, expected losses"));
+        }
+        self.norms = history::that_count(norms).collect();
+        self.losses = losses.iter().copied().collect();
+        self.shorten();
+        Ok(())
+    }
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::{SkipReason, SkipSteps, Window};
+    use super::{Live, Rule, Saved, SkipSteps};
+    use crate::clip::testing::step;
 
     #[test]
     fn a_norm_is_compared_with_those_before() {
-        let rule = SkipSteps {
+        let mut rule = Live::from(SkipSteps {
             z: 2.0,
             window: 4,
             ..SkipSteps::default()
-        };
-        let mut window = Window::default();
+        });
         for norm in [1.0, 3.0] {
-            let skips = rule.skips(&window, 1e9, None);
-            assert_eq!(skips, None, "not active before two norms");
-            rule.observe(&mut window, Some(norm), None);
+            assert_eq!(rule.skips(1e9, None), None, "not active before two norms");
+            step(&mut rule, norm, None);
         }
         // Mean 2, deviation sqrt(2): the limit is 4.83.
-        assert_eq!(rule.skips(&window, 4.8, None), None);
+        assert_eq!(rule.skips(4.8, None), None);
         let too_large = Some(SkipReason::LargeNorm);
-        assert_eq!(rule.skips(&window, 4.9, None), too_large);
-        assert_eq!(rule.skips(&window, f64::INFINITY, None), too_large);
+        assert_eq!(rule.skips(4.9, None), too_large);
+        assert_eq!(rule.skips(f64::INFINITY, None), too_large);
     }
 
     #[test]
     fn a_loss_is_compared_with_those_before() {
-        let rule = SkipSteps {
+        let mut rule = Live::from(SkipSteps {
             loss_z: 2.0,
             window: 4,
             ..SkipSteps::default()
-        };
-        let mut window = Window::default();
+        });
         for loss in [-3.0, -1.0] {
-            assert_eq!(rule.skips(&window, 1.0, Some(1e9)), None);
-            rule.observe(&mut window, None, Some(loss));
+            assert_eq!(rule.skips(1.0, Some(1e9)), None);
+            step(&mut rule, 1.0, Some(loss));
         }
         // Mean -2, deviation sqrt(2): the limit is 0.83.
-        assert_eq!(rule.skips(&window, 1e9, Some(0.8)), None);
-        assert_eq!(rule.skips(&window, 1e9, None), None);
-        assert_eq!(rule.skips(&window, 1e9, Some(f64::NAN)), None);
+        assert_eq!(rule.skips(1e9, Some(0.8)), None);
+        assert_eq!(rule.skips(1e9, None), None);
+        assert_eq!(rule.skips(1e9, Some(f64::NAN)), None);
         let too_large = Some(SkipReason::LargeLoss);
-        assert_eq!(rule.skips(&window, 1.0, Some(0.9)), too_large);
+        assert_eq!(rule.skips(1.0, Some(0.9)), too_large);
     }
 
     #[test]
     fn a_fixed_limit_needs_no_window() {
-        let rule = SkipSteps {
+        let rule = Live::from(SkipSteps {
             norm: 1.0,
             ..SkipSteps::default()
-        };
-        assert_eq!(rule.skips(&Window::default(), 1.0, None), None);
-        let too_large = Some(SkipReason::LargeNorm);
-        assert_eq!(rule.skips(&Window::default(), 2.0, None), too_large);
+        });
+        assert_eq!(rule.skips(1.0, None), None);
+        assert_eq!(rule.skips(2.0, None), Some(SkipReason::LargeNorm));
+    }
+
+    #[test]
+    fn what_was_saved_comes_back_without_zeros() {
+        let mut rule = Live::from(SkipSteps::default());
+        let saved = Saved::numbers(vec![2.0, 0.0, 4.0, 0.0, 1.0]);
+        rule.load(&saved).unwrap();
+        assert_eq!(rule.save().numbers, [1.0, 4.0, 0.0, 1.0]); // losses may be 0
+        for bad in [&[3.0, 1.0][..], &[0.5], &[1.0, -1.0], &[0.0, f64::NAN], &[]] {
+            rule.load(&Saved::numbers(bad.to_vec())).unwrap_err();
+        }
     }
 }

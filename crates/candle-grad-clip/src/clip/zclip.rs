@@ -3,11 +3,19 @@
 //! Kumar, Owen, Chowdhury, Güra (2025), "ZClip: Adaptive spike mitigation for LLM pre-training", arXiv 2504.02507,
 //! and the authors' PyTorch code, which this follows where the paper leaves a choice.
 
-use super::{Clip, Observed, TINY_COEF, history};
+use std::fmt;
+
+use super::coef::TINY_COEF;
+use super::decision::{Decision, Given};
+use super::history;
+use super::norm::clip_to;
+use super::options::{Options, Writer};
+use super::rule::{Limit, LimitKind, Method, Rule, Saved};
 use crate::check::{check_decay, check_limit, check_not_negative};
 use crate::error::{Error, Result};
+use crate::skip_reason::SkipReason;
 
-/// ZClip, of [`Clip::zclip`]: clips norms that are far above the mean of those before.
+/// ZClip, of [`Clip::zclip`](crate::Clip::zclip): clips norms that are far above the mean of those before.
 ///
 /// With the running mean `m` and variance `v` of the norms:
 ///
@@ -22,7 +30,7 @@ use crate::error::{Error, Result};
 /// ```
 ///
 /// The first `warmup` norms make the first mean and variance (of the population); meanwhile only `max_norm` holds.
-/// (The last `eps` is [`Clip::eps`].) A gradient of norm 0 enters nothing, and the warm-up does not count it. `sqrt(v)` counts as at
+/// (The last `eps` is [`Clip::eps`](crate::Clip::eps).) A gradient of norm 0 enters nothing, and the warm-up does not count it. `sqrt(v)` counts as at
 /// least `0.001 m` in `z` and the limits, so that a plateau of equal norms makes no spike of the next. A row of `max(warmup, 100)` norms, each above a million times its limit, is a new level and no spike: they make
 /// the mean and variance anew, with a warning. (These three are departures: the authors' code clips to 0 for ever after zeros.)
 ///
@@ -90,21 +98,42 @@ impl Default for ZClip {
     }
 }
 
-impl From<ZClip> for Clip {
-    fn from(rule: ZClip) -> Self {
-        Self::new(super::Method::ZClip(rule))
+const MODES: &[(&str, ZClipMode)] = &[
+    ("zscore", ZClipMode::ZScore),
+    ("percentile", ZClipMode::Percentile),
+    ("mean", ZClipMode::Mean),
+];
+
+impl Method for ZClip {
+    fn parse(options: &mut Options<'_>) -> Result<Self> {
+        let default = Self::default();
+        Ok(Self {
+            alpha: options.number("alpha", default.alpha)?,
+            z: options.number("z", default.z)?,
+            warmup: options.count("warmup", default.warmup)?,
+            eps: options.number("deviation_eps", default.eps)?,
+            max_norm: options.number("max_norm", default.max_norm)?,
+            mode: options.word("mode", MODES, default.mode)?,
+            clip_scale: options.number("clip_scale", default.clip_scale)?,
+            skip: options
+                .take("skip", "true or false")?
+                .unwrap_or(default.skip),
+        })
     }
-}
 
-/// What is to be done with a norm.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Verdict {
-    Skip,
-    Clip { max_norm: f64, observed: Observed },
-}
+    fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let default = Self::default();
+        out.option("alpha", self.alpha, default.alpha)?;
+        out.option("z", self.z, default.z)?;
+        out.option("warmup", self.warmup, default.warmup)?;
+        out.option("deviation_eps", self.eps, default.eps)?;
+        out.option("max_norm", self.max_norm, default.max_norm)?;
+        out.word("mode", MODES, &self.mode, &default.mode)?;
+        out.option("clip_scale", self.clip_scale, default.clip_scale)?;
+        out.option("skip", self.skip, default.skip)
+    }
 
-impl ZClip {
-    pub(super) fn check(&self) -> Result<()> {
+    fn check(&self, _: f64) -> Result<()> {
         check_decay("alpha", self.alpha)?;
         check_limit("z", self.z)?;
         check_limit("max_norm", self.max_norm)?;
@@ -119,30 +148,18 @@ impl ZClip {
         check_not_negative("eps", self.eps)
     }
 
-    pub(super) fn decide(&self, state: &State, norm: Option<f64>) -> Verdict {
-        let fixed = |observed| Verdict::Clip {
-            max_norm: self.max_norm,
-            observed,
-        };
-        let (Some(norm), Some(statistics)) = (norm, &state.statistics) else {
-            return fixed(Observed::norm(norm));
-        };
-        match self.limit(statistics, norm) {
-            None => fixed(Observed::Norm(norm)),
-            Some(_) if self.skip => Verdict::Skip,
-            Some(limit) => Verdict::Clip {
-                max_norm: limit.min(self.max_norm),
-                observed: if limit < TINY_COEF * norm {
-                    Observed::Beyond { norm, limit }
-                } else {
-                    Observed::Norm(limit)
-                },
-            },
-        }
+    fn start(&self) -> Box<dyn Rule> {
+        Box::new(Live::from(*self))
     }
 
+    fn limit(&mut self) -> Option<Limit<'_>> {
+        Some((LimitKind::SideMaxNorm, "max_norm", &mut self.max_norm))
+    }
+}
+
+impl ZClip {
     /// The limit of a norm that is too far above the mean.
-    fn limit(&self, statistics: &Statistics, norm: f64) -> Option<f64> {
+    fn spike_limit(&self, statistics: &Statistics, norm: f64) -> Option<f64> {
         let mean = statistics.mean;
         let deviation = history::spread(statistics.variance.sqrt(), mean);
         let chosen = |limit: f64| history::limit(limit.min(f64::MAX), norm);
@@ -158,36 +175,7 @@ impl ZClip {
         (z > self.z).then(|| chosen(limit))
     }
 
-    pub(super) fn observe(&self, state: &mut State, norm: f64) {
-        if let Some(statistics) = &mut state.statistics {
-            state.warmup.clear(); // the row of norms beyond all measure ends
-            self.follow(statistics, norm);
-            return;
-        }
-        state.warmup.push(norm);
-        if state.warmup.len() >= self.warmup {
-            state.statistics = Some(Statistics::of(&std::mem::take(&mut state.warmup)));
-        }
-    }
-
-    /// As [`ZClip::observe`], of a norm that was clipped to next to nothing: what lasts is no spike, and the statistics start anew.
-    pub(super) fn observe_beyond(&self, state: &mut State, norm: f64, limit: f64) {
-        let Some(statistics) = &mut state.statistics else {
-            return;
-        };
-        state.warmup.push(norm);
-        if state.warmup.len() >= self.warmup.max(NEW_LEVEL) {
-            *statistics = Statistics::of(&std::mem::take(&mut state.warmup));
-            tracing::warn!(
-                norms = self.warmup.max(NEW_LEVEL),
-                mean = statistics.mean,
-                "zclip starts anew: so many norms in a row were above a million times its limit"
-            );
-            return;
-        }
-        self.follow(statistics, limit);
-    }
-
+    /// Moves mean and variance by a norm.
     fn follow(&self, Statistics { mean, variance }: &mut Statistics, norm: f64) {
         *mean = history::limit(self.alpha * *mean + (1.0 - self.alpha) * norm, 0.0);
         let square = (norm - *mean).powi(2).min(f64::MAX);
@@ -195,20 +183,128 @@ impl ZClip {
     }
 }
 
+/// The rule at work.
+#[derive(Debug, Default)]
+struct Live {
+    config: ZClip,
+    statistics: Option<Statistics>,
+    /// The norms of the warm-up; after it the latest ones, if they were beyond all measure.
+    warmup: Vec<f64>,
+    observed: Option<Observed>,
+}
+
+/// What this step adds.
+#[derive(Debug, PartialEq)]
+enum Observed {
+    /// The norm, or the limit of a spike.
+    Norm(f64),
+    /// A norm beyond all measure, and the limit that it was given.
+    Beyond { norm: f64, limit: f64 },
+}
+
+impl From<ZClip> for Live {
+    fn from(config: ZClip) -> Self {
+        Self {
+            config,
+            ..Self::default()
+        }
+    }
+}
+
+impl Rule for Live {
+    fn decide(&mut self, given: &Given<'_>) -> Decision {
+        let norm = given.norm_that_counts();
+        self.observed = norm.map(Observed::Norm);
+        let mut max_norm = self.config.max_norm;
+        if let (Some(norm), Some(statistics)) = (norm, &self.statistics)
+            && let Some(limit) = self.config.spike_limit(statistics, norm)
+        {
+            if self.config.skip {
+                return Decision::refuse(SkipReason::LargeNorm);
+            }
+            max_norm = limit.min(max_norm);
+            self.observed = Some(if limit < TINY_COEF * norm {
+                Observed::Beyond { norm, limit }
+            } else {
+                Observed::Norm(limit)
+            });
+        }
+        clip_to(max_norm, given)
+    }
+
+    fn observe(&mut self) {
+        match self.observed.take() {
+            Some(Observed::Norm(norm)) => self.observe_norm(norm),
+            Some(Observed::Beyond { norm, limit }) => self.observe_beyond(norm, limit),
+            None => {}
+        }
+    }
+
+    fn set_limit(&mut self, value: f64) {
+        self.config.max_norm = value;
+    }
+
+    /// Mean, variance (a mean of 0 for none yet), and the norms of the warm-up.
+    fn save(&self) -> Saved {
+        if self.statistics.is_none() && self.warmup.is_empty() {
+            return Saved::default();
+        }
+        let Statistics { mean, variance } = self.statistics.unwrap_or_default();
+        Saved::numbers([&[mean, variance], &self.warmup[..]].concat())
+    }
+
+    fn load(&mut self, saved: &Saved) -> std::result::Result<(), String> {
+        let numbers = saved.only_numbers()?;
+        history::check_norms(numbers)?;
+        let &[mean, variance, ref warmup @ ..] = numbers else {
+            return Err("the clip's history has one number, expected two or more".to_string());
+        };
+        self.statistics = history::counts(mean).then_some(Statistics { mean, variance });
+        self.warmup = history::that_count(warmup).collect();
+        Ok(())
+    }
+}
+
+impl Live {
+    fn observe_norm(&mut self, norm: f64) {
+        if let Some(statistics) = &mut self.statistics {
+            self.warmup.clear(); // the row of norms beyond all measure ends
+            self.config.follow(statistics, norm);
+            return;
+        }
+        self.warmup.push(norm);
+        if self.warmup.len() >= self.config.warmup {
+            self.statistics = Some(Statistics::of(&std::mem::take(&mut self.warmup)));
+        }
+    }
+
+    /// Of a norm that was clipped to next to nothing: what lasts is no spike, and the statistics start anew.
+    fn observe_beyond(&mut self, norm: f64, limit: f64) {
+        let Some(statistics) = &mut self.statistics else {
+            return;
+        };
+        self.warmup.push(norm);
+        let new_level = self.config.warmup.max(NEW_LEVEL);
+        if self.warmup.len() >= new_level {
+            *statistics = Statistics::of(&std::mem::take(&mut self.warmup));
+            tracing::warn!(
+                norms = new_level,
+                mean = statistics.mean,
+                "zclip starts anew: so many norms in a row were above a million times its limit"
+            );
+            return;
+        }
+        self.config.follow(statistics, limit);
+    }
+}
+
 /// How many norms in a row, at least, are a new level.
 const NEW_LEVEL: usize = 100;
 
-/// The norms of the warm-up, then their mean and variance. Beside those: the latest norms, if they were beyond all measure.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct State {
-    pub(super) warmup: Vec<f64>,
-    pub(super) statistics: Option<Statistics>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Statistics {
-    pub(super) mean: f64,
-    pub(super) variance: f64,
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Statistics {
+    mean: f64,
+    variance: f64,
 }
 
 impl Statistics {
@@ -221,19 +317,14 @@ impl Statistics {
     }
 }
 
-impl State {
-    /// What is left of a history of other settings, or of a file.
-    pub(super) fn adapt(&mut self) {
-        self.warmup.retain(|norm| history::counts(*norm));
-        self.statistics = self.statistics.filter(|x| history::counts(x.mean));
-    }
-}
-
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::clip::decision::Action;
+    use crate::clip::testing::{decide, step};
 
-    const RULE: ZClip = ZClip {
+    const CONFIG: ZClip = ZClip {
         alpha: 0.5,
         z: 2.0,
         warmup: 2,
@@ -244,55 +335,58 @@ mod tests {
         skip: false,
     };
 
-    fn after_warmup() -> State {
-        let mut state = State::default();
+    fn after_warmup(config: ZClip) -> Live {
+        let mut rule = Live::from(config);
         for norm in [0.5, 1.5] {
-            let fixed = RULE.decide(&state, Some(norm));
-            assert!(matches!(
-                fixed,
-                Verdict::Clip {
-                    max_norm: f64::INFINITY,
-                    ..
-                }
-            ));
-            RULE.observe(&mut state, norm);
+            assert!(!step(&mut rule, norm, None).was_clipped);
         }
-        state
+        rule
     }
 
     #[test]
     fn the_modes_by_hand() {
-        let state = after_warmup(); // mean 1, deviation 0.5
+        // Mean 1, deviation 0.5.
         for (mode, limit) in [
             (ZClipMode::ZScore, 1.5), // z = 4: 1 + 2 * 0.5 / (4 / 2)
             (ZClipMode::Mean, 1.0),
             (ZClipMode::Percentile, 2.0),
         ] {
-            let rule = ZClip { mode, ..RULE };
-            let verdict = Verdict::Clip {
-                max_norm: limit,
-                observed: Observed::Norm(limit),
-            };
-            assert_eq!(rule.decide(&state, Some(3.0)), verdict);
-            let rule = ZClip { skip: true, ..rule };
-            assert_eq!(rule.decide(&state, Some(3.0)), Verdict::Skip);
-            let below = Verdict::Clip {
-                max_norm: f64::INFINITY,
-                observed: Observed::Norm(1.9),
-            };
-            assert_eq!(rule.decide(&state, Some(1.9)), below);
+            let config = ZClip { mode, ..CONFIG };
+            let mut rule = after_warmup(config);
+            let decision = decide(&mut rule, 3.0, None);
+            assert!((decision.clipped_norm - limit).abs() < 1e-6);
+            assert_eq!(rule.observed, Some(Observed::Norm(limit)));
+            assert!(!decide(&mut rule, 1.9, None).was_clipped);
+            assert_eq!(rule.observed, Some(Observed::Norm(1.9)));
+            let mut rule = after_warmup(ZClip {
+                skip: true,
+                ..config
+            });
+            let decision = decide(&mut rule, 3.0, None);
+            assert_eq!(decision.action, Action::Refuse(SkipReason::LargeNorm));
         }
     }
 
     #[test]
     fn the_mean_and_variance_follow() {
-        let mut state = after_warmup();
-        RULE.observe(&mut state, 2.0); // mean 1.5, variance 0.25 / 2 + 0.25 / 2
+        let mut rule = after_warmup(CONFIG);
+        rule.observe_norm(2.0); // mean 1.5, variance 0.25 / 2 + 0.25 / 2
         let right = Statistics {
             mean: 1.5,
             variance: 0.25,
         };
-        assert_eq!(state.statistics, Some(right));
-        assert!(state.warmup.is_empty());
+        assert_eq!(rule.statistics, Some(right));
+        assert!(rule.warmup.is_empty());
+        let mut resumed = Live::from(CONFIG);
+        resumed.load(&rule.save()).unwrap();
+        assert_eq!(resumed.statistics, Some(right));
+    }
+
+    #[test]
+    fn a_mean_of_zero_is_none() {
+        let mut rule = Live::from(CONFIG);
+        rule.load(&Saved::numbers(vec![0.0, 0.0, 0.0, 1.0]))
+            .unwrap();
+        assert_eq!((rule.statistics, &rule.warmup[..]), (None, &[1.0][..]));
     }
 }

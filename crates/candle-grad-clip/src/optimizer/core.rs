@@ -1,7 +1,5 @@
 //! All of a wrapper but its inner optimizer, and its settings.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
 
 use super::frozen::TinyCoefs;
@@ -12,9 +10,8 @@ use super::report::StepReport;
 use super::schedule::Schedule;
 use super::skips::Skips;
 use super::trained_vars::TrainedVars;
-use crate::clip::{Clip, ClipRule, Limits, RuleState};
+use crate::clip::{Clip, Policy};
 use crate::error::{Error, Result};
-use crate::gradients::UnitPlan;
 use crate::groups::ParamGroups;
 use crate::loss_scaler::LossScaler;
 use crate::pipeline::edit::Scratch;
@@ -23,16 +20,9 @@ use crate::vars::NamedVars;
 pub(crate) struct Core {
     pub(crate) vars: NamedVars,
     pub(crate) trained: TrainedVars,
-    pub(crate) clip: Clip,
-    /// What the clip remembers of the steps that were taken.
-    pub(crate) rule: RuleState,
-    /// If the clip has a rule for units.
-    pub(crate) units: Option<Arc<UnitPlan>>,
+    pub(crate) policy: Policy,
     /// The limit of each step, in place of the clip's.
-    pub(crate) schedule: Option<Schedule>,
-    /// A rule of the user's, in place of the clip's.
-    pub(crate) own: Option<Box<dyn ClipRule>>,
-    pub(crate) limits: Limits,
+    pub(super) schedule: Option<Schedule>,
     pub(super) missing: Missing,
     pub(super) with_param_norms: bool,
     pub(crate) loss_scaler: Option<LossScaler>,
@@ -59,7 +49,7 @@ impl Core {
         clip.check()?;
         vars.check_devices()?;
         let (trained, vars) = TrainedVars::new(&inner, inner_name, vars, allow_unclipped)?;
-        let units = clip.unit_plan(&vars)?;
+        let policy = Policy::new(clip, &vars)?;
         if let Inner::Fused(fused) = &mut inner {
             trained.adopt(*fused, &vars)?;
             fused.trained_mut().settle()?; // another wrapper's skips are not ours
@@ -67,12 +57,8 @@ impl Core {
         Ok(Self {
             vars,
             trained,
-            clip,
-            rule: RuleState::default(),
-            units,
+            policy,
             schedule: None,
-            own: None,
-            limits: Limits::default(),
             missing: Missing::default(),
             with_param_norms: false,
             loss_scaler: None,
@@ -86,31 +72,14 @@ impl Core {
         })
     }
 
-    pub(super) fn set_clip(&mut self, clip: Clip) -> Result<()> {
-        clip.check()?;
-        clip.check_groups(self.limits.groups().has_limits())?;
-        clip.check_no_clip(self.limits.groups())?;
-        if self.schedule.is_some() {
-            clip.check_schedule()?;
-        }
-        if self.own.is_some() {
-            check_no_clip_beside_rule(&clip)?;
-        }
-        self.units = clip.unit_plan(&self.vars)?;
-        clip.adapt(&mut self.rule);
-        self.clip = clip;
-        Ok(())
-    }
-
     pub(super) fn set_groups(
         &mut self,
         inner: &mut Inner<'_>,
         groups: ParamGroups,
         inner_name: &'static str,
     ) -> Result<()> {
-        self.clip.check_groups(groups.has_limits())?;
-        self.clip.check_no_clip(&groups)?;
-        let limits = Limits::new(groups.clone(), self.vars.names())?;
+        let names = self.vars.names();
+        let limits = self.policy.limits_of(groups.clone(), names)?;
         if let Inner::Fused(fused) = inner {
             self.trained.adopt(*fused, &self.vars)?;
             fused.trained_mut().set_groups(groups)?;
@@ -120,18 +89,12 @@ impl Core {
                 optimizer: inner_name,
             });
         }
-        self.limits = limits;
-        Ok(())
-    }
-
-    pub(super) fn set_rule(&mut self, rule: Box<dyn ClipRule>) -> Result<()> {
-        check_no_clip_beside_rule(&self.clip)?;
-        self.own = Some(rule);
+        self.policy.set_limits(limits);
         Ok(())
     }
 
     pub(super) fn set_schedule(&mut self, schedule: Schedule) -> Result<()> {
-        self.clip.check_schedule()?;
+        self.policy.expect_schedule()?;
         self.schedule = Some(schedule);
         Ok(())
     }
@@ -167,8 +130,7 @@ impl Core {
 
     /// The loss as a number, read from its device, if the rule looks at it.
     pub(super) fn loss_value(&self, loss: &Tensor) -> Result<Option<f64>> {
-        let own = self.own.as_ref();
-        if !self.clip.reads_loss() && !own.is_some_and(|own| own.reads_loss()) {
+        if !self.policy.reads_loss() {
             return Ok(None);
         }
         if loss.elem_count() != 1 {
@@ -180,16 +142,4 @@ impl Core {
         let value = value.to_dtype(DType::F64)?.flatten_all()?;
         Ok(Some(value.to_vec1::<f64>()?[0]))
     }
-}
-
-/// The clip beside a rule of the user's.
-pub(crate) fn check_no_clip_beside_rule(clip: &Clip) -> Result<()> {
-    if clip.is_none() {
-        return Ok(());
-    }
-    Err(Error::InvalidClip {
-        text: clip.to_string(),
-        reason: "a ClipRule decides here, expected none (which may have norm_type, non_finite and max_skips)"
-            .to_string(),
-    })
 }

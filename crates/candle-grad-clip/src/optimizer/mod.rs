@@ -23,7 +23,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use candle_nn::Optimizer;
 
-pub(crate) use self::core::{Core, check_no_clip_beside_rule};
+pub(crate) use self::core::Core;
 use crate::clip::Clip;
 use crate::error::Result;
 use crate::vars::NamedVars;
@@ -372,7 +372,7 @@ impl<O: Optimizer> fmt::Debug for ClippedOptimizer<O> {
         f.debug_struct("ClippedOptimizer")
             .field("inner", &type_name::<O>())
             .field("learning_rate", &self.inner.learning_rate())
-            .field("clip", &self.core.clip)
+            .field("clip", self.core.policy.clip())
             .field("vars", &self.core.vars.vars().len())
             .field("loss_scaler", &self.core.loss_scaler)
             .field("step", &self.core.step)

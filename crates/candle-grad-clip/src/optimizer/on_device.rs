@@ -73,12 +73,9 @@ impl Core {
     /// What a GPU is to decide, if it can.
     fn device_plan(&self) -> Option<Plan> {
         // A wrapper around this one wants to know whether the step was skipped.
-        let is_plain = self.limits.is_empty()
-            && self.loss_scaler.is_none()
-            && self.own.is_none()
-            && !nested::is_inside();
+        let is_plain = self.loss_scaler.is_none() && !nested::is_inside();
         let is_cuda = |var: &Var| var.device().is_cuda();
-        let plan = self.clip.plan().filter(|_| is_plain)?;
+        let plan = self.policy.device_plan().filter(|_| is_plain)?;
         self.vars.vars().iter().any(is_cuda).then_some(plan)
     }
 
@@ -95,7 +92,7 @@ impl Core {
         let with_grad = with_grad.map(|(index, _)| index).collect();
         let pending = PendingStep::new(
             result,
-            self.clip.clone(),
+            self.policy.clip().clone(),
             self.step,
             with_grad,
             self.with_param_norms,

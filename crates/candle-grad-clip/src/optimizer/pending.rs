@@ -7,7 +7,7 @@ use super::frozen::TinyCoefs;
 use super::record::{StepPath, StepRecord};
 use super::skips::{Skip, Skips};
 use crate::backend::{Outcome, StepResult};
-use crate::clip::{Clip, Limits, RuleState};
+use crate::clip::{Clip, Policy};
 use crate::error::Result;
 use crate::gradients::{GradStats, Measurements, norm_of};
 use crate::skip_reason::SkipReason;
@@ -94,9 +94,7 @@ impl PendingStep {
             loss: None,
         };
         // The GPU has decided so by the same numbers; the last bit of its coefficient may be another.
-        let decision = self
-            .clip
-            .decide(&RuleState::default(), &measured, &Limits::default(), None);
+        let decision = Policy::of_norms(self.clip.clone()).decide(&measured);
         let non_finite = self.clip.non_finite;
         let mut record =
             StepRecord::new(self.step, &measured, &decision, non_finite, StepPath::Fused);

@@ -38,7 +38,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// As [`wrap`](Self::wrap); a [`Clip::value`] or [`Clip::agc`] beside groups with limits. The old one stays then.
     pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
-        self.core.set_clip(clip)
+        self.core.policy.set_clip(clip, &self.core.vars)
     }
 
     /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
@@ -58,7 +58,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// What is done to the gradients.
     #[must_use]
     pub fn clip(&self) -> &Clip {
-        &self.core.clip
+        self.core.policy.clip()
     }
 
     /// Vars whose name starts with one of these never get a gradient and are not reported missing:
@@ -165,7 +165,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// A clip that is not `Clip::none()`.
     pub fn with_rule(mut self, rule: impl ClipRule + 'static) -> Result<Self> {
-        self.core.set_rule(Box::new(rule))?;
+        self.core.policy.set_rule(rule)?;
         Ok(self)
     }
 

@@ -14,7 +14,7 @@ use super::report::StepReport;
 use super::skips::Skip;
 use super::{nested, schedule::Schedule};
 use crate::accumulate::hides_overflow;
-use crate::clip::{Action, Decision, Edits, Measured, NonFinite, Observed, Own};
+use crate::clip::{Action, Decision, Edits, NonFinite};
 use crate::error::{Error, Result};
 use crate::gradients::{Measurements, Request};
 use crate::loss_scaler::LossScaler;
@@ -103,12 +103,12 @@ impl Core {
                 nested::step(|| grads.step(*inner, edited))?
             }
         };
-        Ok(self.finish(report, &decision, skipped_inside))
+        Ok(self.finish(report, skipped_inside))
     }
 
     fn set_scheduled_limit(&mut self) -> Result<()> {
         if let Some(Schedule(limit)) = &self.schedule {
-            self.clip.set_limit(limit(self.step + 1))?;
+            self.policy.set_limit(limit(self.step + 1))?;
         }
         Ok(())
     }
@@ -124,22 +124,24 @@ impl Core {
         if scaler.is_some_and(LossScaler::is_enabled) && hides_overflow(grads) {
             return Err(Error::HiddenOverflow);
         }
-        let mut measured = self.measure(grads, loss, self.clip.request())?;
-        let policy = self.clip.non_finite;
-        let mut set_aside = self.limits.set_aside(&mut measured, policy);
-        let own = self.ask_own_rule(&measured)?;
-        let clip_value = own.as_ref().and_then(|own| own.decision.bound());
-        if clip_value.is_some() {
+        let mut measured = self.measure(grads, loss, self.policy.request())?;
+        let non_finite = self.policy.clip().non_finite;
+        let mut set_aside = self.policy.limits().set_aside(&mut measured, non_finite);
+        let names = self.vars.shared_names();
+        // Not asked about an overflow of the loss's scale, which ends the step.
+        let overflows = self.loss_scale() > 1.0 && measured.total.stats.non_finite() > 0;
+        if !overflows && let Some(bound) = self.policy.ask(&measured, names, self.step + 1)? {
             let request = Request {
-                clip_value,
-                ..self.clip.request()
+                clip_value: Some(bound),
+                ..self.policy.request()
             };
             measured = self.measure(grads, loss, request)?;
-            set_aside = self.limits.set_aside(&mut measured, policy);
+            set_aside = self.policy.limits().set_aside(&mut measured, non_finite);
         }
-        let mut decision = self.decide(inner, grads, &measured, own)?;
-        self.limits
-            .put_back(set_aside, &mut measured, &mut decision, self.loss_scale());
+        let mut decision = self.decide(inner, grads, &measured)?;
+        let scale = self.loss_scale();
+        let limits = self.policy.limits();
+        limits.put_back(set_aside, &mut measured, &mut decision, scale);
         Ok((measured, decision))
     }
 
@@ -151,7 +153,7 @@ impl Core {
         request: Request,
     ) -> Result<Measurements<'g>> {
         let (vars, scale) = (self.vars.list(), self.loss_scale());
-        let measured = match &self.units {
+        let measured = match self.policy.units() {
             Some(units) => measure_units(vars, grads, request.norm_type, units, scale),
             None => measure_unscaled(vars, grads, request, scale),
         };
@@ -164,7 +166,6 @@ impl Core {
         inner: &Inner<'_>,
         grads: &GradStore,
         measured: &Measurements<'_>,
-        own: Option<Own>,
     ) -> Result<Decision> {
         let scale = self.loss_scale();
         let non_finite = measured.total.stats.non_finite();
@@ -178,9 +179,7 @@ impl Core {
             );
             return Ok(Decision::refuse(SkipReason::NonFinite));
         }
-        let clip = &self.clip;
-        let decision = clip.decide(&self.rule, measured, &self.limits, own);
-        let decision = decision.of_scaled(scale);
+        let decision = self.policy.decide(measured).of_scaled(scale);
         if let Action::Refuse(reason) = decision.action {
             self.skip(reason, measured, None)?;
             return Ok(decision);
@@ -202,7 +201,7 @@ impl Core {
         overflow: Option<Overflow>,
     ) -> Result<()> {
         let names = self.vars.names();
-        if reason == SkipReason::NonFinite && self.clip.non_finite == NonFinite::Error {
+        if reason == SkipReason::NonFinite && self.policy.clip().non_finite == NonFinite::Error {
             return Err(match overflow {
                 Some(overflow) => overflow.error(names),
                 None => non_finite_error(self.vars.list(), measured),
@@ -220,7 +219,7 @@ impl Core {
             non_finite: measured.total.stats.non_finite(),
             total_norm: measured.norm().value(),
             loss: measured.loss,
-            clip: &self.clip,
+            clip: self.policy.clip(),
         })
     }
 
@@ -234,10 +233,12 @@ impl Core {
         grads: &GradStore,
         action: &Action,
     ) -> Result<Option<Overflow>> {
-        let may_grow = self.loss_scale() < 1.0 || self.own.is_some();
+        let may_grow = self.loss_scale() < 1.0 || self.policy.may_grow();
         match action {
-            Action::Edit(edits) if may_grow && self.clip.non_finite != NonFinite::Propagate => {
-                let (vars, units) = (&self.vars, self.units.as_ref());
+            Action::Edit(edits)
+                if may_grow && self.policy.clip().non_finite != NonFinite::Propagate =>
+            {
+                let (vars, units) = (&self.vars, self.policy.units());
                 overflow::find(vars, units, grads, edits, inner.is_fused())
             }
             _ => Ok(None),
@@ -304,7 +305,13 @@ impl Core {
         path: StepPath,
     ) -> StepReport {
         let step = self.step + 1;
-        let known = StepRecord::new(step, measured, decision, self.clip.non_finite, path);
+        let known = StepRecord::new(
+            step,
+            measured,
+            decision,
+            self.policy.clip().non_finite,
+            path,
+        );
         let param_norms = self.with_param_norms.then(|| measured.param_norms().into());
         StepReport {
             known,
@@ -317,23 +324,16 @@ impl Core {
     }
 
     /// The step is done as decided, or skipped: only now the rule's history takes it in.
-    fn finish(
-        &mut self,
-        mut report: StepReport,
-        decision: &Decision,
-        skipped_inside: Option<SkipReason>,
-    ) -> StepReport {
+    fn finish(&mut self, mut report: StepReport, skipped_inside: Option<SkipReason>) -> StepReport {
         let record = &mut report.known;
         if let Some(reason) = skipped_inside {
             record.skipped = true;
             record.skip_reason = Some(reason);
             record.path = StepPath::Skipped;
-        } else {
-            self.clip.observe(&mut self.rule, &decision.observed);
-            self.observe_own_rule(&decision.observed);
         }
         self.step = record.step;
         if !record.skipped {
+            self.policy.observe();
             self.steps_taken += 1;
             self.skips.end();
         }
@@ -361,42 +361,5 @@ impl Core {
         };
         self.last_report = Some(report.clone());
         report
-    }
-
-    /// What the user's rule decides, if there is one and the policy lets it.
-    fn ask_own_rule(&self, measured: &Measurements<'_>) -> Result<Option<Own>> {
-        let Some(rule) = &self.own else {
-            return Ok(None);
-        };
-        let bad = measured.total.stats.non_finite() > 0;
-        let policy = self.clip.non_finite;
-        let refused = matches!(policy, NonFinite::Error | NonFinite::SkipStep);
-        if bad && (refused || self.loss_scale() > 1.0) {
-            return Ok(None);
-        }
-        let names = self.vars.shared_names().clone();
-        let view = Measured::new(measured, policy, names, self.step + 1);
-        let decision = rule.decide(&view);
-        decision.check(measured.entries.len())?;
-        if let Some(value) = decision.bound()
-            && self.limits.groups().has_limits()
-        {
-            return Err(Error::InvalidOption {
-                name: "the bound of the ClipRule",
-                value,
-                expected: "no Clamp beside groups that have a max_norm",
-            });
-        }
-        Ok(Some(Own {
-            measured: view,
-            decision,
-        }))
-    }
-
-    /// The step was taken.
-    fn observe_own_rule(&mut self, observed: &Observed) {
-        if let (Some(rule), Observed::Own(own)) = (&mut self.own, observed) {
-            rule.observe(&own.measured, &own.decision);
-        }
     }
 }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use candle_grad_clip_kernels::NormType;
 
-use super::{Decision, NonFinite, Observed, per_var, value};
+use super::decision::{Decision, Given};
+use super::non_finite::NonFinite;
+use super::rule::{Asked, Rule, Saved};
+use super::{per_var, value};
 use crate::check::check_limit;
 use crate::error::{Error, Result};
-use crate::gradients::Measurements;
 use crate::skip_reason::SkipReason;
 
 /// A clipping rule of your own, for [`ClippedOptimizer::with_rule`](crate::ClippedOptimizer::with_rule): from norms to
@@ -105,26 +107,22 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// `measured` under a policy: under [`NonFinite::Zero`] the norms are those of the finite elements.
-    pub(crate) fn new(
-        measured: &Measurements<'_>,
-        non_finite: NonFinite,
-        names: Arc<[String]>,
-        step: u64,
-    ) -> Self {
+    /// Under [`NonFinite::Zero`] the norms are those of the finite elements.
+    fn new(asked: &Asked<'_>) -> Self {
+        let measured = asked.measured;
         let norm_type = measured.norm_type;
         let of_finite = measured.entries.iter();
         let of_finite = of_finite.map(|entry| entry.measured.stats.power.root(norm_type).value());
-        let (total_norm, param_norms) = match non_finite {
+        let (total_norm, param_norms) = match asked.non_finite {
             NonFinite::Zero => (measured.norm().value(), of_finite.collect()),
             _ => (measured.total_norm(), measured.param_norms()),
         };
         Self {
-            step,
+            step: asked.step,
             norm_type,
             total_norm,
             param_norms,
-            names,
+            names: asked.names.clone(),
             loss: measured.loss,
         }
     }
@@ -185,14 +183,14 @@ pub enum ClipDecision {
 
 impl ClipDecision {
     /// The bound that the gradients are to be measured with.
-    pub(crate) fn bound(&self) -> Option<f64> {
+    fn bound(&self) -> Option<f64> {
         match self {
             Self::Clamp(bound) => Some(*bound),
             _ => None,
         }
     }
 
-    pub(crate) fn check(&self, vars: usize) -> Result<()> {
+    fn check(&self, vars: usize) -> Result<()> {
         let coef = |value: f64| {
             if value >= 0.0 && value.is_finite() {
                 return Ok(());
@@ -217,37 +215,72 @@ impl ClipDecision {
     }
 
     /// The decision, checked, for gradients that were measured with [`ClipDecision::bound`].
-    pub(super) fn decide(&self, measured: &Measurements<'_>, zero_non_finite: bool) -> Decision {
+    fn decide(&self, given: &Given<'_>) -> Decision {
         match self {
-            Self::Leave => Decision::scale(measured, 1.0, zero_non_finite),
-            Self::Scale(coef) => Decision::scale(measured, *coef, zero_non_finite),
+            Self::Leave => Decision::scale(given, 1.0),
+            Self::Scale(coef) => Decision::scale(given, *coef),
             Self::ScaleEach(coefs) => {
-                let entries = measured.entries.iter().zip(coefs);
+                let entries = given.measured.entries.iter().zip(coefs);
                 let coef = entries.map(|(entry, coef)| entry.grad.map_or(1.0, |_| *coef));
-                per_var::scale(measured, coef.collect(), zero_non_finite)
+                per_var::scale(given, coef.collect())
             }
-            Self::Clamp(bound) => value::decide(measured, *bound, zero_non_finite),
+            Self::Clamp(bound) => value::clamp(*bound, given),
             Self::Skip => Decision::refuse(SkipReason::Rule),
         }
     }
 }
 
-/// What [`ClipRule::observe`] gets.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Own {
-    pub(crate) measured: Measured,
-    pub(crate) decision: ClipDecision,
+/// A user's rule at work.
+pub(super) struct Custom {
+    rule: Box<dyn ClipRule>,
+    /// What it saw and decided in this step.
+    decided: Option<(Measured, ClipDecision)>,
 }
 
-impl Own {
-    pub(super) fn decide(self, measured: &Measurements<'_>, zero_non_finite: bool) -> Decision {
-        let decision = self.decision.decide(measured, zero_non_finite);
-        if self.decision == ClipDecision::Skip || !self.measured.total_norm.is_finite() {
-            return decision;
+impl Custom {
+    pub(super) fn new(rule: impl ClipRule + 'static) -> Self {
+        Self {
+            rule: Box::new(rule),
+            decided: None,
         }
-        Decision {
-            observed: Observed::Own(Box::new(self)),
-            ..decision
+    }
+}
+
+impl Rule for Custom {
+    fn ask(&mut self, asked: &Asked<'_>) -> Result<Option<f64>> {
+        self.decided = None;
+        let view = Measured::new(asked);
+        let decision = self.rule.decide(&view);
+        decision.check(asked.measured.entries.len())?;
+        let bound = decision.bound();
+        self.decided = Some((view, decision));
+        Ok(bound)
+    }
+
+    fn decide(&mut self, given: &Given<'_>) -> Decision {
+        match &self.decided {
+            Some((_, decision)) => decision.decide(given),
+            None => Decision::scale(given, 1.0), // not reached: it is asked first
         }
+    }
+
+    fn observe(&mut self) {
+        if let Some((measured, decision)) = self.decided.take()
+            && measured.total_norm.is_finite()
+        {
+            self.rule.observe(&measured, &decision);
+        }
+    }
+
+    fn reads_loss(&self) -> bool {
+        self.rule.reads_loss()
+    }
+
+    fn save(&self) -> Saved {
+        Saved::numbers(self.rule.save())
+    }
+
+    fn load(&mut self, saved: &Saved) -> std::result::Result<(), String> {
+        self.rule.load(&saved.numbers)
     }
 }

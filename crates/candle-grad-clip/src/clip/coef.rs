@@ -1,0 +1,31 @@
+//! Coefficients: what a limit makes of a norm.
+
+use candle_grad_clip_kernels::{NormType, Stats};
+
+/// `eps` of `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15).
+pub(crate) const CLIP_EPS: f64 = 1e-6;
+
+/// A coefficient below this leaves next to nothing of a gradient.
+pub(crate) const TINY_COEF: f64 = 1e-6;
+
+/// The coefficient; under `Propagate` NaN for gradients with a NaN, 0 for those with an infinity.
+pub(crate) fn clip_coef(
+    stats: Stats,
+    norm_type: NormType,
+    max_norm: f64,
+    eps: f64,
+    zero_non_finite: bool,
+) -> f64 {
+    if max_norm == f64::INFINITY || zero_non_finite || stats.non_finite() == 0 {
+        stats.power.root(norm_type).clip_coef(max_norm, eps)
+    } else if stats.nan > 0 {
+        f64::NAN
+    } else {
+        0.0
+    }
+}
+
+/// The smaller one, or NaN where one is.
+pub(super) fn smaller(x: f64, y: f64) -> f64 {
+    if x.is_nan() || x < y { x } else { y }
+}

@@ -1,0 +1,127 @@
+//! What a rule decides on, and what it decided.
+
+use candle_grad_clip_kernels::{Edit, Stats};
+
+use super::coef::clip_coef;
+use super::edits::Edits;
+use super::history;
+use crate::gradients::Measurements;
+use crate::skip_reason::SkipReason;
+
+/// What a rule decides on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Given<'a> {
+    pub(super) measured: &'a Measurements<'a>,
+    /// What is added to norms before they divide.
+    pub(super) eps: f64,
+    /// Whether there are elements that are not finite, which become 0.
+    pub(super) zero_non_finite: bool,
+}
+
+impl Given<'_> {
+    /// The norm that a rule goes by.
+    pub(super) fn total_norm(&self) -> f64 {
+        if self.zero_non_finite {
+            self.measured.norm().value()
+        } else {
+            self.measured.total_norm()
+        }
+    }
+
+    /// The same, if it may enter a history.
+    pub(super) fn norm_that_counts(&self) -> Option<f64> {
+        Some(self.total_norm()).filter(|norm| history::counts(*norm))
+    }
+
+    /// The coefficient for gradients that measured so.
+    pub(super) fn clip_coef(&self, stats: Stats, max_norm: f64) -> f64 {
+        let norm_type = self.measured.norm_type;
+        clip_coef(stats, norm_type, max_norm, self.eps, self.zero_non_finite)
+    }
+}
+
+/// What is to be done, and what the gradients will be afterwards.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Decision {
+    pub(crate) action: Action,
+    pub(crate) clip_coef: f64,
+    pub(crate) clipped_norm: f64,
+    pub(crate) was_clipped: bool,
+    pub(crate) num_clipped: u64,
+    /// What holds in each group, if there are groups.
+    pub(crate) groups: Vec<GroupRecord>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Action {
+    /// Nothing is changed and nothing copied.
+    Leave,
+    Edit(Edits),
+    /// No step is taken with these gradients.
+    Refuse(SkipReason),
+}
+
+/// What one group of Vars measured, and what its gradients were multiplied by: of
+/// [`StepReport::groups`](crate::StepReport::groups).
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct GroupRecord {
+    /// The group's name.
+    pub name: String,
+    /// Norm of the group's gradients as one vector before clipping.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
+    pub total_norm: f64,
+    /// What they were multiplied by: the smallest where each Var has its own.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
+    pub clip_coef: f64,
+}
+
+impl Decision {
+    /// Nothing is changed, or what `edits` say.
+    pub(super) fn new(edits: Option<Edits>, clip_coef: f64, clipped_norm: f64) -> Self {
+        Self {
+            was_clipped: clip_coef != 1.0,
+            action: edits.map_or(Action::Leave, Action::Edit),
+            clip_coef,
+            clipped_norm,
+            num_clipped: 0,
+            groups: Vec::new(),
+        }
+    }
+
+    pub(crate) fn refuse(reason: SkipReason) -> Self {
+        Self {
+            action: Action::Refuse(reason),
+            was_clipped: false,
+            ..Self::new(None, 0.0, 0.0)
+        }
+    }
+
+    /// For gradients that are still multiplied by `scale`.
+    pub(crate) fn of_scaled(mut self, scale: f64) -> Self {
+        if scale != 1.0 {
+            self.action = match self.action {
+                Action::Refuse(reason) => Action::Refuse(reason),
+                Action::Leave => Action::Edit(Edits::All(Edit::NOTHING.of_scaled(scale))),
+                Action::Edit(edits) => Action::Edit(edits.of_scaled(scale)),
+            };
+        }
+        self
+    }
+
+    /// One coefficient for all; exactly 1 with nothing to clean leaves everything alone.
+    pub(super) fn scale(given: &Given<'_>, clip_coef: f64) -> Self {
+        let (measured, zero_non_finite) = (given.measured, given.zero_non_finite);
+        let edits = (clip_coef != 1.0 || zero_non_finite).then_some(Edits::All(Edit::Scale {
+            clip_coef,
+            zero_non_finite,
+        }));
+        let clipped_norm = if zero_non_finite || measured.total.stats.non_finite() == 0 {
+            measured.norm().scaled(clip_coef)
+        } else {
+            measured.total_norm() * clip_coef
+        };
+        Self::new(edits, clip_coef, clipped_norm)
+    }
+}
