@@ -206,7 +206,6 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         clip: Clip,
         allow_unclipped: &[&str],
     ) -> Result<Self> {
-        clip.check()?;
         let vars = vars.into();
         vars.check_devices()?;
         let (trained, vars) = TrainedVars::new(&mut inner, vars, allow_unclipped)?;
