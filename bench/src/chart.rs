@@ -3,7 +3,7 @@
 use plot::{Chart, Panel, Series};
 
 use crate::op::{Impl, Op, PASTE_IN_KEPT};
-use crate::record::{Measured, Point};
+use crate::record::{GradNorms, Point};
 use crate::results::{groups, median_of, of};
 
 /// Everyone who may be in a picture, in the order of colours: ours first.
@@ -18,7 +18,7 @@ const RIVALS: [&str; 7] = [
 ];
 
 /// How many times the floor each rival takes: a panel an operation, a place a set.
-pub(crate) fn compared(measured: &[Measured]) -> Chart {
+pub(crate) fn compared(measured: &[GradNorms]) -> Chart {
     let panels = [Op::ClipGradNorm, Op::ClipAdamW, Op::ClipSgd]
         .into_iter()
         .map(Op::name)
@@ -29,12 +29,12 @@ pub(crate) fn compared(measured: &[Measured]) -> Chart {
     }
 }
 
-fn compared_in(op: &str, measured: &[Measured]) -> Panel {
+fn compared_in(op: &str, measured: &[GradNorms]) -> Panel {
     let groups = groups(measured);
     let series = RIVALS.iter().enumerate().map(|(color_index, rival)| {
         let mut points = Vec::new();
         for (place, (set, dtype)) in groups.iter().enumerate() {
-            let rows: Vec<&Measured> = of(measured, set, dtype).collect();
+            let rows: Vec<&GradNorms> = of(measured, set, dtype).collect();
             let ratio = median_of(&rows, op, rival) / median_of(&rows, op, Impl::Floor.name());
             // Side by side, so that no marker hides another.
             let aside = 0.1 * (color_index as f64 - (RIVALS.len() - 1) as f64 / 2.0);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::case::Case;
 use crate::op::{Impl, Op, PASTE_IN_KEPT};
-use crate::record::{Measured, median};
+use crate::record::{GradNorms, median};
 use crate::rival::{Plan, measure};
 use crate::sets::Set;
 use crate::threads::Threads;
@@ -53,7 +53,7 @@ pub(crate) fn is_possible() -> bool {
 }
 
 /// Runs [`Kept`] in a process that maps nothing and gives nothing back.
-pub(crate) fn time(set: Set, threads: usize) -> Result<Vec<Measured>> {
+pub(crate) fn time(set: Set, threads: usize) -> Result<Vec<GradNorms>> {
     let output = Command::new(std::env::current_exe()?)
         .args([
             "kept",
@@ -75,7 +75,7 @@ pub(crate) fn time(set: Set, threads: usize) -> Result<Vec<Measured>> {
     text.lines().map(|line| measured(set, line)).collect()
 }
 
-fn measured(set: Set, line: &str) -> Result<Measured> {
+fn measured(set: Set, line: &str) -> Result<GradNorms> {
     let mut words = line.split(' ');
     let name = words.next().context("an empty line")?;
     let op = OPS.into_iter().find(|op| op.name() == name);
@@ -83,7 +83,7 @@ fn measured(set: Set, line: &str) -> Result<Measured> {
     let mut times = words.map(str::parse).collect::<Result<Vec<f64>, _>>()?;
     ensure!(!times.is_empty(), "no times of {name}");
     times.sort_by(f64::total_cmp);
-    Ok(Measured {
+    Ok(GradNorms {
         set: set.name(),
         dtype: "f32",
         op: op.name(),

@@ -25,7 +25,7 @@ pub(crate) struct Record<'a> {
 
 /// One rival's times for one operation on one set.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Measured {
+pub(crate) struct GradNorms {
     pub(crate) set: &'static str,
     pub(crate) dtype: &'static str,
     pub(crate) op: &'static str,
@@ -38,7 +38,7 @@ pub(crate) struct Measured {
 }
 
 /// The floor's median, if it is among these rows of one operation.
-pub(crate) fn floor_ms(rows: &[Measured]) -> f64 {
+pub(crate) fn floor_ms(rows: &[GradNorms]) -> f64 {
     let floor = rows.iter().find(|row| row.rival == Impl::Floor.name());
     floor.map_or(f64::NAN, |floor| floor.median_ms)
 }
@@ -46,7 +46,7 @@ pub(crate) fn floor_ms(rows: &[Measured]) -> f64 {
 /// All that a run found out.
 #[derive(Default)]
 pub(crate) struct Findings {
-    pub(crate) measured: Vec<Measured>,
+    pub(crate) measured: Vec<GradNorms>,
     /// Names and versions of the frameworks.
     pub(crate) versions: Vec<String>,
     /// What was not timed, and why.
@@ -55,9 +55,9 @@ pub(crate) struct Findings {
 
 impl Findings {
     /// Puts what was timed later beside the rest of its set.
-    pub(crate) fn add_beside(&mut self, later: Vec<Measured>) {
+    pub(crate) fn add_beside(&mut self, later: Vec<GradNorms>) {
         for row in later {
-            let beside = |other: &Measured| other.set == row.set && other.dtype == row.dtype;
+            let beside = |other: &GradNorms| other.set == row.set && other.dtype == row.dtype;
             let end = self.measured.iter().rposition(beside).map_or(0, |i| i + 1);
             self.measured.insert(end, row);
         }

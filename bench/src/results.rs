@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::op::{Impl, Op, PASTE_IN_KEPT};
-use crate::record::{Findings, Measured};
+use crate::record::{Findings, GradNorms};
 
 /// What `found` says, for people.
 pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
@@ -20,7 +20,7 @@ pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
     }
     writeln!(text, "\n![Times over the floor](results.svg)")?;
     for (set, dtype) in groups(&found.measured) {
-        let rows: Vec<&Measured> = of(&found.measured, set, dtype).collect();
+        let rows: Vec<&GradNorms> = of(&found.measured, set, dtype).collect();
         writeln!(text, "\n## {set}, {dtype}: {}\n", about(set))?;
         section(&mut text, &Op::ALL.map(Op::name), &rows)?;
     }
@@ -45,7 +45,7 @@ pub(crate) fn head(title: &str, args: &str, found: &Findings) -> Result<String> 
 }
 
 /// The times of a set, and how they compare.
-pub(crate) fn section(text: &mut String, ops: &[&str], rows: &[&Measured]) -> Result<()> {
+pub(crate) fn section(text: &mut String, ops: &[&str], rows: &[&GradNorms]) -> Result<()> {
     writeln!(
         text,
         "Median milliseconds, and how many times the floor's:\n"
@@ -72,24 +72,24 @@ pub(crate) fn section(text: &mut String, ops: &[&str], rows: &[&Measured]) -> Re
 }
 
 /// The sets in their dtypes, in the order they were timed.
-pub(crate) fn groups(measured: &[Measured]) -> Vec<(&'static str, &'static str)> {
+pub(crate) fn groups(measured: &[GradNorms]) -> Vec<(&'static str, &'static str)> {
     let mut groups: Vec<_> = measured.iter().map(|row| (row.set, row.dtype)).collect();
     groups.dedup();
     groups
 }
 
 pub(crate) fn of<'a>(
-    measured: &'a [Measured],
+    measured: &'a [GradNorms],
     set: &str,
     dtype: &str,
-) -> impl Iterator<Item = &'a Measured> {
+) -> impl Iterator<Item = &'a GradNorms> {
     measured
         .iter()
         .filter(move |row| row.set == set && row.dtype == dtype)
 }
 
 /// NaN where it was not timed.
-pub(crate) fn median_of(rows: &[&Measured], op: &str, rival: &str) -> f64 {
+pub(crate) fn median_of(rows: &[&GradNorms], op: &str, rival: &str) -> f64 {
     let row = rows.iter().find(|row| row.op == op && row.rival == rival);
     row.map_or(f64::NAN, |row| row.median_ms)
 }
@@ -98,8 +98,8 @@ pub(crate) fn median_of(rows: &[&Measured], op: &str, rival: &str) -> f64 {
 fn table(
     text: &mut String,
     ops: &[&str],
-    rows: &[&Measured],
-    cell: impl Fn(&Measured) -> String,
+    rows: &[&GradNorms],
+    cell: impl Fn(&GradNorms) -> String,
 ) -> Result<()> {
     let ops: Vec<&str> = ops
         .iter()
@@ -189,8 +189,8 @@ pub(crate) fn machine() -> String {
 mod tests {
     use super::*;
 
-    fn row(op: &'static str, rival: &str, median_ms: f64, norm_error: Option<f64>) -> Measured {
-        Measured {
+    fn row(op: &'static str, rival: &str, median_ms: f64, norm_error: Option<f64>) -> GradNorms {
+        GradNorms {
             set: "D",
             dtype: "f32",
             op,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::answer::{Answer, Question};
 use crate::element::Element;
 use crate::op::{Impl, Op};
-use crate::record::{Measured, median};
+use crate::record::{GradNorms, median};
 use crate::sets::Set;
 
 /// A rival this many times slower than the fastest ...
@@ -83,9 +83,9 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    pub(crate) fn measured<E: Element>(mut self, set: Set, op: Op) -> Measured {
+    pub(crate) fn measured<E: Element>(mut self, set: Set, op: Op) -> GradNorms {
         self.ms.sort_by(f64::total_cmp);
-        Measured {
+        GradNorms {
             set: set.name(),
             dtype: E::DTYPE.as_str(),
             op: op.name(),

@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::case::Case;
 use crate::element::Element;
 use crate::op::{Impl, Op};
-use crate::record::{Measured, Output, Record, floor_ms};
+use crate::record::{GradNorms, Output, Record, floor_ms};
 use crate::rival::{Plan, Rival, measure};
 use crate::sets::Set;
 use crate::threads::Threads;
@@ -26,7 +26,7 @@ pub(crate) fn time_set<E: Element>(
         let rivals = rivals.iter_mut().map(|rival| rival as &mut dyn Rival<_>);
         let timed = measure(&mut case, op, rivals.collect(), &plan, &mut |_| {})?;
         let rows = timed.into_iter().map(|times| times.measured::<E>(set, op));
-        let rows: Vec<Measured> = rows.collect();
+        let rows: Vec<GradNorms> = rows.collect();
         let floor_ms = floor_ms(&rows);
         for row in &rows {
             output.add(&Record {

@@ -258,7 +258,7 @@ fn accumulating_keeps_its_buffers() -> Result<()> {
                 accumulator.add(&store)?;
                 assert_little(region.change(), &gradients, &format!("{what}: second"));
                 let region = Region::new(ALLOCATOR);
-                accumulator.finish()?.unwrap();
+                accumulator.take_grads()?.unwrap();
                 assert_little(region.change(), &gradients, &format!("{what}: finish"));
                 let region = Region::new(ALLOCATOR);
                 accumulator.add(&store)?;
@@ -286,7 +286,7 @@ fn checkpoints_are_not_held_in_memory() -> Result<()> {
     let folder = Folder::in_memory()?;
     let path = folder.join("o");
     let w = Var::ones(300_000, DType::F32, &Device::Cpu)?;
-    let mut opt = AdamW::named(
+    let mut opt = AdamW::from_named_vars(
         vec![("w".to_string(), w.clone())],
         candle_nn::ParamsAdamW {
             lr: 0.1,
@@ -305,7 +305,7 @@ fn checkpoints_are_not_held_in_memory() -> Result<()> {
     let bytes = fs::read(&path)?;
     let claims = |header: &str| -> Result<usize> {
         fs::write(&path, with_header(header, &[]))?;
-        let mut opt = AdamW::named(
+        let mut opt = AdamW::from_named_vars(
             vec![("w".to_string(), w.clone())],
             candle_nn::ParamsAdamW {
                 lr: 0.1,

@@ -19,7 +19,7 @@ const LIBRARY: &[&[&str]] = &[
     &["optim"],
     &["accumulate", "functions"],
     &["optimizer"],
-    &["checkpoint", "summary"],
+    &["checkpoint", "norm_statistics"],
     &["lib"],
 ];
 const KERNELS: &[&[&str]] = &[

@@ -20,7 +20,11 @@ fn skips_in_a_row_are_counted_on() -> Result<()> {
     let (w, named) = small()?;
     let make = |max_skips| {
         let clip = Clip::norm(1.0).max_skips(max_skips);
-        ClippedOptimizer::wrap(Sgd::named(named.clone(), 0.1)?, named.clone(), clip)
+        ClippedOptimizer::wrap(
+            Sgd::from_named_vars(named.clone(), 0.1)?,
+            named.clone(),
+            clip,
+        )
     };
     let bad = store_for(
         std::slice::from_ref(&w),
@@ -78,8 +82,8 @@ fn hyper_parameters_and_clips_come_back_exactly() -> Result<()> {
             eps: lr,
             weight_decay: lr,
         };
-        AdamW::named(named.clone(), params)?.save(&path)?;
-        let mut opt = AdamW::named(named.clone(), ParamsAdamW::default())?;
+        AdamW::from_named_vars(named.clone(), params)?.save(&path)?;
+        let mut opt = AdamW::from_named_vars(named.clone(), ParamsAdamW::default())?;
         opt.load(&path)?;
         let got = opt.params();
         let got = [got.lr, got.beta1, got.beta2, got.eps, got.weight_decay].map(f64::to_bits);
@@ -106,7 +110,7 @@ fn hyper_parameters_and_clips_come_back_exactly() -> Result<()> {
     ];
     for clip in clips {
         let make = |clip: &Clip| {
-            let opt = Sgd::named(named.clone(), 0.1)?;
+            let opt = Sgd::from_named_vars(named.clone(), 0.1)?;
             ClippedOptimizer::wrap(opt, named.clone(), clip.clone())
         };
         make(&clip)?.save(&path)?;
@@ -121,7 +125,7 @@ fn hyper_parameters_and_clips_come_back_exactly() -> Result<()> {
 fn a_file_goes_into_a_wrapper_and_out_of_one() -> Result<()> {
     let folder = Folder::new()?;
     let (w, named) = small()?;
-    let bare = || AdamW::named(named.clone(), adamw_params());
+    let bare = || AdamW::from_named_vars(named.clone(), adamw_params());
     let clipped = |max_norm| ClippedOptimizer::wrap(bare()?, named.clone(), Clip::norm(max_norm));
     let mut opt = bare()?;
     for _ in 0..3 {
@@ -151,8 +155,8 @@ fn a_file_goes_into_a_wrapper_and_out_of_one() -> Result<()> {
 fn the_momentum_of_the_file_decides_what_is_kept() -> Result<()> {
     let folder = Folder::new()?;
     let (w, named) = small()?;
-    let plain = || Sgd::named(named.clone(), 0.1);
-    let momentum = || Sgd::named(named.clone(), momentum_params(false));
+    let plain = || Sgd::from_named_vars(named.clone(), 0.1);
+    let momentum = || Sgd::from_named_vars(named.clone(), momentum_params(false));
     let step = |opt: &mut Sgd| opt.backward_step(&w.sqr()?.sum_all()?);
     let kinds: [&dyn Fn() -> candle_grad_clip::Result<Sgd>; 2] = [&plain, &momentum];
     for (ours, others) in [(kinds[0], kinds[1]), (kinds[1], kinds[0])] {
@@ -181,7 +185,7 @@ fn others_can_read_the_file() -> Result<()> {
     let path = folder.join("o.safetensors");
     let map = model()?;
     let vars = NamedVars::from(&map);
-    let mut opt = AdamW::named(vars.clone(), adamw_params())?.master_weights(true);
+    let mut opt = AdamW::from_named_vars(vars.clone(), adamw_params())?.master_weights(true);
     opt.step(&gradients(&vars, 3)?)?;
     opt.save(&path)?;
     let tensors = candle_core::safetensors::load(&path, device())?;
@@ -245,11 +249,11 @@ fn any_name_is_kept_but_not_two_of_one() -> Result<()> {
         .zip(&vars)
         .map(|(name, var)| pair(name, var))
         .collect();
-    let mut opt = AdamW::named(named.clone(), ParamsAdamW::default())?;
+    let mut opt = AdamW::from_named_vars(named.clone(), ParamsAdamW::default())?;
     opt.step(&store_for(&vars, &grads))?;
     opt.save(&path)?;
     let before = fs::read(&path)?;
-    let mut resumed = AdamW::named(
+    let mut resumed = AdamW::from_named_vars(
         named.into_iter().rev().collect::<Vec<_>>(),
         ParamsAdamW::default(),
     )?;
@@ -259,7 +263,7 @@ fn any_name_is_kept_but_not_two_of_one() -> Result<()> {
     assert_eq!(moment("a.first_moment")?, [0.1f32]);
 
     let twice = vec![pair("a", &vars[0]), pair("a", &vars[1])];
-    let mut opt = AdamW::named(twice, ParamsAdamW::default())?;
+    let mut opt = AdamW::from_named_vars(twice, ParamsAdamW::default())?;
     for error in [opt.save(&path).unwrap_err(), opt.load(&path).unwrap_err()] {
         assert!(
             error.to_string().contains("same name")
@@ -297,7 +301,7 @@ fn each_vars_own_steps_come_back() -> Result<()> {
     let path = folder.join("o");
     let make = || -> Result<_> {
         let (a, b) = (Var::new(&[1f32], device())?, Var::new(&[1f32], device())?);
-        let opt = AdamW::named(vec![pair("a", &a), pair("b", &b)], adamw_params())?;
+        let opt = AdamW::from_named_vars(vec![pair("a", &a), pair("b", &b)], adamw_params())?;
         Ok((a, b, opt))
     };
     let both = |a: &Var, b: &Var| -> candle_core::Result<Tensor> { a.sum_all()? + b.sum_all()? };

@@ -174,7 +174,7 @@ fn another_optimizer_is_named() -> Result<()> {
 fn the_way_a_file_is_missing_is_said() -> Result<()> {
     let folder = Folder::new()?;
     let (_, named) = small()?;
-    let mut opt = AdamW::named(named, ParamsAdamW::default())?;
+    let mut opt = AdamW::from_named_vars(named, ParamsAdamW::default())?;
     let error = opt.load(folder.join("nothing")).unwrap_err();
     assert!(
         matches!(&error, Error::CheckpointIo { source, .. } if source.kind() == std::io::ErrorKind::NotFound)

@@ -18,7 +18,7 @@ use crate::resume::pair;
 /// An optimizer of a Var with so many elements that has taken so many steps.
 pub(super) fn after(steps: usize, elements: usize) -> Result<AdamW> {
     let w = Var::ones(elements, DType::F32, device())?;
-    let mut opt = AdamW::named(vec![pair("w", &w)], ParamsAdamW::default())?;
+    let mut opt = AdamW::from_named_vars(vec![pair("w", &w)], ParamsAdamW::default())?;
     for _ in 0..steps {
         opt.backward_step(&w.sqr()?.sum_all()?)?;
     }
@@ -178,7 +178,7 @@ fn ruined_state_is_saved_only_if_insisted_on() -> Result<()> {
     let vars = vec![pair("good", &good), pair("bad", &bad)];
     let clip = Clip::norm(1.0).non_finite(NonFinite::Propagate);
     let make = || -> Result<_> {
-        let inner = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+        let inner = AdamW::from_named_vars(vars.clone(), ParamsAdamW::default())?;
         Ok(ClippedOptimizer::wrap(inner, vars.clone(), clip.clone())?)
     };
     let mut opt = make()?;
@@ -241,11 +241,11 @@ fn places_are_no_names() -> Result<()> {
     refused(half.save(&path));
     assert_eq!(names_in(&folder)?, [""; 0]);
 
-    let mut opt = AdamW::named(NamedVars::by_place(vars()), params())?;
+    let mut opt = AdamW::from_named_vars(NamedVars::by_place(vars()), params())?;
     opt.backward_step(&(a.sqr()? + b.sqr()?)?.sum_all()?)?;
     opt.save(&path)?;
     refused(AdamW::new(vars(), params())?.load(&path));
-    AdamW::named(NamedVars::by_place(vars()), params())?.load(&path)?;
+    AdamW::from_named_vars(NamedVars::by_place(vars()), params())?.load(&path)?;
     let both = vec![pair("a", &a), pair("b", &b)];
     ClippedOptimizer::wrap(AdamW::new(vars(), params())?, both, Clip::none())?.save(&path)?;
     Ok(())
@@ -256,8 +256,8 @@ fn places_are_no_names() -> Result<()> {
 struct Numbers(usize);
 
 impl candle_grad_clip::ClipRule for Numbers {
-    fn decide(&self, _: &candle_grad_clip::Measured) -> candle_grad_clip::ClipDecision {
-        candle_grad_clip::ClipDecision::Leave
+    fn decide(&self, _: &candle_grad_clip::GradNorms) -> candle_grad_clip::ClipDecision {
+        candle_grad_clip::ClipDecision::Keep
     }
 
     fn save(&self) -> Vec<f64> {
@@ -280,7 +280,7 @@ fn histories_of_any_length() -> Result<()> {
     for len in [1_000_000, 10_000_000] {
         let w = Var::ones(3, DType::F32, device())?;
         let vars = vec![pair("w", &w)];
-        let inner = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+        let inner = AdamW::from_named_vars(vars.clone(), ParamsAdamW::default())?;
         let mut opt = ClippedOptimizer::wrap(inner, vars, Clip::none())?.with_rule(Numbers(len))?;
         let start = std::time::Instant::now();
         opt.save(&path)?;

@@ -21,7 +21,7 @@ fn optimizer() -> Result<(Var, ClippedOptimizer<AdamW>)> {
         ("w".to_string(), w.clone()),
         ("x".to_string(), Var::zeros(1, DType::F64, device())?),
     ];
-    let opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+    let opt = AdamW::from_named_vars(vars.clone(), ParamsAdamW::default())?;
     let mut opt = ClippedOptimizer::wrap(opt, vars, Clip::norm(1.0))?;
     opt.backward_step(&w.sqr()?.sum_all()?)?;
     Ok((w, opt))

@@ -128,7 +128,7 @@ pub(super) fn optimizer(
     let amsgrad = scenario.starts_with("amsgrad");
     let master = scenario.ends_with("master");
     if amsgrad || ["adamw", "master"].contains(&scenario) {
-        let opt = AdamW::named(vars.clone(), adamw_params())?;
+        let opt = AdamW::from_named_vars(vars.clone(), adamw_params())?;
         let opt = opt.amsgrad(amsgrad).master_weights(master);
         return match clip {
             Some(clip) => wrapped(opt, vars, clip),
@@ -136,8 +136,8 @@ pub(super) fn optimizer(
         };
     }
     let opt = match scenario {
-        "sgd" => Sgd::named(vars.clone(), 0.01)?,
-        _ => Sgd::named(vars.clone(), momentum_params(scenario != "momentum"))?,
+        "sgd" => Sgd::from_named_vars(vars.clone(), 0.01)?,
+        _ => Sgd::from_named_vars(vars.clone(), momentum_params(scenario != "momentum"))?,
     };
     let opt = opt.master_weights(master);
     match clip {

@@ -17,7 +17,7 @@ use super::resume::{in_a_new_process, pair, small};
 fn a_save_that_cannot_be_leaves_what_is_there() -> Result<()> {
     let folder = Folder::new()?;
     let (_, named) = small()?;
-    let opt = AdamW::named(named, ParamsAdamW::default())?;
+    let opt = AdamW::from_named_vars(named, ParamsAdamW::default())?;
     fs::create_dir(folder.join("folder"))?;
     for path in [
         folder.join("folder"),
@@ -39,7 +39,7 @@ fn a_save_that_cannot_be_leaves_what_is_there() -> Result<()> {
 /// An optimizer whose file is larger than 64 KiB.
 fn large() -> Result<AdamW> {
     let w = Var::ones(20_000, DType::F32, device())?;
-    let mut opt = AdamW::named(vec![pair("w", &w)], ParamsAdamW::default())?;
+    let mut opt = AdamW::from_named_vars(vec![pair("w", &w)], ParamsAdamW::default())?;
     opt.backward_step(&w.sqr()?.sum_all()?)?;
     Ok(opt)
 }
@@ -75,7 +75,7 @@ fn a_write_that_fails_leaves_the_old_file_whole() -> Result<()> {
 #[cfg(unix)]
 fn leaves_the_old_file_whole(folder: &Path, shell: Option<&str>) -> Result<()> {
     let (_, named) = small()?;
-    let opt = AdamW::named(named, ParamsAdamW::default())?;
+    let opt = AdamW::from_named_vars(named, ParamsAdamW::default())?;
     opt.save(folder.join("o"))?;
     let before = fs::read(folder.join("o"))?;
     let status = in_a_new_process("saves::a_save_without_room", folder, shell)?;
@@ -92,7 +92,7 @@ fn what_a_killed_save_leaves_is_removed_after_a_day() -> Result<()> {
     use std::time::{Duration, SystemTime};
     let folder = Folder::new()?;
     let (_, named) = small()?;
-    let opt = AdamW::named(named, ParamsAdamW::default())?;
+    let opt = AdamW::from_named_vars(named, ParamsAdamW::default())?;
     opt.save(folder.join("o"))?;
     let before = fs::read(folder.join("o"))?;
     let status = in_a_new_process("saves::a_save_without_room", &folder, Some("ulimit -f 64"))?;

@@ -120,7 +120,7 @@ fn units_are_clipped_for_some_of_the_vars() -> Result<()> {
         let config = ParamsAdamW::default();
         let some: Vec<(String, Var)> = named_by_place(&all).into_iter().take(2).collect();
         let mut opt = ClippedOptimizer::wrap_allow_unclipped(
-            AdamW::named(named_by_place(&all), config)?,
+            AdamW::from_named_vars(named_by_place(&all), config)?,
             some,
             Clip::agc(),
             &["*"],

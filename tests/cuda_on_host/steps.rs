@@ -39,7 +39,7 @@ pub(super) fn adamw(vars: &[Var], clip: Clip) -> Result<ClippedOptimizer<AdamW>>
         lr: 0.125,
         ..ParamsAdamW::default()
     };
-    let inner = AdamW::named(named_by_place(vars), config)?.master_weights(true);
+    let inner = AdamW::from_named_vars(named_by_place(vars), config)?.master_weights(true);
     Ok(ClippedOptimizer::wrap(inner, named_by_place(vars), clip)?)
 }
 
@@ -52,7 +52,7 @@ pub(super) fn sgd(vars: &[Var], clip: Clip) -> Result<ClippedOptimizer<Sgd>> {
         weight_decay: 0.25,
         ..ParamsSgd::default()
     };
-    let inner = Sgd::named(named_by_place(vars), config)?;
+    let inner = Sgd::from_named_vars(named_by_place(vars), config)?;
     Ok(ClippedOptimizer::wrap(inner, named_by_place(vars), clip)?)
 }
 

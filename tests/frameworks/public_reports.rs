@@ -29,7 +29,7 @@ fn each_variable_and_then_all() -> Result<()> {
             vector(&[0.0, 0.5])?,  // stays
             vector(&[-8.0, 6.0])?, // norm 10, becomes 1
         ];
-        let clip = || Clip::all([Clip::param_norm(1.0).eps(0.0), Clip::norm(0.75).eps(0.0)]);
+        let clip = || Clip::chain([Clip::param_norm(1.0).eps(0.0), Clip::norm(0.75).eps(0.0)]);
         // The norm of what is left is 1.5: all is halved. All at once first would give others.
         let right = [0.5, 0.0, 0.0, 0.25, -0.4, 0.3];
         let (vars, store) = store_of(&gradients)?;
@@ -138,7 +138,7 @@ fn moments_are_warm_after_a_load() -> Result<()> {
         };
         let make = |weights: &Tensor| -> Result<(NamedVars, ClippedOptimizer<AdamW>)> {
             let vars = NamedVars::from(vec![("w".to_owned(), Var::from_tensor(weights)?)]);
-            let inner = AdamW::named(vars.clone(), params.clone())?;
+            let inner = AdamW::from_named_vars(vars.clone(), params.clone())?;
             let opt = ClippedOptimizer::wrap(inner, vars.clone(), Clip::norm(0.5))?;
             Ok((vars, opt))
         };

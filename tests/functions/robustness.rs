@@ -7,8 +7,9 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::{
-    Clip, ClipGradNorm, ClippedOptimizer, Error, NonFinite, NormType, Summary, clip_by_global_norm,
-    clip_grad_norm, clip_grad_norm_with, clip_grad_value, clip_grads_with_norm, total_norm,
+    Clip, ClipGradNorm, ClippedOptimizer, Error, NonFinite, NormStatistics, NormType,
+    clip_by_global_norm, clip_grad_norm, clip_grad_norm_with, clip_grad_value,
+    clip_grads_with_norm, total_norm,
 };
 use candle_nn::{Optimizer, SGD};
 use support::device::{backends, device};
@@ -70,7 +71,7 @@ fn no_vars_and_an_empty_store() -> Result<()> {
     clip_grad_value(&mut empty, &vars, 1.0)?;
     assert!(empty.get(&vars[0]).is_none());
     let mut opt = ClippedOptimizer::wrap(SGD::new(vec![], 0.1)?, vars.to_vec(), Clip::norm(1.0))?;
-    assert_eq!(opt.step_report(&empty)?.missing(), ["var.0"]);
+    assert_eq!(opt.step_report(&empty)?.missing_grads(), ["var.0"]);
     Ok(())
 }
 
@@ -251,7 +252,7 @@ fn a_failing_inner_optimizer_leaves_the_gradients_and_no_report() -> Result<()> 
 
 #[test]
 fn a_summary_of_nothing_and_of_nan() -> Result<()> {
-    let empty = Summary::default();
+    let empty = NormStatistics::default();
     assert_eq!(
         (empty.steps(), empty.skipped(), empty.clipped_fraction()),
         (0, 0, 0.0)
@@ -260,7 +261,7 @@ fn a_summary_of_nothing_and_of_nan() -> Result<()> {
 
     let (vars, store) = store_of(&[tensor(&[f64::NAN], 1, DType::F32)?])?;
     let mut opt = ClippedOptimizer::wrap(SGD::new(vars.clone(), 0.1)?, vars, Clip::none())?;
-    let mut summary = Summary::default();
+    let mut summary = NormStatistics::default();
     summary.add(&opt.step_report(&store)?)?;
     assert_eq!((summary.steps(), summary.skipped()), (1, 1));
     assert!(summary.median_norm().is_none() && summary.suggest_max_norm().is_empty());

@@ -57,7 +57,7 @@ fn bad_hyper_parameters_are_refused_by_name() -> Result<()> {
     let adamw = |edit: fn(&mut ParamsAdamW)| {
         let mut params = ParamsAdamW::default();
         edit(&mut params);
-        AdamW::named(Vec::<Var>::new(), params)
+        AdamW::from_named_vars(Vec::<Var>::new(), params)
             .map(|_| ())
             .unwrap_err()
             .to_string()
@@ -68,7 +68,7 @@ fn bad_hyper_parameters_are_refused_by_name() -> Result<()> {
     assert!(adamw(|p| p.eps = -1e-9).starts_with("eps is"));
     assert!(adamw(|p| p.weight_decay = f64::INFINITY).starts_with("weight_decay is inf"));
     let sgd = |params: ParamsSgd| {
-        Sgd::named(Vec::<Var>::new(), params)
+        Sgd::from_named_vars(Vec::<Var>::new(), params)
             .map(|_| ())
             .unwrap_err()
             .to_string()
@@ -98,8 +98,8 @@ fn bad_hyper_parameters_are_refused_by_name() -> Result<()> {
 #[test]
 fn numbers_out_of_range_are_refused_however_they_come() -> Result<()> {
     let refused = |params: ParamsSgd| {
-        let named = Sgd::named(Vec::<Var>::new(), params).map(|_| ());
-        let mut opt = Sgd::named(
+        let named = Sgd::from_named_vars(Vec::<Var>::new(), params).map(|_| ());
+        let mut opt = Sgd::from_named_vars(
             Vec::<Var>::new(),
             ParamsSgd {
                 momentum: 0.5,
@@ -142,7 +142,7 @@ fn numbers_out_of_range_are_refused_however_they_come() -> Result<()> {
         dampening: 1.0,
         ..momentum
     };
-    Sgd::named(Vec::<Var>::new(), all)?; // as in PyTorch
+    Sgd::from_named_vars(Vec::<Var>::new(), all)?; // as in PyTorch
     Ok(())
 }
 

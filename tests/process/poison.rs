@@ -129,12 +129,12 @@ pub(crate) fn poison(rng: &mut Rng) -> Result<usize> {
     };
     match attack.rng.u8(0..4) {
         0 => attack.run(ClippedOptimizer::wrap(
-            AdamW::named(named.clone(), adamw)?,
+            AdamW::from_named_vars(named.clone(), adamw)?,
             named,
             clip,
         )?),
         1 => attack.run(ClippedOptimizer::wrap(
-            Sgd::named(named.clone(), sgd)?,
+            Sgd::from_named_vars(named.clone(), sgd)?,
             named,
             clip,
         )?),

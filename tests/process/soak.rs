@@ -87,10 +87,10 @@ fn trained(rows: usize) -> Result<(Vec<Var>, ClippedOptimizer<AdamW>)> {
     let var = || Var::zeros((rows, 64), DType::F32, &Device::Cpu);
     let named = vec![("a".to_owned(), var()?), ("b".to_owned(), var()?)];
     let vars = named.iter().map(|(_, var)| var.clone()).collect();
-    let inner = AdamW::named(named.clone(), ParamsAdamW::default())?;
+    let inner = AdamW::from_named_vars(named.clone(), ParamsAdamW::default())?;
     Ok((
         vars,
-        ClippedOptimizer::wrap(inner, named, Clip::auto(10.0))?,
+        ClippedOptimizer::wrap(inner, named, Clip::autoclip(10.0))?,
     ))
 }
 

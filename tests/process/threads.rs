@@ -155,7 +155,7 @@ fn optimizers_in_rayon_tasks() {
         (0..100).into_par_iter().try_for_each(|_| -> Result<()> {
             shared.lock().expect("no panic").step(&grads)?;
             let own = squares(1, 300)?;
-            let mut opt = Sgd::named(own.clone(), 0.1)?;
+            let mut opt = Sgd::from_named_vars(own.clone(), 0.1)?;
             Ok(opt.step(&gradients(&own)?)?)
         })?;
         assert_eq!(

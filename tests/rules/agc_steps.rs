@@ -36,7 +36,7 @@ fn fused_and_wrapped_steps_agree() -> Result<()> {
                     let after = |in_wrapper: bool, scale: f64| -> Result<Vec<f64>> {
                         let pairs = random_pairs(seed, dtype)?;
                         let named = named(&pairs);
-                        let mut sgd = Sgd::named(named.clone(), 1.0)?;
+                        let mut sgd = Sgd::from_named_vars(named.clone(), 1.0)?;
                         if in_wrapper {
                             let clip = Clip::from(rule(0.1, units));
                             let opt = ClippedOptimizer::wrap(sgd, named, clip)?;
@@ -110,7 +110,7 @@ fn what_is_not_finite() -> Result<()> {
         assert_all_close(&got[0][3..], &[0.0, 3.0, 4.0], 1e-6, "propagate");
         assert!(report.record()?.clipped_norm.is_nan() && report.clip_coef()?.is_nan());
         let named = named(&pairs);
-        let sgd = Sgd::named(named.clone(), 1.0)?;
+        let sgd = Sgd::from_named_vars(named.clone(), 1.0)?;
         let mut opt = ClippedOptimizer::wrap(sgd, named, Clip::agc())?;
         let report = opt.step_report(&store(&pairs))?;
         assert_eq!(report.record()?.skip_reason, Some(SkipReason::NonFinite));
@@ -135,9 +135,9 @@ fn groups_see_their_own_smallest() -> Result<()> {
         ParamGroups::new(vec![group("v0"), group("v1")])
     };
     let named = named(&pairs);
-    let make = || Sgd::named(named.clone(), 1.0);
+    let make = || Sgd::from_named_vars(named.clone(), 1.0);
     let opt = ClippedOptimizer::wrap(make()?, named.clone(), rule(1.0, AgcUnits::Rows).into())?;
-    let mut opt = opt.groups(groups(None)?)?;
+    let mut opt = opt.with_param_groups(groups(None)?)?;
     let report = opt.step_report(&store(&pairs))?;
     let coefs: Vec<f64> = report
         .record()?
@@ -147,7 +147,10 @@ fn groups_see_their_own_smallest() -> Result<()> {
         .collect();
     assert_all_close(&coefs, &[0.5, 0.25], 1e-12, "groups");
     let opt = ClippedOptimizer::wrap(make()?, named.clone(), Clip::agc())?;
-    let error = opt.groups(groups(Some(1.0))?).unwrap_err().to_string();
+    let error = opt
+        .with_param_groups(groups(Some(1.0))?)
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with("clipping is 0.01"), "{error}");
     Ok(())
 }
@@ -165,7 +168,7 @@ fn the_bits_do_not_depend_on_threads() -> Result<()> {
                 pairs.push((Var::from_tensor(&weights)?, grads));
             }
             let named = named(&pairs);
-            let adamw = AdamW::named(named.clone(), ParamsAdamW::default())?;
+            let adamw = AdamW::from_named_vars(named.clone(), ParamsAdamW::default())?;
             let mut opt = ClippedOptimizer::wrap(adamw, named, rule(0.5, units).into())?;
             let report = opt.step_report(&store(&pairs))?;
             let vars: Vec<Var> = pairs.iter().map(|(var, _)| var.clone()).collect();

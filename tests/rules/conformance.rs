@@ -124,7 +124,7 @@ fn zclip_warmup_and_skip() -> Result<()> {
 #[test]
 fn megatron_skips_above_a_limit() -> Result<()> {
     for backend in backends() {
-        let (named, mut opt) = plain(Clip::skip_norm(1.0))?;
+        let (named, mut opt) = plain(Clip::skip_above_norm(1.0))?;
         let ones = vec![None, None, Some(vec![1.0; 4])];
         let (got, report) = step(&mut opt, &named, &ones, backend)?;
         assert_eq!(report.total_norm()?, 2.0);
@@ -155,7 +155,7 @@ fn olmo_skips_a_spike_and_goes_on() -> Result<()> {
         }
     }
     // By default after 64 norms.
-    let (named, mut opt) = plain(Clip::skip_zscore(6.0))?;
+    let (named, mut opt) = plain(Clip::skip_above_zscore(6.0))?;
     for at in 0..64 {
         let norm = if at % 2 == 0 { 1.0 } else { 1.5 };
         assert!(

@@ -254,8 +254,8 @@ fn adagc() -> Result<()> {
 }
 
 #[test]
-fn skip_norm() -> Result<()> {
-    compare(&Clip::skip_norm(3.0), || {
+fn skip_above_norm() -> Result<()> {
+    compare(&Clip::skip_above_norm(3.0), || {
         global(|norm| (norm <= 3.0).then_some(f64::INFINITY))
     })?;
     compare(&"skip:norm=3,max_norm=0.5".parse()?, || {
@@ -264,7 +264,7 @@ fn skip_norm() -> Result<()> {
 }
 
 #[test]
-fn skip_zscore() -> Result<()> {
+fn skip_above_zscore() -> Result<()> {
     compare(&"skip:z=1.5,window=10".parse()?, || {
         let mut norms = Vec::new();
         global(move |norm| {

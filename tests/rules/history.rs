@@ -79,7 +79,7 @@ fn a_norm_past_the_largest_number_never_enters() -> Result<()> {
 
 #[test]
 fn zeroed_gradients_enter_with_the_norm_that_is_left() -> Result<()> {
-    let (named, mut opt) = plain(Clip::auto(50.0).non_finite(NonFinite::Zero))?;
+    let (named, mut opt) = plain(Clip::autoclip(50.0).non_finite(NonFinite::Zero))?;
     let first: Gradients = vec![Some(vec![3.0, f64::NAN, 4.0]), None, None];
     step(&mut opt, &named, &first, kernels())?;
     let second: Gradients = vec![Some(vec![15.0, 0.0, 0.0]), None, None];
@@ -111,7 +111,7 @@ fn clipped_norm_after(before: Clip, after: Clip) -> Result<f64> {
 
 #[test]
 fn another_clip_of_the_same_method_keeps_the_history() -> Result<()> {
-    let auto = |text: &str| clipped_norm_after(Clip::auto(10.0), text.parse().unwrap());
+    let auto = |text: &str| clipped_norm_after(Clip::autoclip(10.0), text.parse().unwrap());
     assert_close(auto("auto:0")?, 1.0, 1e-6, "the smallest of all");
     assert_close(
         auto("auto:0,window=3")?,
@@ -128,7 +128,7 @@ fn another_clip_of_the_same_method_keeps_the_history() -> Result<()> {
     assert_close(auto("norm:50")?, 50.0, 1e-6, "another method");
     // Starts anew: the first norm is its own limit.
     assert_close(
-        clipped_norm_after(Clip::norm(1.0), Clip::auto(10.0))?,
+        clipped_norm_after(Clip::norm(1.0), Clip::autoclip(10.0))?,
         100.0,
         1e-6,
         "anew",
@@ -140,8 +140,8 @@ fn another_clip_of_the_same_method_keeps_the_history() -> Result<()> {
 fn limits_of_groups_come_on_top() -> Result<()> {
     for (clip, coefs) in [
         (Clip::param_norm(2.0).eps(0.0), [0.25, 1.0, 0.5]),
-        (Clip::auto(10.0).eps(0.0), [0.25, 1.0, 1.0]),
-        (Clip::skip_norm(100.0).eps(0.0), [0.25, 1.0, 1.0]),
+        (Clip::autoclip(10.0).eps(0.0), [0.25, 1.0, 1.0]),
+        (Clip::skip_above_norm(100.0).eps(0.0), [0.25, 1.0, 1.0]),
         (Clip::block_rms(0.5), [0.5 / (4.0 / 3f64.sqrt()), 0.5, 0.25]),
     ] {
         let groups = ParamGroups::new(vec![
@@ -149,7 +149,7 @@ fn limits_of_groups_come_on_top() -> Result<()> {
             ParamGroup::new("second", &["layer1"]).max_norm(50.0),
         ])?;
         let (named, opt) = fused(clip.clone())?;
-        let mut opt = opt.groups(groups)?;
+        let mut opt = opt.with_param_groups(groups)?;
         let gradients: Gradients = vec![
             Some(vec![4.0, 0.0, 0.0]),
             Some(vec![1.0]),
@@ -185,7 +185,7 @@ fn limits_of_groups_come_on_top() -> Result<()> {
 
 #[test]
 fn too_many_large_norms_in_a_row_are_an_error() -> Result<()> {
-    let (named, mut opt) = fused(Clip::skip_norm(1.0).max_skips(2))?;
+    let (named, mut opt) = fused(Clip::skip_above_norm(1.0).max_skips(2))?;
     let large = store(&named, &[None, Some(vec![7.0]), None])?;
     for _ in 0..2 {
         assert!(opt.step_report(&large)?.skipped()?);

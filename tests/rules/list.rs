@@ -1,4 +1,4 @@
-//! `Clip::all`: rules one after the other.
+//! `Clip::chain`: rules one after the other.
 
 use anyhow::Result;
 use candle_grad_clip::{Clip, Error, NonFinite, NormType, SkipReason};
@@ -88,7 +88,7 @@ fn a_list_is_one_wrapper_in_another() -> Result<()> {
 #[test]
 fn value_then_norm_by_hand() -> Result<()> {
     for backend in backends() {
-        let clip = Clip::all([Clip::value(3.0), Clip::norm(1.0).eps(0.0)])?;
+        let clip = Clip::chain([Clip::value(3.0), Clip::norm(1.0).eps(0.0)])?;
         let (named, mut opt) = plain(clip)?;
         let gradients: Gradients = vec![Some(vec![30.0, 0.0, 0.0]), Some(vec![-4.0]), None];
         let (got, report) = step(&mut opt, &named, &gradients, backend)?;
@@ -112,7 +112,7 @@ fn what_is_not_finite() -> Result<()> {
     let gradients: Gradients = vec![Some(vec![f64::INFINITY, 4.0, 0.0]), Some(vec![3.0]), None];
     for backend in backends() {
         let run = |policy| -> Result<_> {
-            let clip = Clip::all([Clip::value(5.0), Clip::param_norm(1.0).eps(0.0)])?;
+            let clip = Clip::chain([Clip::value(5.0), Clip::param_norm(1.0).eps(0.0)])?;
             let (named, mut opt) = plain(clip.non_finite(policy))?;
             step(&mut opt, &named, &gradients, backend)
         };
@@ -142,7 +142,7 @@ fn what_is_not_finite() -> Result<()> {
 
 #[test]
 fn settings_of_all_are_merged() -> Result<()> {
-    let clip = Clip::all([
+    let clip = Clip::chain([
         Clip::value(1.0).max_skips(3),
         Clip::none(),
         Clip::norm(1.0).norm_type(NormType::L1),
@@ -151,11 +151,11 @@ fn settings_of_all_are_merged() -> Result<()> {
     assert_eq!(clip.to_string(), text);
     assert_eq!(clip, text.parse()?);
     assert_eq!(clip, " value:1,max_skips=3 + norm:1,norm_type=1 ".parse()?);
-    assert_eq!(Clip::all([Clip::norm(2.0)])?, Clip::norm(2.0));
-    assert_eq!(Clip::all([])?, Clip::none());
+    assert_eq!(Clip::chain([Clip::norm(2.0)])?, Clip::norm(2.0));
+    assert_eq!(Clip::chain([])?, Clip::none());
     assert_eq!(
         "value:1e+3+norm:+inf".parse::<Clip>()?,
-        Clip::all([Clip::value(1e3), Clip::norm(f64::INFINITY)])?
+        Clip::chain([Clip::value(1e3), Clip::norm(f64::INFINITY)])?
     );
     let own_eps = "norm:1,eps=0+param-norm:1,eps=0.5";
     assert_eq!(own_eps.parse::<Clip>()?.to_string(), own_eps);

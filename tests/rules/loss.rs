@@ -131,7 +131,7 @@ fn without_a_loss_the_norm_decides_alone() -> Result<()> {
 #[test]
 fn the_loss_is_the_one_without_a_scale() -> Result<()> {
     let w = Var::zeros(1, DType::F32, device())?;
-    let sgd = Sgd::named(vec![w.clone()], 0.0)?;
+    let sgd = Sgd::from_named_vars(vec![w.clone()], 0.0)?;
     let opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], clip("skip:loss_z=5,window=4"))?;
     let mut opt = opt.with_loss_scaler(LossScaler::default().growth_interval(1))?;
     for loss in [1.0, 1.5, 1.2, 1.4, 1.1] {
@@ -185,7 +185,8 @@ fn losses_are_in_checkpoints() -> Result<()> {
     let path = folder.join("optimizer.safetensors");
     let w = Var::zeros(1, DType::F32, device())?;
     let vars = vec![("w".to_string(), w.clone())];
-    let make = |clip| ClippedOptimizer::wrap(Sgd::named(vars.clone(), 0.0)?, vars.clone(), clip);
+    let make =
+        |clip| ClippedOptimizer::wrap(Sgd::from_named_vars(vars.clone(), 0.0)?, vars.clone(), clip);
     let mut opt = make(clip("skip:loss_z=3,window=4"))?;
     for loss in [-1.0, -1.2, -1.1] {
         opt.backward_step(&loss_of(&w, loss)?)?;

@@ -76,7 +76,7 @@ pub(crate) fn plain(clip: Clip) -> Result<(Named, ClippedOptimizer<SGD>)> {
 /// The fused one.
 pub(crate) fn fused(clip: Clip) -> Result<(Named, ClippedOptimizer<Sgd>)> {
     let named = zeros()?;
-    let sgd = Sgd::named(named.clone(), 1.0)?;
+    let sgd = Sgd::from_named_vars(named.clone(), 1.0)?;
     Ok((named.clone(), ClippedOptimizer::wrap(sgd, named, clip)?))
 }
 

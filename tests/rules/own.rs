@@ -8,7 +8,7 @@ use anyhow::Result;
 use candle_core::{DType, Var};
 use candle_grad_clip::optim::{ParamGroup, ParamGroups, Sgd};
 use candle_grad_clip::{
-    Clip, ClipDecision, ClipRule, ClippedOptimizer, Error, LossScaler, Measured, NonFinite,
+    Clip, ClipDecision, ClipRule, ClippedOptimizer, Error, GradNorms, LossScaler, NonFinite,
     SkipReason,
 };
 use candle_nn::Optimizer;
@@ -21,7 +21,7 @@ use super::{Gradients, fused, plain, random_history, step, store};
 #[derive(Clone)]
 struct Told {
     decision: Arc<Mutex<ClipDecision>>,
-    seen: Arc<Mutex<Vec<Measured>>>,
+    seen: Arc<Mutex<Vec<GradNorms>>>,
     observed: Arc<Mutex<Vec<f64>>>,
 }
 
@@ -44,12 +44,12 @@ impl Told {
 }
 
 impl ClipRule for Told {
-    fn decide(&self, measured: &Measured) -> ClipDecision {
+    fn decide(&self, measured: &GradNorms) -> ClipDecision {
         self.seen.lock().unwrap().push(measured.clone());
         self.decision.lock().unwrap().clone()
     }
 
-    fn observe(&mut self, measured: &Measured, decision: &ClipDecision) {
+    fn observe(&mut self, measured: &GradNorms, decision: &ClipDecision) {
         assert_eq!(decision, &*self.decision.lock().unwrap());
         self.observed.lock().unwrap().push(measured.total_norm());
     }
@@ -76,7 +76,7 @@ impl ClipRule for Told {
 fn decisions_do_what_the_clips_do() -> Result<()> {
     let cases: [(ClipDecision, Clip); 3] = [
         (ClipDecision::Clamp(0.3), Clip::value(0.3)),
-        (ClipDecision::Leave, Clip::none()),
+        (ClipDecision::Keep, Clip::none()),
         (ClipDecision::Scale(1.0), Clip::none()),
     ];
     for (decision, clip) in cases {
@@ -142,7 +142,7 @@ fn scales_of_all_and_of_each() -> Result<()> {
 
 #[test]
 fn only_steps_that_were_taken_are_observed() -> Result<()> {
-    let told = Told::new(ClipDecision::Leave);
+    let told = Told::new(ClipDecision::Keep);
     let (named, opt) = plain(Clip::none().max_skips(2))?;
     let mut opt = opt.with_rule(told.clone())?;
     let gradients: Gradients = vec![None, Some(vec![4.0]), None];
@@ -201,9 +201,9 @@ fn only_steps_that_were_taken_are_observed() -> Result<()> {
 
 #[test]
 fn the_loss_is_handed_on() -> Result<()> {
-    let told = Told::new(ClipDecision::Leave);
+    let told = Told::new(ClipDecision::Keep);
     let w = Var::zeros(1, DType::F32, device())?;
-    let sgd = Sgd::named(vec![w.clone()], 0.0)?;
+    let sgd = Sgd::from_named_vars(vec![w.clone()], 0.0)?;
     let opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::none())?;
     let mut opt = opt
         .with_rule(told.clone())?
@@ -213,14 +213,14 @@ fn the_loss_is_handed_on() -> Result<()> {
     // An overflow is the scaler's, and the rule is not asked.
     opt.backward_step(&(w.sum_all()? * f64::INFINITY)?)?;
     let seen = told.seen.lock().unwrap();
-    let losses: Vec<_> = seen.iter().map(Measured::loss).collect();
+    let losses: Vec<_> = seen.iter().map(GradNorms::loss).collect();
     assert_eq!(losses, [Some(2.5), Some(7.0)]);
     Ok(())
 }
 
 #[test]
 fn it_stands_alone() -> Result<()> {
-    let told = Told::new(ClipDecision::Leave);
+    let told = Told::new(ClipDecision::Keep);
     let (_, opt) = plain(Clip::norm(1.0))?;
     let error = opt.with_rule(told.clone()).unwrap_err().to_string();
     assert!(
@@ -235,7 +235,7 @@ fn it_stands_alone() -> Result<()> {
     let group = ParamGroup::new("first", &["layer0"]).max_norm(1.0);
     let (named, opt) = fused(Clip::none())?;
     let opt = opt.with_rule(told.clone())?;
-    let mut opt = opt.groups(ParamGroups::new(vec![group])?)?;
+    let mut opt = opt.with_param_groups(ParamGroups::new(vec![group])?)?;
     told.tell(ClipDecision::Scale(0.5));
     let gradients: Gradients = vec![Some(vec![4.0, 0.0, 0.0]), Some(vec![4.0]), None];
     let (got, _) = step(&mut opt, &named, &gradients, kernels())?;
@@ -256,7 +256,7 @@ fn it_stands_alone() -> Result<()> {
 fn its_state_is_in_checkpoints() -> Result<()> {
     let folder = Folder::in_memory()?;
     let path = folder.join("optimizer.safetensors");
-    let told = Told::new(ClipDecision::Leave);
+    let told = Told::new(ClipDecision::Keep);
     let (named, opt) = fused(Clip::none())?;
     let mut opt = opt.with_rule(told.clone())?;
     let gradients: Gradients = vec![None, Some(vec![4.0]), None];
@@ -264,10 +264,10 @@ fn its_state_is_in_checkpoints() -> Result<()> {
     step(&mut opt, &named, &gradients, kernels())?;
     opt.save(&path)?;
     let make = || {
-        let inner = Sgd::named(named.clone(), 1.0)?;
+        let inner = Sgd::from_named_vars(named.clone(), 1.0)?;
         ClippedOptimizer::wrap(inner, named.clone(), Clip::none())
     };
-    let other = Told::new(ClipDecision::Leave);
+    let other = Told::new(ClipDecision::Keep);
     let mut resumed = make()?.with_rule(other.clone())?;
     resumed.load(&path)?;
     assert_eq!(other.observed(), [4.0, 4.0]);

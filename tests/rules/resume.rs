@@ -30,7 +30,7 @@ fn n_steps_saved_and_n_more_are_2n() -> Result<()> {
                 // Vars in another order, by a wrapper that knows nothing of the clip.
                 let (named, _) = fused(Clip::none())?;
                 let turned: Vec<_> = named.iter().rev().cloned().collect();
-                let inner = candle_grad_clip::optim::Sgd::named(turned.clone(), 1.0)?;
+                let inner = candle_grad_clip::optim::Sgd::from_named_vars(turned.clone(), 1.0)?;
                 let mut second = ClippedOptimizer::wrap(inner, turned, Clip::none())?;
                 second.load(&path)?;
                 assert_eq!(second.clip(), &clip);
@@ -68,7 +68,7 @@ fn in_the_same_order_the_bits_are_equal() -> Result<()> {
             // Saved and loaded in every step.
             resumed.save(&path)?;
             let (_, next) = fused(Clip::none())?;
-            let inner = candle_grad_clip::optim::Sgd::named(named_resumed.clone(), 1.0)?;
+            let inner = candle_grad_clip::optim::Sgd::from_named_vars(named_resumed.clone(), 1.0)?;
             drop(next);
             resumed = ClippedOptimizer::wrap(inner, named_resumed.clone(), Clip::none())?;
             resumed.load(&path)?;
@@ -84,7 +84,7 @@ fn in_the_same_order_the_bits_are_equal() -> Result<()> {
 fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Result<()> {
     let folder = Folder::in_memory()?;
     let path = folder.join("optimizer.safetensors");
-    let (named, mut opt) = fused(Clip::auto(10.0))?;
+    let (named, mut opt) = fused(Clip::autoclip(10.0))?;
     for gradients in random_history(1, 5) {
         step(&mut opt, &named, &gradients, kernels())?;
     }
@@ -111,10 +111,10 @@ fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Resul
         assert!(error.contains(&format!("history has {number}")), "{error}");
         assert_eq!(other.clip(), &Clip::norm(1.0));
     }
-    let (_, fresh) = fused(Clip::auto(10.0))?;
+    let (_, fresh) = fused(Clip::autoclip(10.0))?;
     fresh.save(&path)?;
     other.load(&path)?;
-    assert_eq!(other.clip(), &Clip::auto(10.0));
+    assert_eq!(other.clip(), &Clip::autoclip(10.0));
     Ok(())
 }
 

@@ -125,7 +125,7 @@ fn it_resumes_by_the_step() -> Result<()> {
             opt.save(&path)?;
             let (_, other) = fused(Clip::norm(5.0))?;
             drop(other);
-            let inner = candle_grad_clip::optim::Sgd::named(named_first.clone(), 1.0)?;
+            let inner = candle_grad_clip::optim::Sgd::from_named_vars(named_first.clone(), 1.0)?;
             let other = ClippedOptimizer::wrap(inner, named_first.clone(), Clip::norm(5.0))?;
             opt = other.with_max_norm_schedule(warm_up)?;
             opt.load(&path)?;

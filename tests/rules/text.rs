@@ -117,7 +117,7 @@ proptest! {
 
     #[test]
     fn every_list_reads_back_as_itself(clips in proptest::collection::vec(clip(), 0..4)) {
-        let Ok(clip) = Clip::all(clips) else { return Ok(()) };
+        let Ok(clip) = Clip::chain(clips) else { return Ok(()) };
         let text = clip.to_string();
         prop_assert_eq!(&text.parse::<Clip>().unwrap(), &clip, "{}", text);
     }
@@ -137,8 +137,8 @@ fn defaults_and_names() {
         ("value:0.5", Clip::value(0.5)),
         ("param-norm:1", Clip::param_norm(1.0)),
         ("block-rms:1", Clip::block_rms(1.0)),
-        ("auto", Clip::auto(10.0)),
-        ("auto:25", Clip::auto(25.0)),
+        ("auto", Clip::autoclip(10.0)),
+        ("auto:25", Clip::autoclip(25.0)),
         ("quantile", Clip::quantile(0.5)),
         ("zclip", Clip::zclip()),
         ("zclip:", Clip::zclip()),
@@ -146,8 +146,8 @@ fn defaults_and_names() {
         ("agc", Clip::agc()),
         ("agc:clipping=0.01,eps=0.001", Clip::agc()),
         ("agc:eps=0.01", Clip::agc().eps(0.01)),
-        ("skip", Clip::skip_zscore(6.0)),
-        ("skip:norm=2", Clip::skip_norm(2.0)),
+        ("skip", Clip::skip_above_zscore(6.0)),
+        ("skip:norm=2", Clip::skip_above_norm(2.0)),
         ("norm: 1 , eps = 0", Clip::norm(1.0).eps(0.0)),
         (
             "norm:1,norm_type=inf",

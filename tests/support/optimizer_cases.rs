@@ -104,7 +104,7 @@ pub struct OptimTensor {
 ///
 /// # Errors
 /// A file that is not as described here.
-pub fn all() -> serde_json::Result<CaseFile<OptimCase>> {
+pub fn chain() -> serde_json::Result<CaseFile<OptimCase>> {
     CaseFile::parse(include_str!("../cases/optim_pytorch.json"))
 }
 
@@ -168,7 +168,9 @@ impl OptimCase {
                 };
                 let opt = match way {
                     Way::Alone => AdamW::new(vars.clone(), params)?,
-                    Way::Step | Way::BackwardStep => AdamW::named(named_by_place(&vars), params)?,
+                    Way::Step | Way::BackwardStep => {
+                        AdamW::from_named_vars(named_by_place(&vars), params)?
+                    }
                 };
                 let opt = opt.amsgrad(hyper.amsgrad);
                 self.train(opt.master_weights(self.master_weights), &vars, way)
@@ -183,7 +185,9 @@ impl OptimCase {
                 };
                 let opt = match way {
                     Way::Alone => Sgd::new(vars.clone(), params)?,
-                    Way::Step | Way::BackwardStep => Sgd::named(named_by_place(&vars), params)?,
+                    Way::Step | Way::BackwardStep => {
+                        Sgd::from_named_vars(named_by_place(&vars), params)?
+                    }
                 };
                 self.train(opt.master_weights(self.master_weights), &vars, way)
             }

@@ -56,7 +56,7 @@ fn micro_batches_are_the_big_batch() -> Result<()> {
                     }
                     assert_eq!(mean.micro_batches(), k as u64);
                     for (what, accumulator) in [("mean", &mut mean), ("sum", &mut sum)] {
-                        let grads = accumulator.finish()?.unwrap();
+                        let grads = accumulator.take_grads()?.unwrap();
                         let ours = all_values(&gradients_of(grads, vars.vars())?)?;
                         let what = format!("{what} of {k}, {dtype:?}");
                         assert_close(&ours, &whole, tolerance, &what);
@@ -73,7 +73,7 @@ fn micro_batches_are_the_big_batch() -> Result<()> {
 fn training_by_micro_batches_is_training_by_batches() -> Result<()> {
     let train = |k: usize| -> Result<(Vec<f64>, Vec<f64>)> {
         let (net, x) = (net(DType::F64)?, batch(DType::F64)?);
-        let sgd = Sgd::named(&net.map, 0.1)?;
+        let sgd = Sgd::from_named_vars(&net.map, 0.1)?;
         let mut opt = ClippedOptimizer::wrap(sgd, &net.map, Clip::norm(0.5))?;
         let mut accumulator = GradAccumulator::mean(&net.map);
         let mut norms = Vec::new();
@@ -81,7 +81,7 @@ fn training_by_micro_batches_is_training_by_batches() -> Result<()> {
             for part in x.chunk(k, 0)? {
                 accumulator.add(&loss(&net, &part)?.backward()?)?;
             }
-            let report = opt.step_report(accumulator.finish()?.unwrap())?;
+            let report = opt.step_report(accumulator.take_grads()?.unwrap())?;
             norms.push(report.total_norm()?);
         }
         let vars = NamedVars::from(&net.map);
@@ -116,7 +116,7 @@ fn one_clip_of_the_sum_is_not_one_of_each_micro_batch() -> Result<()> {
             clip_grad_norm(&mut grads, &vars, 1.0)?;
             each.add(&grads)?;
         }
-        let grads = accumulator.finish()?.unwrap();
+        let grads = accumulator.take_grads()?.unwrap();
         let norm = clip_grad_norm(grads, &vars, 1.0)?;
         assert!((norm - 8f64.sqrt()).abs() < 1e-12);
         let once = all_values(&gradients_of(grads, &vars)?)?;
@@ -149,7 +149,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() -> Result<()> {
         for gradients in &micro_batches {
             accumulator.add(&store_for(&vars, gradients))?;
         }
-        let grads = accumulator.finish()?.unwrap();
+        let grads = accumulator.take_grads()?.unwrap();
         Ok(bits_of_gradients(grads, &vars)?)
     };
     let first = run()?;
@@ -172,7 +172,7 @@ fn halves_are_added_in_full_precision_and_rounded_once() -> Result<()> {
             for _ in 0..times {
                 accumulator.add(&store)?;
             }
-            let grads = accumulator.finish()?.unwrap();
+            let grads = accumulator.take_grads()?.unwrap();
             let grad = grads.get(&vars[0]).unwrap();
             assert_eq!(grad.dtype(), dtype);
             assert_close(&values(grad)?, &[right], 1e-2, "mean");
@@ -202,7 +202,7 @@ fn a_missing_gradient_counts_as_zero_and_a_var_without_any_is_missing() -> Resul
         ];
         let vars: Vec<Var> = named.iter().map(|(_, var)| var.clone()).collect();
         let mut accumulator = GradAccumulator::mean(named.clone());
-        let sgd = Sgd::named(named.clone(), 1.0)?;
+        let sgd = Sgd::from_named_vars(named.clone(), 1.0)?;
         let mut opt = ClippedOptimizer::wrap(sgd, named, Clip::none())?;
         for _round in 0..2 {
             let mut first = GradStore::default();
@@ -213,12 +213,12 @@ fn a_missing_gradient_counts_as_zero_and_a_var_without_any_is_missing() -> Resul
             second.insert(&vars[1], one(6.0)?);
             accumulator.add(&first)?;
             accumulator.add(&second)?;
-            let grads = accumulator.finish()?.unwrap();
+            let grads = accumulator.take_grads()?.unwrap();
             assert_eq!(values(grads.get(&vars[0]).unwrap())?, [3.0]);
             assert_eq!(values(grads.get(&vars[1]).unwrap())?, [3.0]);
             assert_eq!(values(grads.get(&vars[2]).unwrap())?, [4.0]);
             assert!(grads.get(&vars[3]).is_none());
-            assert_eq!(opt.step_report(grads)?.missing(), ["never"]);
+            assert_eq!(opt.step_report(grads)?.missing_grads(), ["never"]);
         }
         Ok(())
     })
@@ -241,7 +241,7 @@ fn a_bad_micro_batch_is_treated_as_the_policy_says() -> Result<()> {
                 accumulator.add(&store_for(&vars, &[good.clone(), good.clone()]))?;
                 let result = accumulator.add(&store_for(&vars, &[good.clone(), bad.clone()]));
                 let counts = (accumulator.micro_batches(), accumulator.dropped());
-                let grads = accumulator.finish()?.unwrap();
+                let grads = accumulator.take_grads()?.unwrap();
                 Ok((result, counts, all_values(&gradients_of(grads, &vars)?)?))
             };
             let alone = [1.0, 2.0, 3.0, 1.0, 2.0, 3.0];
@@ -286,7 +286,7 @@ fn a_gradient_that_does_not_fit_leaves_the_sum_as_it_was() -> Result<()> {
             assert!(matches!(error, Error::Mismatch { .. }), "{error}");
         }
         assert_eq!(accumulator.micro_batches(), 1);
-        let grads = accumulator.finish()?.unwrap();
+        let grads = accumulator.take_grads()?.unwrap();
         let left = all_values(&gradients_of(grads, &vars)?)?;
         assert_eq!(left, [1.0, 2.0, 1.0, 2.0]);
         Ok(())
@@ -314,7 +314,7 @@ fn gradients_of_any_layout_are_added_and_none_is_changed() -> Result<()> {
         for _round in 0..2 {
             accumulator.add(&store)?;
             accumulator.add(&store)?;
-            let grads = accumulator.finish()?.unwrap();
+            let grads = accumulator.take_grads()?.unwrap();
             taken = gradients_of(grads, &vars)?;
             for (ours, gradient) in taken.iter().zip(&gradients) {
                 let twice: Vec<f64> = values(gradient)?.iter().map(|x| 2.0 * x).collect();
@@ -326,7 +326,7 @@ fn gradients_of_any_layout_are_added_and_none_is_changed() -> Result<()> {
         }
         accumulator.add(&store)?;
         accumulator.add(&store_for(&vars, &taken))?; // whose storage is the sum's
-        accumulator.finish()?;
+        accumulator.take_grads()?;
         assert_eq!(bits_of_gradients(&store, &vars)?, before);
         Ok(())
     })
@@ -339,7 +339,7 @@ fn one_micro_batch_is_copied() -> Result<()> {
         let before = bits_of_gradients(&store, &vars)?;
         let mut accumulator = GradAccumulator::mean(vars.clone());
         accumulator.add(&store)?;
-        let grads = accumulator.finish()?.unwrap();
+        let grads = accumulator.take_grads()?.unwrap();
         assert_eq!(bits_of_gradients(grads, &vars)?, before);
         clip_grad_norm(grads, &vars, 0.1)?;
         assert_eq!(bits_of_gradients(&store, &vars)?, before);

@@ -81,7 +81,7 @@ fn a_limit_that_is_not_reached_changes_no_bit() -> Result<()> {
             Clip::value(f64::INFINITY),
             Clip::param_norm(1e4),
             Clip::block_rms(1e4),
-            Clip::skip_norm(1e4),
+            Clip::skip_above_norm(1e4),
         ] {
             for backward in [false, true] {
                 let clipped = bits_of_vars(&train(row, &clip, backward)?)?;

@@ -91,7 +91,7 @@ fn errors_of_gradients() -> candle_grad_clip::Result<Vec<(Error, &'static str)>>
     let [v, w] = &vars_of_two()?[..] else {
         unreachable!("there are two")
     };
-    let inner = optim::Sgd::named(
+    let inner = optim::Sgd::from_named_vars(
         vec![("v".to_string(), v.clone()), ("w".to_string(), w.clone())],
         0.1,
     )?;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
-use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups, PerGroup, Sgd};
+use candle_grad_clip::optim::{AdamW, GroupedOptimizer, ParamGroup, ParamGroups, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite, NormType};
 use candle_nn::{Optimizer, ParamsAdamW, SGD};
 use support::checkpoints::Folder;
@@ -56,7 +56,7 @@ pub(super) fn params() -> ParamsAdamW {
 fn groups_of_a_fused_optimizer_are_an_optimizer_of_candles_for_each() -> Result<()> {
     for dtype in [DType::F32, DType::F64] {
         let (a, b, c) = (named(dtype)?, named(dtype)?, named(dtype)?);
-        let mut theirs = PerGroup::new(a.clone(), &groups()?, 0.02, |vars, group, lr| {
+        let mut theirs = GroupedOptimizer::new(a.clone(), &groups()?, 0.02, |vars, group, lr| {
             let weight_decay = group.map_or(0.5, |group| group.weight_decay_or(0.5));
             candle_nn::AdamW::new(
                 vars,
@@ -67,13 +67,13 @@ fn groups_of_a_fused_optimizer_are_an_optimizer_of_candles_for_each() -> Result<
                 },
             )
         })?;
-        let mut alone = AdamW::named(b.clone(), params())?.groups(groups()?)?;
+        let mut alone = AdamW::from_named_vars(b.clone(), params())?.with_param_groups(groups()?)?;
         // From Vars in another order, and without names.
         let mut turned = without_names(&c);
         turned.reverse();
         let wrapped = AdamW::new(turned, params())?;
-        let mut wrapped =
-            ClippedOptimizer::wrap(wrapped, c.clone(), Clip::norm(1e9))?.groups(groups()?)?;
+        let mut wrapped = ClippedOptimizer::wrap(wrapped, c.clone(), Clip::norm(1e9))?
+            .with_param_groups(groups()?)?;
         for step in 0..30 {
             if step == 10 {
                 theirs.set_learning_rate(0.01);
@@ -142,12 +142,12 @@ fn a_group_limit_holds_beside_the_limit_of_all() -> Result<()> {
                         Ok(if fused {
                             let opt = Sgd::new_lr(without_names(&named), 1.0)?;
                             ClippedOptimizer::wrap(opt, named.clone(), clip)?
-                                .groups(limited()?)?
+                                .with_param_groups(limited()?)?
                                 .step_report(&store)?
                         } else {
                             let opt = SGD::new(without_names(&named), 1.0)?;
                             ClippedOptimizer::wrap(opt, named.clone(), clip)?
-                                .groups(limited()?)?
+                                .with_param_groups(limited()?)?
                                 .step_report(&store)?
                         })
                     })?;
@@ -190,7 +190,8 @@ fn groups_without_a_limit_that_is_reached_change_no_bit() -> Result<()> {
     let wide = ParamGroups::new(vec![ParamGroup::new("all", &["*"]).max_norm(1e6)])?;
     let opt = |named: &[(String, Var)]| SGD::new(without_names(named), 0.5);
     let mut plain = ClippedOptimizer::wrap(opt(&a)?, a.clone(), Clip::norm(1.0))?;
-    let mut grouped = ClippedOptimizer::wrap(opt(&b)?, b.clone(), Clip::norm(1.0))?.groups(wide)?;
+    let mut grouped =
+        ClippedOptimizer::wrap(opt(&b)?, b.clone(), Clip::norm(1.0))?.with_param_groups(wide)?;
     for step in 0..5 {
         let gradients = gradients(step, DType::F32)?;
         let x = plain.step_report(&store_for(&without_names(&a), &gradients))?;
@@ -213,7 +214,7 @@ fn non_finite_policies_hold_in_groups() -> Result<()> {
     let make = |policy| -> Result<_> {
         let opt = Sgd::new_lr(without_names(&named), 0.5)?;
         let clip = Clip::norm(1.0).non_finite(policy);
-        Ok(ClippedOptimizer::wrap(opt, named.clone(), clip)?.groups(limited()?)?)
+        Ok(ClippedOptimizer::wrap(opt, named.clone(), clip)?.with_param_groups(limited()?)?)
     };
     let report = make(NonFinite::SkipStep)?.step_report(&store)?;
     assert!(report.skipped()? && report.record()?.groups.is_empty());
@@ -238,8 +239,8 @@ fn what_cannot_be_is_refused_by_name() -> Result<()> {
     assert!(groups(group("*").weight_decay(-1.0)).is_err());
 
     let typo = groups(group("fc.wieght").weight_decay(0.0))?;
-    let error = AdamW::named(named.clone(), params())?
-        .groups(typo)
+    let error = AdamW::from_named_vars(named.clone(), params())?
+        .with_param_groups(typo)
         .unwrap_err();
     assert!(
         matches!(&error, Error::UnmatchedPattern { pattern, .. } if pattern == "fc.wieght"),
@@ -248,22 +249,22 @@ fn what_cannot_be_is_refused_by_name() -> Result<()> {
     assert!(error.to_string().contains("embed.weight"), "{error}");
 
     let limit = groups(group("*").max_norm(1.0))?;
-    let error = AdamW::named(named.clone(), params())?
-        .groups(limit.clone())
+    let error = AdamW::from_named_vars(named.clone(), params())?
+        .with_param_groups(limit.clone())
         .unwrap_err();
     assert!(error.to_string().contains("ClippedOptimizer"), "{error}");
 
     let sgd = || SGD::new(without_names(&named), 0.1);
     let slow = groups(group("*").lr_scale(0.5))?;
     let opt = ClippedOptimizer::wrap(sgd()?, named.clone(), Clip::norm(1.0))?;
-    let error = opt.groups(slow).unwrap_err();
+    let error = opt.with_param_groups(slow).unwrap_err();
     assert!(matches!(error, Error::GroupsNeedFused { .. }), "{error}");
-    assert!(error.to_string().contains("PerGroup"), "{error}");
+    assert!(error.to_string().contains("GroupedOptimizer"), "{error}");
 
     let opt = ClippedOptimizer::wrap(sgd()?, named.clone(), Clip::value(1.0))?;
-    assert!(opt.groups(limit.clone()).is_err());
+    assert!(opt.with_param_groups(limit.clone()).is_err());
     let opt = ClippedOptimizer::wrap(sgd()?, named.clone(), Clip::norm(1.0))?;
-    let mut opt = opt.groups(limit)?;
+    let mut opt = opt.with_param_groups(limit)?;
     assert!(opt.set_clip(Clip::value(1.0)).is_err());
     assert_eq!(opt.clip(), &Clip::norm(1.0));
     Ok(())
@@ -278,8 +279,9 @@ fn a_frozen_group_does_not_move() -> Result<()> {
             .lr_scale(0.0)
             .weight_decay(0.0),
     ])?;
-    let opt = AdamW::named(named.clone(), params())?.master_weights(true);
-    let mut opt = ClippedOptimizer::wrap(opt, named.clone(), Clip::norm(1.0))?.groups(groups)?;
+    let opt = AdamW::from_named_vars(named.clone(), params())?.master_weights(true);
+    let mut opt =
+        ClippedOptimizer::wrap(opt, named.clone(), Clip::norm(1.0))?.with_param_groups(groups)?;
     for step in 0..3 {
         opt.step(&store_for(named.vars(), &gradients(step, DType::BF16)?))?;
     }
@@ -296,8 +298,9 @@ fn a_checkpoint_is_of_its_groups() -> Result<()> {
     let path = folder.join("optimizer.safetensors");
     let make = |groups| -> Result<(Vec<Var>, ClippedOptimizer<AdamW>)> {
         let named = named(DType::F32)?;
-        let opt = AdamW::named(named.clone(), params())?;
-        let opt = ClippedOptimizer::wrap(opt, named.clone(), Clip::norm(1.0))?.groups(groups)?;
+        let opt = AdamW::from_named_vars(named.clone(), params())?;
+        let opt = ClippedOptimizer::wrap(opt, named.clone(), Clip::norm(1.0))?
+            .with_param_groups(groups)?;
         Ok((without_names(&named), opt))
     };
     let (a, mut opt) = make(groups()?)?;

@@ -40,7 +40,7 @@ fn train(
         weight_decay: 0.0,
         ..ParamsAdamW::default()
     };
-    let opt = AdamW::named(&net.map, params)?.master_weights(true);
+    let opt = AdamW::from_named_vars(&net.map, params)?.master_weights(true);
     let mut opt = ClippedOptimizer::wrap(opt, &net.map, Clip::norm(1.0))?;
     if let Some(scaler) = scaler {
         opt = opt.with_loss_scaler(scaler)?;

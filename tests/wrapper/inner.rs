@@ -31,7 +31,11 @@ fn an_inner_optimizer_that_trains_more_is_refused_by_name() -> Result<()> {
     let (embed, head) = (pair("embed", &[3.0, 4.0])?, pair("head", &[1.0])?);
     let all = vec![embed.clone(), head.clone()];
     let only = vec![head.clone()];
-    let error = ClippedOptimizer::wrap(Sgd::named(all.clone(), 0.1)?, only.clone(), Clip::none());
+    let error = ClippedOptimizer::wrap(
+        Sgd::from_named_vars(all.clone(), 0.1)?,
+        only.clone(),
+        Clip::none(),
+    );
     let error = error.unwrap_err();
     assert!(
         matches!(&error, Error::UnclippedVars { vars } if vars == &["embed"]),
@@ -39,9 +43,12 @@ fn an_inner_optimizer_that_trains_more_is_refused_by_name() -> Result<()> {
     );
 
     // Through `inner_mut`: at the step, and nothing is changed.
-    let mut opt =
-        ClippedOptimizer::wrap(Sgd::named(only.clone(), 0.1)?, only.clone(), Clip::none())?;
-    *opt.inner_mut() = Sgd::named(all.clone(), 0.1)?;
+    let mut opt = ClippedOptimizer::wrap(
+        Sgd::from_named_vars(only.clone(), 0.1)?,
+        only.clone(),
+        Clip::none(),
+    )?;
+    *opt.inner_mut() = Sgd::from_named_vars(all.clone(), 0.1)?;
     let loss = half_square(&[&embed.1, &head.1])?;
     for _ in 0..2 {
         let error = opt.backward_step_report(&loss).unwrap_err();
@@ -59,13 +66,13 @@ fn an_inner_optimizer_that_trains_more_is_refused_by_name() -> Result<()> {
         matches!(&error, Error::UntrainedVars { vars } if vars == &["head"]),
         "{error}"
     );
-    *opt.inner_mut() = Sgd::named(only.clone(), 0.1)?;
+    *opt.inner_mut() = Sgd::from_named_vars(only.clone(), 0.1)?;
     opt.backward_step(&loss)?;
     assert_eq!(head.1.to_vec1::<f64>()?, [0.9]);
 
     // Allowed: a pattern, and the loss's scale goes out of it.
     let (embed, head) = (pair("embed", &[3.0, 4.0])?, pair("head", &[1.0])?);
-    let inner = Sgd::named(vec![embed.clone(), head.clone()], 0.5)?;
+    let inner = Sgd::from_named_vars(vec![embed.clone(), head.clone()], 0.5)?;
     let clip = Clip::norm(0.5).eps(0.0);
     let opt = ClippedOptimizer::wrap_allow_unclipped(inner, vec![head.clone()], clip, &["em*"])?;
     let mut opt = opt.with_loss_scaler(LossScaler::default())?;
@@ -79,7 +86,7 @@ fn an_inner_optimizer_that_trains_more_is_refused_by_name() -> Result<()> {
 #[test]
 fn vars_that_a_fused_optimizer_does_not_train_count_in_no_norm() -> Result<()> {
     let (body, head) = (pair("body", &[60.0, 80.0])?, pair("head", &[1.0])?);
-    let inner = Sgd::named(vec![head.clone()], 1.0)?;
+    let inner = Sgd::from_named_vars(vec![head.clone()], 1.0)?;
     let all = vec![body.clone(), head.clone()];
     let mut opt = ClippedOptimizer::wrap(inner, all, Clip::norm(1.0).eps(0.0))?;
     assert_eq!(opt.vars().names(), ["head"]);
@@ -173,7 +180,7 @@ fn a_skip_of_a_wrapper_inside_is_seen_outside() -> Result<()> {
     let inner = ClippedOptimizer::wrap(
         Sgd::new_lr(vars.clone(), 0.1)?,
         vars.clone(),
-        Clip::skip_norm(2.0),
+        Clip::skip_above_norm(2.0),
     )?;
     let clip = Clip::norm(1e9).non_finite(NonFinite::Propagate);
     let mut opt = ClippedOptimizer::wrap(inner, vars.clone(), clip)?;

@@ -30,7 +30,7 @@ fn run<O: Optimizer + 'static>(
     let opt = ClippedOptimizer::wrap(make(vars.clone())?, vars.clone(), clip.clone())?;
     let mut opt = opt.with_param_norms(true);
     if let Some(groups) = groups {
-        opt = opt.groups(groups.clone())?;
+        opt = opt.with_param_groups(groups.clone())?;
     }
     if let Some(scaler) = scaler {
         opt = opt.with_loss_scaler(scaler)?;
@@ -115,7 +115,7 @@ fn a_run_with_a_scaler_is_the_run_without_to_the_bit() -> Result<()> {
 fn two(clip: Clip, scaler: LossScaler) -> Result<(ClippedOptimizer<AdamW>, [GradStore; 2], Var)> {
     let w = Var::from_tensor(&tensor(&[1.0, 2.0], 2, DType::F32)?)?;
     let vars = vec![("w".to_string(), w.clone())];
-    let opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+    let opt = AdamW::from_named_vars(vars.clone(), ParamsAdamW::default())?;
     let opt = ClippedOptimizer::wrap(opt, vars, clip)?.with_loss_scaler(scaler)?;
     let store = |x: [f64; 2]| -> Result<GradStore> {
         Ok(store_for(
@@ -251,11 +251,14 @@ fn accumulated_gradients_are_unscaled_once() -> Result<()> {
         for _ in 0..3 {
             accumulator.add(&opt.scale_loss(&half)?.backward()?)?;
         }
-        let report = opt.step_report(accumulator.finish()?.unwrap())?;
+        let report = opt.step_report(accumulator.take_grads()?.unwrap())?;
         assert!((report.total_norm()? - 5f64.sqrt()).abs() < 1e-6);
         accumulator.add(&opt.scale_loss(&half)?.backward()?)?;
         accumulator.add(&bad)?;
-        assert!(opt.step_report(accumulator.finish()?.unwrap())?.skipped()?);
+        assert!(
+            opt.step_report(accumulator.take_grads()?.unwrap())?
+                .skipped()?
+        );
         assert_eq!(opt.loss_scaler().unwrap().current_scale(), 512.0);
         Ok(())
     })
@@ -323,7 +326,7 @@ fn sums_that_hide_an_overflow_are_refused() -> Result<()> {
                 accumulator.add(&good)?;
                 accumulator.add(&bad)?;
                 let before = bits_of_vars(std::slice::from_ref(&w))?;
-                let result = opt.step_report(accumulator.finish()?.unwrap());
+                let result = opt.step_report(accumulator.take_grads()?.unwrap());
                 if enabled {
                     let error = result.unwrap_err();
                     assert!(matches!(error, Error::HiddenOverflow), "{error}");
@@ -345,7 +348,7 @@ fn sums_that_hide_an_overflow_are_refused() -> Result<()> {
 fn a_rule_that_skips_does_not_lower_the_scale() -> Result<()> {
     on_every_backend(|| {
         let scaler = LossScaler::default().init_scale(2.0).growth_interval(100);
-        let (mut opt, [good, _], w) = two(Clip::skip_norm(1.0).max_skips(50), scaler)?;
+        let (mut opt, [good, _], w) = two(Clip::skip_above_norm(1.0).max_skips(50), scaler)?;
         let before = bits_of_vars(std::slice::from_ref(&w))?;
         for step in 1..=20 {
             assert!(opt.step_report(&good)?.skipped()?, "the norm is 2.5");

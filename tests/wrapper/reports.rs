@@ -237,14 +237,14 @@ fn missing_vars_are_named_but_for_the_expected_ones() -> Result<()> {
         "norm.running_var",
         "norm.weight",
     ];
-    assert_eq!(opt.backward_step_report(&loss)?.missing(), all);
-    let mut opt = opt.expect_missing(&["norm.running_"]);
+    assert_eq!(opt.backward_step_report(&loss)?.missing_grads(), all);
+    let mut opt = opt.ignore_missing_grads(&["norm.running_"]);
     let report = opt.backward_step_report(&loss)?;
-    assert_eq!(report.missing(), [all[0], all[1], all[2], all[5]]);
-    assert_eq!(report.record()?.missing, report.missing());
-    let mut opt = opt.expect_missing(&["norm", "forgotten.bias"]);
+    assert_eq!(report.missing_grads(), [all[0], all[1], all[2], all[5]]);
+    assert_eq!(report.record()?.missing, report.missing_grads());
+    let mut opt = opt.ignore_missing_grads(&["norm", "forgotten.bias"]);
     assert_eq!(
-        opt.backward_step_report(&loss)?.missing(),
+        opt.backward_step_report(&loss)?.missing_grads(),
         ["forgotten.weight"]
     );
     Ok(())

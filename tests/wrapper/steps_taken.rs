@@ -101,7 +101,7 @@ fn steps_taken_are_counted_on() -> Result<()> {
     let w = Var::from_tensor(&tensor(&[1.0, 2.0], 2, candle_core::DType::F32)?)?;
     let named = vec![("w".to_string(), w.clone())];
     let make = || {
-        let inner = Sgd::named(named.clone(), 0.1)?;
+        let inner = Sgd::from_named_vars(named.clone(), 0.1)?;
         ClippedOptimizer::wrap(inner, named.clone(), Clip::norm(1.0))
     };
     let of = |x: f64| -> Result<GradStore> {
@@ -160,8 +160,8 @@ fn a_skipped_step_corrects_no_bias() -> Result<()> {
     let run = |stores: &[f64]| -> Result<_> {
         let w = Var::from_tensor(&tensor(&[1.0, 2.0], 2, candle_core::DType::F32)?)?;
         let named = vec![("w".to_string(), w.clone())];
-        let inner = AdamW::named(named.clone(), ParamsAdamW::default())?;
-        let mut opt = ClippedOptimizer::wrap(inner, named, Clip::skip_norm(100.0))?;
+        let inner = AdamW::from_named_vars(named.clone(), ParamsAdamW::default())?;
+        let mut opt = ClippedOptimizer::wrap(inner, named, Clip::skip_above_norm(100.0))?;
         for x in stores {
             let gradient = tensor(&[*x, 1.0], 2, candle_core::DType::F32)?;
             opt.step(&store_for(std::slice::from_ref(&w), &[gradient]))?;

@@ -1,19 +1,19 @@
-//! `Summary`: how often clipping acted, and which limit to take.
+//! `NormStatistics`: how often clipping acted, and which limit to take.
 
 use anyhow::Result;
 use candle_core::DType;
-use candle_grad_clip::{Clip, ClippedOptimizer, NonFinite, Summary};
+use candle_grad_clip::{Clip, ClippedOptimizer, NonFinite, NormStatistics};
 use candle_nn::Optimizer;
 use support::gradients::{store_of, tensor};
 use support::optimizers::Recorder;
 use support::oracle::assert_close;
 
 /// The summary of steps whose gradients have these norms.
-fn summary_of(norms: &[f64], clip: &Clip) -> Result<Summary> {
+fn summary_of(norms: &[f64], clip: &Clip) -> Result<NormStatistics> {
     let (vars, _) = store_of(&[tensor(&[0.0], 1, DType::F64)?])?;
     let inner = Recorder::new(vars.clone(), false)?;
     let mut opt = ClippedOptimizer::wrap(inner, vars.clone(), clip.clone())?;
-    let mut summary = Summary::default();
+    let mut summary = NormStatistics::default();
     for norm in norms {
         let gradient = tensor(&[-norm], 1, DType::F64)?;
         let store = support::gradients::store_for(&vars, &[gradient]);

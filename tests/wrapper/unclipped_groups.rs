@@ -30,15 +30,19 @@ fn step_without_clipping(
     let scaled = gradients.iter().map(|gradient| gradient * scale);
     let store = store_for(&vars, &scaled.collect::<candle_core::Result<Vec<_>>>()?);
     let report = if fused {
-        let opt = ClippedOptimizer::wrap(Sgd::named(named.clone(), 1.0)?, named, clip.clone())?;
-        let mut opt = opt.groups(groups)?.with_param_norms(true);
+        let opt = ClippedOptimizer::wrap(
+            Sgd::from_named_vars(named.clone(), 1.0)?,
+            named,
+            clip.clone(),
+        )?;
+        let mut opt = opt.with_param_groups(groups)?.with_param_norms(true);
         if let Some(scaler) = scaler {
             opt = opt.with_loss_scaler(scaler)?;
         }
         opt.step_report(&store)?
     } else {
         let opt = ClippedOptimizer::wrap(SGD::new(vars.clone(), 1.0)?, named, clip.clone())?;
-        let mut opt = opt.groups(groups)?.with_param_norms(true);
+        let mut opt = opt.with_param_groups(groups)?.with_param_norms(true);
         if let Some(scaler) = scaler {
             opt = opt.with_loss_scaler(scaler)?;
         }
@@ -73,7 +77,7 @@ fn a_group_without_clipping_counts_in_no_norm_and_is_not_clipped() -> Result<()>
                 (Clip::norm(5.0), 3.0, 4.0),
                 (Clip::value(1.0), 1.0, 1.0),
                 (Clip::param_norm(2.0), 2.0, 2.0),
-                (Clip::skip_norm(50.0), 3.0, 4.0),
+                (Clip::skip_above_norm(50.0), 3.0, 4.0),
             ] {
                 let (steps, report) = step(&clip.clone().eps(0.0))?;
                 let what = format!("{clip} fused {fused} scaled {scaled} {report:?}");
@@ -140,16 +144,16 @@ fn a_group_without_clipping_is_refused_where_it_says_nothing() -> Result<()> {
     assert!(error.to_string().contains("no_clip"), "{error}");
     let groups = ParamGroups::new(vec![group()])?;
     let named = named(DType::F32)?;
-    let error = Sgd::named(named.clone(), 0.1)?
-        .groups(groups.clone())
+    let error = Sgd::from_named_vars(named.clone(), 0.1)?
+        .with_param_groups(groups.clone())
         .unwrap_err();
     assert!(error.to_string().contains("clips nothing"), "{error}");
-    let sgd = || Sgd::named(named.clone(), 0.1);
+    let sgd = || Sgd::from_named_vars(named.clone(), 0.1);
     let opt = ClippedOptimizer::wrap(sgd()?, named.clone(), Clip::agc())?;
-    let error = opt.groups(groups.clone()).unwrap_err();
+    let error = opt.with_param_groups(groups.clone()).unwrap_err();
     assert!(error.to_string().contains("exclude"), "{error}");
     let opt = ClippedOptimizer::wrap(sgd()?, named.clone(), Clip::norm(1.0))?;
-    let mut opt = opt.groups(groups)?;
+    let mut opt = opt.with_param_groups(groups)?;
     assert!(opt.set_clip(Clip::agc()).is_err());
     assert_eq!(opt.clip(), &Clip::norm(1.0));
     Ok(())

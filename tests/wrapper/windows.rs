@@ -17,9 +17,9 @@ fn no_micro_batch_is_no_step() -> Result<()> {
     let bad = tensor(&[f64::NAN], 1, DType::F32)?;
     let (vars, store) = store_of(&[bad])?;
     let mut accumulator = GradAccumulator::mean(vars).non_finite(NonFinite::SkipStep);
-    assert!(accumulator.finish()?.is_none());
+    assert!(accumulator.take_grads()?.is_none());
     accumulator.add(&store)?;
-    assert!(accumulator.finish()?.is_none(), "all were dropped");
+    assert!(accumulator.take_grads()?.is_none(), "all were dropped");
     assert_eq!(accumulator.dropped(), 1);
     Ok(())
 }
@@ -34,7 +34,7 @@ fn the_mean_of_an_incomplete_window_is_that_of_what_it_has() -> Result<()> {
             for value in window {
                 accumulator.add(&store_for(&vars, &[tensor(&[*value], 1, DType::F32)?]))?;
             }
-            let grads = accumulator.finish()?.unwrap();
+            let grads = accumulator.take_grads()?.unwrap();
             assert_eq!(values(grads.get(&vars[0]).unwrap())?, [right]);
         }
         Ok(())
@@ -59,7 +59,7 @@ fn weighted_micro_batches_of_any_size_are_the_big_batch() -> Result<()> {
                     sum.add_weighted(&grads, rows as f64 / 24.0)?;
                 }
                 for (what, accumulator) in [("mean", &mut mean), ("sum", &mut sum)] {
-                    let grads = accumulator.finish()?.unwrap();
+                    let grads = accumulator.take_grads()?.unwrap();
                     let ours = all_values(&gradients_of(grads, vars.vars())?)?;
                     assert_close(&ours, &whole, tolerance, &format!("{what}, {dtype:?}"));
                 }
@@ -83,7 +83,10 @@ fn a_weight_of_one_has_the_bits_of_none_and_only_ratios_matter_to_the_mean() -> 
                     None => accumulator.add(&store)?,
                 }
             }
-            Ok(bits_of_gradients(accumulator.finish()?.unwrap(), &vars)?)
+            Ok(bits_of_gradients(
+                accumulator.take_grads()?.unwrap(),
+                &vars,
+            )?)
         };
         assert!(run(Some([1.0; 3]))? == run(None)?);
         // Powers of two are exact; as f32 these would be 0 and infinite.
@@ -113,11 +116,11 @@ fn weights_that_are_none_are_refused_and_a_weight_of_zero_is_left_out() -> Resul
             }
             accumulator.add_weighted(&bad, 0.0)?;
             assert_eq!((accumulator.micro_batches(), accumulator.dropped()), (1, 0));
-            let grads = accumulator.finish()?.unwrap();
+            let grads = accumulator.take_grads()?.unwrap();
             assert_eq!(values(grads.get(&vars[0]).unwrap())?, [2.0]);
             accumulator.add_weighted(&store, 0.0)?;
             assert!(
-                accumulator.finish()?.is_none(),
+                accumulator.take_grads()?.is_none(),
                 "the sum of the weights is 0"
             );
         }
@@ -140,19 +143,22 @@ fn windows_that_end_empty_in_a_row_become_an_error() -> Result<()> {
         for _ in 0..2 {
             accumulator.add(&bad)?;
             accumulator.add(&bad)?;
-            assert!(accumulator.finish()?.is_none());
-            assert!(accumulator.finish()?.is_none(), "no window");
+            assert!(accumulator.take_grads()?.is_none());
+            assert!(accumulator.take_grads()?.is_none(), "no window");
         }
         accumulator.add(&bad)?;
         accumulator.add(&good)?;
-        assert!(accumulator.finish()?.is_some(), "the count starts again");
+        assert!(
+            accumulator.take_grads()?.is_some(),
+            "the count starts again"
+        );
     }
     for _ in 0..2 {
         accumulator.add(&bad)?;
-        assert!(accumulator.finish()?.is_none());
+        assert!(accumulator.take_grads()?.is_none());
     }
     accumulator.add(&bad)?;
-    let error = accumulator.finish().map(drop).unwrap_err();
+    let error = accumulator.take_grads().map(drop).unwrap_err();
     assert!(
         matches!(
             error,
@@ -168,7 +174,7 @@ fn windows_that_end_empty_in_a_row_become_an_error() -> Result<()> {
     let mut accumulator = GradAccumulator::mean(vars).non_finite(NonFinite::SkipStep);
     for window in 1..=11 {
         accumulator.add(&bad)?;
-        assert_eq!(accumulator.finish().is_err(), window == 11);
+        assert_eq!(accumulator.take_grads().is_err(), window == 11);
     }
     Ok(())
 }
@@ -195,7 +201,7 @@ fn a_store_of_other_gradients_is_an_error() -> Result<()> {
         }
         accumulator.add(&GradStore::default())?; // nothing at all: all gradients are 0
         assert_eq!(accumulator.micro_batches(), 2);
-        let grads = accumulator.finish()?.unwrap();
+        let grads = accumulator.take_grads()?.unwrap();
         assert_eq!(values(grads.get(&vars[0]).unwrap())?, [0.5]);
     }
     Ok(())
@@ -209,11 +215,11 @@ fn a_step_names_the_vars_that_the_accumulator_lacks() -> Result<()> {
     let named = all.names().iter().cloned().zip(all.vars().iter().cloned());
     let (head, hidden): (Vec<_>, Vec<_>) = named.partition(|(name, _)| name.starts_with("head"));
     let mut accumulator = GradAccumulator::mean(head);
-    let sgd = Sgd::named(&net.map, 0.1)?;
+    let sgd = Sgd::from_named_vars(&net.map, 0.1)?;
     let mut opt = ClippedOptimizer::wrap(sgd, &net.map, Clip::norm(1.0))?;
     accumulator.add(&loss(&net, &batch(DType::F32)?)?.backward()?)?;
-    let report = opt.step_report(accumulator.finish()?.unwrap())?;
+    let report = opt.step_report(accumulator.take_grads()?.unwrap())?;
     let names: Vec<String> = hidden.into_iter().map(|(name, _)| name).collect();
-    assert_eq!(report.missing(), names);
+    assert_eq!(report.missing_grads(), names);
     Ok(())
 }

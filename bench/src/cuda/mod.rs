@@ -17,7 +17,7 @@ use crate::cuda::gpu::{Gpu, Start};
 use crate::cuda::pytorch::PyTorch;
 use crate::element::Element;
 use crate::op::{Impl, Op};
-use crate::record::{Findings, Measured, floor_ms};
+use crate::record::{Findings, GradNorms, floor_ms};
 use crate::results::{about, groups, head, of, section};
 use crate::rival::{Plan, Rival, measure};
 use crate::sets::Set;
@@ -64,7 +64,7 @@ enum DTypeArg {
 struct Row {
     start: Start,
     #[serde(flatten)]
-    measured: Measured,
+    measured: GradNorms,
     /// The floor of this operation: what has to be read and written.
     bytes_moved: usize,
     ratio_to_floor: f64,
@@ -151,7 +151,7 @@ impl Cuda {
                 let plan = self.plan(set);
                 let timed = measure(&mut case, op, rivals, &plan, &mut note)?;
                 let timed = timed.into_iter().map(|times| times.measured::<E>(set, op));
-                let timed: Vec<Measured> = timed.collect();
+                let timed: Vec<GradNorms> = timed.collect();
                 let floor_ms = floor_ms(&timed);
                 rows.extend(timed.into_iter().map(|measured| Row {
                     start,
@@ -238,14 +238,14 @@ fn markdown(gpu: &str, rows: &[Row], found: &Findings) -> Result<String> {
     writeln!(text, "- GPU: {gpu}")?;
     for start in [Start::Idle, Start::Busy] {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.start == start).collect();
-        let measured: Vec<Measured> = rows.iter().map(|row| row.measured.clone()).collect();
+        let measured: Vec<GradNorms> = rows.iter().map(|row| row.measured.clone()).collect();
         for (set, dtype) in groups(&measured) {
             let about = about(set);
             writeln!(
                 text,
                 "\n## {set}, {dtype}, {start:?} at the start: {about}\n"
             )?;
-            let rows_of_group: Vec<&Measured> = of(&measured, set, dtype).collect();
+            let rows_of_group: Vec<&GradNorms> = of(&measured, set, dtype).collect();
             section(&mut text, &Op::ON_GPU.map(Op::name), &rows_of_group)?;
             let floors = rows.iter().filter(|row| {
                 let of = &row.measured;
@@ -270,7 +270,7 @@ mod tests {
     fn row(start: Start, rival: &str, median_ms: f64) -> Row {
         Row {
             start,
-            measured: Measured {
+            measured: GradNorms {
                 set: "E",
                 dtype: "f32",
                 op: "total_norm",

@@ -61,11 +61,11 @@ impl Edit {
     /// # use candle_grad_clip_kernels::{Edit, edit};
     /// let clamp = Edit::Clamp { clip_value: 1.5, clip_coef: 1.0, zero_non_finite: false };
     /// let mut scaled = [1024.0, 2048.0];
-    /// edit(&mut scaled, clamp.of_scaled(1024.0));
+    /// edit(&mut scaled, clamp.unscaling(1024.0));
     /// assert_eq!(scaled, [1.0, 1.5]);
     /// ```
     #[must_use]
-    pub fn of_scaled(mut self, scale: f64) -> Self {
+    pub fn unscaling(mut self, scale: f64) -> Self {
         match &mut self {
             Self::Scale { clip_coef, .. } => *clip_coef /= scale,
             Self::Clamp {

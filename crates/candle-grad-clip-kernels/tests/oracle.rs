@@ -286,7 +286,7 @@ fn an_edit_of_scaled_values_is_the_edit_of_the_values_to_the_bit() {
         let mut plain = values.clone();
         edit(&mut plain, what);
         let mut scaled: Vec<f32> = values.iter().map(|x| x * scale).collect();
-        edit(&mut scaled, what.of_scaled(scale.into()));
+        edit(&mut scaled, what.unscaling(scale.into()));
         assert_eq!(scaled, plain, "{what:?}");
         let halves: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
         let mut plain = halves.clone();
@@ -295,7 +295,7 @@ fn an_edit_of_scaled_values_is_the_edit_of_the_values_to_the_bit() {
             .iter()
             .map(|x| bf16::from_f32(x.to_f32() * scale))
             .collect();
-        edit(&mut scaled, what.of_scaled(scale.into()));
+        edit(&mut scaled, what.unscaling(scale.into()));
         assert_eq!(scaled, plain, "{what:?} in bf16");
     }
 }

@@ -48,9 +48,9 @@ use crate::vars::NamedVars;
 ///     let loss = model.forward(&micro_batch)?.sqr()?.mean_all()?;
 ///     accumulator.add(&loss.backward()?)?;
 /// }
-/// if let Some(grads) = accumulator.finish()? {
+/// if let Some(grads) = accumulator.take_grads()? {
 ///     let report = opt.step_report(grads)?; // one clip, one step
-///     assert!(report.missing().is_empty());
+///     assert!(report.missing_grads().is_empty());
 /// }
 /// # Ok(())
 /// # }
@@ -66,7 +66,7 @@ use crate::vars::NamedVars;
 ///
 /// # Missing gradients
 /// A Var without a gradient in a micro-batch has the gradient 0 there, as in the sum of the losses: the mean divides by the number
-/// of micro-batches, for each Var. A Var without one in all of them has none in [`finish`](Self::finish)'s store, so the report of
+/// of micro-batches, for each Var. A Var without one in all of them has none in [`finish`](Self::take_grads)'s store, so the report of
 /// the step names it.
 ///
 /// # References
@@ -123,7 +123,7 @@ impl GradAccumulator {
     /// let mut accumulator = GradAccumulator::mean(vec![w.clone()]);
     /// accumulator.add(&(w.as_tensor() * 2.0)?.sum_all()?.backward()?)?; // the gradient is (2, 2)
     /// accumulator.add(&(w.as_tensor() * 4.0)?.sum_all()?.backward()?)?;
-    /// let grads = accumulator.finish()?.unwrap();
+    /// let grads = accumulator.take_grads()?.unwrap();
     /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0, 3.0]);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
@@ -141,7 +141,7 @@ impl GradAccumulator {
     /// for _ in 0..3 {
     ///     accumulator.add(&w.sum_all()?.backward()?)?; // the gradient is (1, 1)
     /// }
-    /// let grads = accumulator.finish()?.unwrap();
+    /// let grads = accumulator.take_grads()?.unwrap();
     /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0, 3.0]);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
@@ -189,7 +189,7 @@ impl GradAccumulator {
     ///     accumulator.add(&(w.as_tensor() * factor)?.sum_all()?.backward()?)?;
     /// }
     /// assert_eq!((accumulator.micro_batches(), accumulator.dropped()), (2, 1));
-    /// let grads = accumulator.finish()?.unwrap();
+    /// let grads = accumulator.take_grads()?.unwrap();
     /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0, 3.0]);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
@@ -199,7 +199,7 @@ impl GradAccumulator {
         self
     }
 
-    /// How many windows in a row (from one [`finish`](Self::finish) to the next) may end empty, as all their micro-batches were
+    /// How many windows in a row (from one [`finish`](Self::take_grads) to the next) may end empty, as all their micro-batches were
     /// dropped or had weight 0, before `finish` is an error. Default: 10, as [`Clip::max_skips`](crate::Clip::max_skips).
     #[must_use]
     pub fn max_skips(mut self, max_skips: u32) -> Self {
@@ -230,7 +230,7 @@ impl GradAccumulator {
     /// let mut accumulator = GradAccumulator::mean(vec![w.clone()]);
     /// accumulator.add_weighted(&(w.as_tensor() * 2.0)?.sum_all()?.backward()?, 300.0)?; // the gradient is (2, 2)
     /// accumulator.add_weighted(&(w.as_tensor() * 6.0)?.sum_all()?.backward()?, 100.0)?;
-    /// let grads = accumulator.finish()?.unwrap();
+    /// let grads = accumulator.take_grads()?.unwrap();
     /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [3.0, 3.0]); // (300 * 2 + 100 * 6) / 400
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
@@ -295,7 +295,7 @@ impl GradAccumulator {
     ///
     /// # Errors
     /// More windows in a row ended empty than [`max_skips`](Self::max_skips) allows; a device.
-    pub fn finish(&mut self) -> Result<Option<&mut GradStore>> {
+    pub fn take_grads(&mut self) -> Result<Option<&mut GradStore>> {
         if self.micro_batches == 0 {
             return self.finish_empty().map(|()| None);
         }
@@ -316,7 +316,7 @@ impl GradAccumulator {
         Ok(Some(&mut self.store))
     }
 
-    /// Forgets the micro-batches since the last [`finish`](Self::finish).
+    /// Forgets the micro-batches since the last [`finish`](Self::take_grads).
     pub fn clear(&mut self) {
         self.micro_batches = 0;
         self.left_out = 0;

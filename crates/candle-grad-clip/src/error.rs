@@ -189,7 +189,7 @@ pub enum Error {
     /// Groups of a [`ClippedOptimizer`](crate::ClippedOptimizer) that its inner optimizer can't follow.
     #[error(
         "group `{group}` sets lr_scale or weight_decay, which the inner optimizer {optimizer} has but one of; make \
-         it an optim::PerGroup of them, and give the wrapper groups.only_limits()"
+         it an optim::GroupedOptimizer of them, and give the wrapper groups.max_norms_only()"
     )]
     GroupsNeedFused {
         /// The first such group's name.

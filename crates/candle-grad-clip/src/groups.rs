@@ -85,8 +85,8 @@ impl ParamGroup {
     /// let loss = ((body.1.sqr()?.sum_all()? + head.1.sqr()?.sum_all()?)? / 2.0)?;
     /// let vars = vec![body.clone(), head.clone()];
     /// let groups = ParamGroups::new(vec![ParamGroup::new("frozen", &["body"]).lr_scale(0.0).no_clip()])?;
-    /// let opt = ClippedOptimizer::wrap(Sgd::named(vars.clone(), 1.0)?, vars, Clip::norm(1.0))?;
-    /// let report = opt.groups(groups)?.backward_step_report(&loss)?;
+    /// let opt = ClippedOptimizer::wrap(Sgd::from_named_vars(vars.clone(), 1.0)?, vars, Clip::norm(1.0))?;
+    /// let report = opt.with_param_groups(groups)?.backward_step_report(&loss)?;
     /// assert_eq!(report.total_norm()?, 1.0); // not 100.005
     /// assert_eq!(report.groups()[0].total_norm, 100.0);
     /// # Ok(())
@@ -167,7 +167,7 @@ impl fmt::Display for ParamGroup {
 /// A group with [`no_clip`](ParamGroup::no_clip) is in neither: its gradients stay as they are.
 ///
 /// Given to [`ClippedOptimizer::groups`](crate::ClippedOptimizer::groups), to [`AdamW::groups`](crate::optim::AdamW::groups) and
-/// [`Sgd::groups`](crate::optim::Sgd::groups), or to [`PerGroup`](crate::optim::PerGroup) for other optimizers.
+/// [`Sgd::groups`](crate::optim::Sgd::groups), or to [`GroupedOptimizer`](crate::optim::GroupedOptimizer) for other optimizers.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -184,8 +184,8 @@ impl fmt::Display for ParamGroup {
 /// let groups = ParamGroups::new(vec![
 ///     ParamGroup::new("no_decay", &["*.bias"]).weight_decay(0.0).max_norm(0.5),
 /// ])?;
-/// let opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
-/// let mut opt = ClippedOptimizer::wrap(opt, vars, Clip::norm(100.0))?.groups(groups)?;
+/// let opt = AdamW::from_named_vars(vars.clone(), ParamsAdamW::default())?;
+/// let mut opt = ClippedOptimizer::wrap(opt, vars, Clip::norm(100.0))?.with_param_groups(groups)?;
 /// let report = opt.backward_step_report(&loss)?;
 /// assert_eq!(report.groups()[0].total_norm, 2.0);
 /// assert!((report.groups()[0].clip_coef - 0.25).abs() < 1e-6);
@@ -223,9 +223,9 @@ impl ParamGroups {
     }
 
     /// The same groups with nothing but their limits: for a [`ClippedOptimizer`](crate::ClippedOptimizer) around an
-    /// optimizer that has the other settings already, such as [`PerGroup`](crate::optim::PerGroup).
+    /// optimizer that has the other settings already, such as [`GroupedOptimizer`](crate::optim::GroupedOptimizer).
     #[must_use]
-    pub fn only_limits(&self) -> Self {
+    pub fn max_norms_only(&self) -> Self {
         let only_limit = |group: &ParamGroup| ParamGroup {
             lr_scale: None,
             weight_decay: None,

@@ -1,5 +1,5 @@
-//! Gradient clipping for [candle](candle_core): what PyTorch's `clip_grad_norm_` and
-//! `clip_grad_value_` and TensorFlow's `clip_by_global_norm` do, exact, and at the speed of memory.
+//! Gradient clipping for [candle](candle_core): the equivalents of PyTorch's `clip_grad_norm_` and
+//! `clip_grad_value_` and TensorFlow's `clip_by_global_norm`.
 //!
 //! ```
 //! # use candle_core::{Device, Var};
@@ -20,7 +20,7 @@
 //!   [`ClipRule`] is one of your own.
 //! - [`clip_grad_norm`], [`clip_grad_value`], [`clip_by_global_norm`], [`total_norm`] and
 //!   [`clip_grads_with_norm`] work on a `GradStore` directly.
-//! - [`Summary`] answers "which `max_norm`?" from the steps it has seen.
+//! - [`NormStatistics`] answers "which `max_norm`?" from the steps it has seen.
 //! - [`loss::weighted_power`] is a loss that needs all this.
 //!
 //! # Order of a training step
@@ -70,13 +70,13 @@ mod gradients;
 mod groups;
 pub mod loss;
 mod loss_scaler;
+mod norm_statistics;
 pub mod optim;
 mod optimizer;
 mod param_state;
 mod pipeline;
 mod serde_float;
 mod skip_reason;
-mod summary;
 mod tensors;
 mod threads;
 mod vars;
@@ -84,8 +84,8 @@ mod vars;
 pub use accumulate::GradAccumulator;
 pub use candle_grad_clip_kernels::NormType;
 pub use clip::{
-    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GroupRecord, Measured, NonFinite,
-    QuantileClip, SkipSteps, ZClip, ZClipMode,
+    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GroupRecord,
+    NonFinite, QuantileClip, SkipSteps, ZClip, ZClipMode,
 };
 pub use error::{Error, Result};
 pub use functions::{
@@ -93,12 +93,17 @@ pub use functions::{
     clip_grads_with_norm, total_norm,
 };
 pub use loss_scaler::LossScaler;
+pub use norm_statistics::{MaxNormSuggestion, NormStatistics};
 pub use optimizer::{ClippedConfig, ClippedOptimizer, StepPath, StepRecord, StepReport};
 pub use skip_reason::SkipReason;
-pub use summary::{MaxNormSuggestion, Summary};
 pub use vars::NamedVars;
 
 /// Compiles the code of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// Compiles the code of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide.md")]
+struct Guide;

@@ -34,7 +34,7 @@ const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as
 /// let varmap = VarMap::new();
 /// let vb = VarBuilder::from_varmap(&varmap, DType::F16, &Device::Cpu);
 /// let model = candle_nn::linear(4, 1, vb)?;
-/// let opt = AdamW::named(&varmap, ParamsAdamW::default())?.master_weights(true);
+/// let opt = AdamW::from_named_vars(&varmap, ParamsAdamW::default())?.master_weights(true);
 /// let opt = ClippedOptimizer::wrap(opt, &varmap, Clip::norm(1.0))?;
 /// let mut opt = opt.with_loss_scaler(LossScaler::default())?;
 ///

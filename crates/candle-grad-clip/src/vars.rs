@@ -88,8 +88,8 @@ impl NamedVars {
     /// let vars = vec![Var::zeros(2, DType::F32, &Device::Cpu)?];
     /// let by_place = NamedVars::by_place(vars.clone());
     /// assert_eq!(by_place.names(), ["var.0"]);
-    /// AdamW::named(by_place, Default::default())?.save(&path)?;
-    /// let error = AdamW::named(vars, Default::default())?.save(&path).unwrap_err();
+    /// AdamW::from_named_vars(by_place, Default::default())?.save(&path)?;
+    /// let error = AdamW::from_named_vars(vars, Default::default())?.save(&path).unwrap_err();
     /// assert!(error.to_string().contains("names of their own"));
     /// # let _ = std::fs::remove_file(path);
     /// # Ok(())

@@ -31,7 +31,7 @@ impl ParamNorms {
     pub fn add(&mut self, report: &StepReport) -> Result<()> {
         let record = report.record()?;
         let norm = |(name, norm): &(String, f64)| {
-            let is_missing = record.missing.contains(name);
+            let is_missing = record.missing_grads.contains(name);
             Some(*norm).filter(|_| !is_missing)
         };
         self.steps
@@ -138,7 +138,7 @@ mod tests {
         let vars = vars
             .map(|(name, var)| (name.to_owned(), var.clone()))
             .to_vec();
-        let sgd = Sgd::named(vars.clone(), 0.1).unwrap();
+        let sgd = Sgd::from_named_vars(vars.clone(), 0.1).unwrap();
         let clip = Clip::norm(1.0).non_finite(NonFinite::SkipStep);
         let opt = ClippedOptimizer::wrap(sgd, vars, clip).unwrap();
         let mut opt = opt.with_param_norms(true);

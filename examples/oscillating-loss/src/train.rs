@@ -182,14 +182,14 @@ pub fn train_with(
                 momentum,
                 ..ParamsSgd::default()
             };
-            trainer.run(Sgd::named(&trainer.varmap, params)?, on_step)
+            trainer.run(Sgd::from_named_vars(&trainer.varmap, params)?, on_step)
         }
         OptimizerKind::AdamW => {
             let params = ParamsAdamW {
                 lr,
                 ..ParamsAdamW::default()
             };
-            trainer.run(AdamW::named(&trainer.varmap, params)?, on_step)
+            trainer.run(AdamW::from_named_vars(&trainer.varmap, params)?, on_step)
         }
     }
 }
@@ -237,7 +237,7 @@ impl Trainer<'_> {
             };
             run.training_time += start.elapsed();
             if step == 1 {
-                run.missing = report.missing().to_vec();
+                run.missing = report.missing_grads().to_vec();
             }
             let test_loss = self.evaluate(step)?;
             let step = read(step, train_loss, test_loss, &report)?;

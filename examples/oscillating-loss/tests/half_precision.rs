@@ -42,7 +42,9 @@ fn train(dtype: DType, scaler: LossScaler) -> Trained {
         lr: 3e-3,
         ..ParamsAdamW::default()
     };
-    let opt = AdamW::named(&varmap, params).unwrap().master_weights(true);
+    let opt = AdamW::from_named_vars(&varmap, params)
+        .unwrap()
+        .master_weights(true);
     let opt = ClippedOptimizer::wrap(opt, &varmap, Clip::norm(1.0)).unwrap();
     let mut opt = opt.with_loss_scaler(scaler).unwrap();
 
@@ -57,7 +59,7 @@ fn train(dtype: DType, scaler: LossScaler) -> Trained {
         let scale = opt.loss_scaler().unwrap().current_scale();
         let loss = loss(&model, &weather.train, &indices, dtype);
         let report = opt.backward_step_report(&loss).unwrap();
-        assert!(report.missing().is_empty());
+        assert!(report.missing_grads().is_empty());
         steps.push((scale, report.skipped().unwrap()));
         for (name, var) in &*varmap.data().lock().unwrap() {
             let sum = var

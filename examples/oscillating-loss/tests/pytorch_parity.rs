@@ -111,9 +111,9 @@ fn train<O: Optimizer + 'static>(
         losses.extend(values(&loss)?);
         let report = optimizer.backward_step_report(&loss)?;
         assert!(
-            report.missing().is_empty(),
+            report.missing_grads().is_empty(),
             "no gradient for {:?}",
-            report.missing()
+            report.missing_grads()
         );
         norms.push(report.total_norm()?);
     }

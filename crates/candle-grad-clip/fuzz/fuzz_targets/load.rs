@@ -48,7 +48,7 @@ impl Bench {
         let w = Var::new(&[3f32, 4.0], &Device::Cpu).unwrap();
         let x = Var::zeros(1, DType::F64, &Device::Cpu).unwrap();
         let vars = vec![("w".to_string(), w.clone()), ("x".to_string(), x)];
-        let opt = AdamW::named(vars.clone(), ParamsAdamW::default()).unwrap();
+        let opt = AdamW::from_named_vars(vars.clone(), ParamsAdamW::default()).unwrap();
         let mut opt = ClippedOptimizer::wrap(opt, vars, Clip::norm(1.0)).unwrap();
         step(&mut opt, &w).unwrap();
         let state = saved(&opt);

@@ -63,11 +63,11 @@ save_and_load! {
     /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-adamw-{}", std::process::id()));
     /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
     /// let vars = vec![("w".to_string(), w.clone())];
-    /// let mut opt = AdamW::named(vars.clone(), ParamsAdamW::default())?;
+    /// let mut opt = AdamW::from_named_vars(vars.clone(), ParamsAdamW::default())?;
     /// opt.backward_step(&w.sqr()?.sum_all()?)?;
     /// opt.save(&path)?;
     ///
-    /// let mut resumed = AdamW::named(vars, ParamsAdamW { lr: 0.5, ..Default::default() })?;
+    /// let mut resumed = AdamW::from_named_vars(vars, ParamsAdamW { lr: 0.5, ..Default::default() })?;
     /// resumed.load(&path)?;
     /// assert_eq!((resumed.steps(), resumed.learning_rate()), (1, 1e-3));
     /// resumed.set_learning_rate(1e-4); // after `load`
@@ -90,11 +90,11 @@ save_and_load! {
     /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
     /// let vars = vec![("w".to_string(), w.clone())];
     /// let params = ParamsSgd { lr: 0.1, momentum: 0.9, ..Default::default() };
-    /// let mut opt = Sgd::named(vars.clone(), params)?;
+    /// let mut opt = Sgd::from_named_vars(vars.clone(), params)?;
     /// opt.backward_step(&w.sqr()?.sum_all()?)?;
     /// opt.save(&path)?;
     ///
-    /// let mut resumed = Sgd::named(vars, 0.5)?;
+    /// let mut resumed = Sgd::from_named_vars(vars, 0.5)?;
     /// resumed.load(&path)?;
     /// assert_eq!((resumed.steps(), resumed.params()), (1, &params));
     /// # let _ = std::fs::remove_file(path);

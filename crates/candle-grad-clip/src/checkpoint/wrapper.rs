@@ -63,7 +63,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// # let path = std::env::temp_dir().join(format!("candle-grad-clip-wrapper-{}", std::process::id()));
     /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
     /// let vars = vec![("w".to_string(), w.clone())];
-    /// let make = |clip| ClippedOptimizer::wrap(Sgd::named(vars.clone(), 0.1)?, vars.clone(), clip);
+    /// let make = |clip| ClippedOptimizer::wrap(Sgd::from_named_vars(vars.clone(), 0.1)?, vars.clone(), clip);
     /// let mut opt = make(Clip::norm(1.0))?;
     /// opt.backward_step(&w.sqr()?.sum_all()?)?;
     /// opt.save(&path)?;

@@ -14,7 +14,7 @@ use super::options::{Options, Writer};
 use super::rule::{Method, Rule, Saved};
 use crate::error::{Error, Result};
 
-/// AutoClip, of [`Clip::auto`](crate::Clip::auto): clips to a percentile of the norms so far, this step's included.
+/// AutoClip, of [`Clip::autoclip`](crate::Clip::autoclip): clips to a percentile of the norms so far, this step's included.
 ///
 /// ```text
 /// max_norm = percentile(norms, p)                 linear between neighbours, as numpy.percentile

@@ -55,7 +55,7 @@ pub(super) fn decide<'r>(
             // The first has set to 0 what is not finite.
             zero_non_finite: zero_non_finite && at == 0,
         });
-        if let Action::Refuse(_) = next.action {
+        if let Action::Skip(_) = next.action {
             return next;
         }
         if at < last
@@ -80,11 +80,11 @@ pub(super) fn decide<'r>(
 fn then(first: Decision, second: Decision, vars: usize) -> Decision {
     let action = match (first.action, second.action) {
         (Action::Edit(first), Action::Edit(second)) => Action::Edit(first.then(second, vars)),
-        (Action::Leave, action) | (action, _) => action,
+        (Action::Keep, action) | (action, _) => action,
     };
     let clip_coef = match &action {
         Action::Edit(edits) => edits.smallest_coef(),
-        Action::Leave | Action::Refuse(_) => second.clip_coef,
+        Action::Keep | Action::Skip(_) => second.clip_coef,
     };
     Decision {
         action,

@@ -30,13 +30,13 @@ use crate::vars::NamedVars;
 /// | [`Clip::value`] | every element into `[-clip_value, clip_value]` |
 /// | [`Clip::param_norm`] | `g_i * min(1, max_norm / (param_norm_i + eps))`, a coefficient for each Var |
 /// | [`Clip::block_rms`] | `g_i * min(1, max_rms / rms_i)`, a coefficient for each Var |
-/// | [`Clip::auto`] | AutoClip: as `norm`, to a percentile of the norms so far |
+/// | [`Clip::autoclip`] | AutoClip: as `norm`, to a percentile of the norms so far |
 /// | [`Clip::quantile`] | as `norm`, to a quantile of the norms that one number follows |
 /// | [`Clip::zclip`] | ZClip: spikes, by their z-score; and as `norm` |
 /// | [`Clip::adagc`] | AdaGC: each Var to a little above its own mean norm |
 /// | [`Clip::agc`] | AGC: each unit to a share of its weights' norm |
-/// | [`Clip::skip_norm`], [`Clip::skip_zscore`] | no step where the norm is too large |
-/// | [`Clip::all`] | several of these, one after the other |
+/// | [`Clip::skip_above_norm`], [`Clip::skip_above_zscore`] | no step where the norm is too large |
+/// | [`Clip::chain`] | several of these, one after the other |
 ///
 /// What a method remembers of the training is kept by the [`ClippedOptimizer`](crate::ClippedOptimizer), which saves it in its
 /// checkpoints; a norm that is 0 or not finite, or of a step that was skipped or failed, never enters it. A limit that a method
@@ -83,7 +83,7 @@ impl Clip {
     }
 
     /// All of them, one after the other.
-    pub(super) fn chain(clips: Vec<Clip>) -> Result<Self> {
+    pub(super) fn chain_of(clips: Vec<Clip>) -> Result<Self> {
         let default = Self::new(NoClip);
         let mut whole = default.clone();
         let text: Vec<String> = clips.iter().map(ToString::to_string).collect();

@@ -18,7 +18,7 @@ use crate::skip_reason::SkipReason;
 /// Here one that limits the norm to twice its own running mean:
 ///
 /// ```
-/// use candle_grad_clip::{ClipDecision, ClipRule, Measured};
+/// use candle_grad_clip::{ClipDecision, ClipRule, GradNorms};
 /// # use candle_core::{Device, Var};
 /// # use candle_grad_clip::{Clip, ClippedOptimizer};
 /// # use candle_nn::{Optimizer, SGD};
@@ -29,16 +29,16 @@ use crate::skip_reason::SkipReason;
 /// }
 ///
 /// impl ClipRule for TwiceTheMean {
-///     fn decide(&self, measured: &Measured) -> ClipDecision {
+///     fn decide(&self, measured: &GradNorms) -> ClipDecision {
 ///         match self.mean {
 ///             Some(mean) if measured.total_norm() > 2.0 * mean => {
 ///                 ClipDecision::Scale(2.0 * mean / measured.total_norm())
 ///             }
-///             _ => ClipDecision::Leave,
+///             _ => ClipDecision::Keep,
 ///         }
 ///     }
 ///
-///     fn observe(&mut self, measured: &Measured, _: &ClipDecision) {
+///     fn observe(&mut self, measured: &GradNorms, _: &ClipDecision) {
 ///         let mean = self.mean.unwrap_or(measured.total_norm());
 ///         self.mean = Some(0.9 * mean + 0.1 * measured.total_norm());
 ///     }
@@ -66,14 +66,14 @@ use crate::skip_reason::SkipReason;
 /// ```
 pub trait ClipRule: Send + Sync {
     /// What is to be done with gradients that measured so. Not called where [`NonFinite`] has already refused the step.
-    fn decide(&self, measured: &Measured) -> ClipDecision;
+    fn decide(&self, measured: &GradNorms) -> ClipDecision;
 
     /// The step was taken as decided. Not called for a step that was skipped or failed, nor for a norm that is not finite.
-    fn observe(&mut self, measured: &Measured, decision: &ClipDecision) {
+    fn observe(&mut self, measured: &GradNorms, decision: &ClipDecision) {
         let _ = (measured, decision);
     }
 
-    /// Whether [`Measured::loss`] is asked for, which is a read of the device in each `backward_step`.
+    /// Whether [`GradNorms::loss`] is asked for, which is a read of the device in each `backward_step`.
     fn reads_loss(&self) -> bool {
         false
     }
@@ -97,7 +97,7 @@ pub trait ClipRule: Send + Sync {
 
 /// What a [`ClipRule`] decides on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Measured {
+pub struct GradNorms {
     step: u64,
     norm_type: NormType,
     total_norm: f64,
@@ -106,7 +106,7 @@ pub struct Measured {
     loss: Option<f64>,
 }
 
-impl Measured {
+impl GradNorms {
     /// Under [`NonFinite::Zero`] the norms are those of the finite elements.
     fn new(asked: &Asked<'_>) -> Self {
         let measured = asked.measured;
@@ -170,10 +170,10 @@ impl Measured {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClipDecision {
     /// The step is taken with the gradients as they are.
-    Leave,
+    Keep,
     /// All gradients are multiplied by this (above 1 makes them larger).
     Scale(f64),
-    /// Each Var's gradient is multiplied by its own: one for each of [`Measured::names`].
+    /// Each Var's gradient is multiplied by its own: one for each of [`GradNorms::names`].
     ScaleEach(Vec<f64>),
     /// Every element goes into `[-bound, bound]`. The gradients are then read a second time, for the report.
     Clamp(f64),
@@ -202,12 +202,12 @@ impl ClipDecision {
             })
         };
         match self {
-            Self::Leave | Self::Skip => Ok(()),
+            Self::Keep | Self::Skip => Ok(()),
             Self::Scale(value) => coef(*value),
             Self::ScaleEach(values) if values.len() != vars => Err(Error::InvalidOption {
                 name: "the number of coefficients of the ClipRule",
                 value: values.len() as f64,
-                expected: "one for each of Measured::names",
+                expected: "one for each of GradNorms::names",
             }),
             Self::ScaleEach(values) => values.iter().try_for_each(|value| coef(*value)),
             Self::Clamp(bound) => check_limit("the bound of the ClipRule", *bound),
@@ -217,7 +217,7 @@ impl ClipDecision {
     /// The decision, checked, for gradients that were measured with [`ClipDecision::bound`].
     fn decide(&self, given: &Given<'_>) -> Decision {
         match self {
-            Self::Leave => Decision::scale(given, 1.0),
+            Self::Keep => Decision::scale(given, 1.0),
             Self::Scale(coef) => Decision::scale(given, *coef),
             Self::ScaleEach(coefs) => {
                 let entries = given.measured.entries.iter().zip(coefs);
@@ -225,7 +225,7 @@ impl ClipDecision {
                 per_var::scale(given, coef.collect())
             }
             Self::Clamp(bound) => value::clamp(*bound, given),
-            Self::Skip => Decision::refuse(SkipReason::Rule),
+            Self::Skip => Decision::skip(SkipReason::Rule),
         }
     }
 }
@@ -234,7 +234,7 @@ impl ClipDecision {
 pub(super) struct Custom {
     rule: Box<dyn ClipRule>,
     /// What it saw and decided in this step.
-    decided: Option<(Measured, ClipDecision)>,
+    decided: Option<(GradNorms, ClipDecision)>,
 }
 
 impl Custom {
@@ -249,7 +249,7 @@ impl Custom {
 impl Rule for Custom {
     fn ask(&mut self, asked: &Asked<'_>) -> Result<Option<f64>> {
         self.decided = None;
-        let view = Measured::new(asked);
+        let view = GradNorms::new(asked);
         let decision = self.rule.decide(&view);
         decision.check(asked.measured.entries.len())?;
         let bound = decision.bound();

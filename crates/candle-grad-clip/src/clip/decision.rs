@@ -55,10 +55,10 @@ pub(crate) struct Decision {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
     /// Nothing is changed and nothing copied.
-    Leave,
+    Keep,
     Edit(Edits),
     /// No step is taken with these gradients.
-    Refuse(SkipReason),
+    Skip(SkipReason),
 }
 
 /// What one group of Vars measured, and what its gradients were multiplied by: of
@@ -82,7 +82,7 @@ impl Decision {
     pub(super) fn new(edits: Option<Edits>, clip_coef: f64, clipped_norm: f64) -> Self {
         Self {
             was_clipped: clip_coef != 1.0,
-            action: edits.map_or(Action::Leave, Action::Edit),
+            action: edits.map_or(Action::Keep, Action::Edit),
             clip_coef,
             clipped_norm,
             num_clipped: 0,
@@ -90,21 +90,21 @@ impl Decision {
         }
     }
 
-    pub(crate) fn refuse(reason: SkipReason) -> Self {
+    pub(crate) fn skip(reason: SkipReason) -> Self {
         Self {
-            action: Action::Refuse(reason),
+            action: Action::Skip(reason),
             was_clipped: false,
             ..Self::new(None, 0.0, 0.0)
         }
     }
 
     /// For gradients that are still multiplied by `scale`.
-    pub(crate) fn of_scaled(mut self, scale: f64) -> Self {
+    pub(crate) fn unscaling(mut self, scale: f64) -> Self {
         if scale != 1.0 {
             self.action = match self.action {
-                Action::Refuse(reason) => Action::Refuse(reason),
-                Action::Leave => Action::Edit(Edits::All(Edit::NOTHING.of_scaled(scale))),
-                Action::Edit(edits) => Action::Edit(edits.of_scaled(scale)),
+                Action::Skip(reason) => Action::Skip(reason),
+                Action::Keep => Action::Edit(Edits::All(Edit::NOTHING.unscaling(scale))),
+                Action::Edit(edits) => Action::Edit(edits.unscaling(scale)),
             };
         }
         self

@@ -94,10 +94,10 @@ impl Edits {
     }
 
     /// The edits that make of gradients times `scale` what these make of the gradients.
-    pub(crate) fn of_scaled(self, scale: f64) -> Self {
-        let each = |edits: Vec<Edit>| edits.into_iter().map(|e| e.of_scaled(scale)).collect();
+    pub(crate) fn unscaling(self, scale: f64) -> Self {
+        let each = |edits: Vec<Edit>| edits.into_iter().map(|e| e.unscaling(scale)).collect();
         match self {
-            Self::All(edit) => Self::All(edit.of_scaled(scale)),
+            Self::All(edit) => Self::All(edit.unscaling(scale)),
             Self::Grouped { places, edits } => Self::Grouped {
                 places,
                 edits: each(edits),

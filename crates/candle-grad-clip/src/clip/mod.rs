@@ -38,7 +38,7 @@ pub use agc::{Agc, AgcUnits};
 pub use auto::AutoClip;
 pub(crate) use coef::{CLIP_EPS, TINY_COEF, clip_coef};
 pub use config::Clip;
-pub use custom::{ClipDecision, ClipRule, Measured};
+pub use custom::{ClipDecision, ClipRule, GradNorms};
 pub use decision::GroupRecord;
 pub(crate) use decision::{Action, Decision};
 pub(crate) use edits::Edits;
@@ -151,7 +151,7 @@ impl Clip {
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::auto(50.0))?;
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::autoclip(50.0))?;
     /// opt.backward_step(&loss)?; // norm 5, the first: w becomes 0.9 (3, 4)
     /// let report = opt.backward_step_report(&(loss * 3.0)?)?; // norm 13.5
     /// assert!((report.clipped_norm()? - 9.25).abs() < 1e-5); // the median of 5 and 13.5
@@ -161,7 +161,7 @@ impl Clip {
     /// # References
     /// Seetharaman and others (2020), arXiv 2007.14469.
     #[must_use]
-    pub fn auto(percentile: f64) -> Self {
+    pub fn autoclip(percentile: f64) -> Self {
         AutoClip {
             percentile,
             window: None,
@@ -256,7 +256,7 @@ impl Clip {
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::skip_norm(4.0))?;
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::skip_above_norm(4.0))?;
     /// assert!(opt.backward_step_report(&loss)?.skipped()?); // norm 5
     /// assert_eq!(w.to_vec1::<f64>()?, [3.0, 4.0]); // as it was
     /// # Ok::<(), candle_grad_clip::Error>(())
@@ -265,7 +265,7 @@ impl Clip {
     /// # References
     /// Megatron-LM, which skips a step whose norm is above a fixed limit.
     #[must_use]
-    pub fn skip_norm(norm: f64) -> Self {
+    pub fn skip_above_norm(norm: f64) -> Self {
         SkipSteps {
             norm,
             ..SkipSteps::default()
@@ -279,7 +279,7 @@ impl Clip {
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::skip_zscore(6.0))?;
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::skip_above_zscore(6.0))?;
     /// let loss_of_norm = |norm: f64| (w.narrow(0, 0, 1)? * norm)?.sum_all();
     /// for step in 0..64 {
     ///     opt.backward_step(&loss_of_norm(1.0 + f64::from(step % 2))?)?; // norms 1 and 2
@@ -292,7 +292,7 @@ impl Clip {
     /// # References
     /// OLMo-core's `SkipStepOptimizer`: z 6.
     #[must_use]
-    pub fn skip_zscore(z: f64) -> Self {
+    pub fn skip_above_zscore(z: f64) -> Self {
         SkipSteps {
             z,
             ..SkipSteps::default()
@@ -316,7 +316,7 @@ impl Clip {
     }
 
     /// What [`Clip::norm`] adds to the norm before it divides by it. Default: 1e-6, as in PyTorch. (For [`Clip::agc`] the least norm of
-    /// weights, [`Agc::eps`].) Of several clips it is set for all; each can have its own before they go into [`Clip::all`].
+    /// weights, [`Agc::eps`].) Of several clips it is set for all; each can have its own before they go into [`Clip::chain`].
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -376,7 +376,7 @@ impl Clip {
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
-    /// let clip = Clip::all([Clip::value(3.5), Clip::norm(1.0)])?;
+    /// let clip = Clip::chain([Clip::value(3.5), Clip::norm(1.0)])?;
     /// assert_eq!(clip, "value:3.5+norm:1".parse()?);
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, clip)?;
     /// let report = opt.backward_step_report(&loss)?; // (3, 4), then (3, 3.5), then of norm 1
@@ -388,8 +388,8 @@ impl Clip {
     ///
     /// # Errors
     /// [`Error::InvalidClip`](crate::Error::InvalidClip) for those above, and for two different settings of what holds for the whole list.
-    pub fn all(clips: impl IntoIterator<Item = Clip>) -> Result<Self> {
-        Self::chain(clips.into_iter().collect())
+    pub fn chain(clips: impl IntoIterator<Item = Clip>) -> Result<Self> {
+        Self::chain_of(clips.into_iter().collect())
     }
 }
 

@@ -210,7 +210,7 @@ impl Policy {
         let bad = measured.total.stats.non_finite() > 0;
         let zero_non_finite = match self.clip.non_finite {
             NonFinite::Error | NonFinite::SkipStep if bad => {
-                return Decision::refuse(SkipReason::NonFinite);
+                return Decision::skip(SkipReason::NonFinite);
             }
             NonFinite::Zero => bad,
             NonFinite::Error | NonFinite::SkipStep | NonFinite::Propagate => false,
@@ -218,7 +218,7 @@ impl Policy {
         let eps = self.clip.parts.iter().map(|part| part.eps);
         let rules = self.rules.iter_mut().zip(eps);
         let decision = chain::decide(rules, measured, zero_non_finite);
-        if self.limits.is_empty() || matches!(decision.action, Action::Refuse(_)) {
+        if self.limits.is_empty() || matches!(decision.action, Action::Skip(_)) {
             return decision;
         }
         let given = Given {

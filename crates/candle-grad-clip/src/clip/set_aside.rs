@@ -76,7 +76,7 @@ impl Limits {
                 clip_coef: 1.0,
                 zero_non_finite,
             };
-            edit.of_scaled(scale)
+            edit.unscaling(scale)
         };
         match edits {
             Edits::All(edit) => {

@@ -15,7 +15,7 @@ use crate::check::check_limit;
 use crate::error::{Error, Result};
 use crate::skip_reason::SkipReason;
 
-/// Steps that are skipped since their norm or loss is too large, of [`Clip::skip_norm`](crate::Clip::skip_norm) and [`Clip::skip_zscore`](crate::Clip::skip_zscore).
+/// Steps that are skipped since their norm or loss is too large, of [`Clip::skip_above_norm`](crate::Clip::skip_above_norm) and [`Clip::skip_above_zscore`](crate::Clip::skip_above_zscore).
 ///
 /// With the mean `m` and the unbiased standard deviation `s` of the last `window` norms, this step's not included, and the same of the
 /// losses:
@@ -202,7 +202,7 @@ impl Rule for Live {
     fn decide(&mut self, given: &Given<'_>) -> Decision {
         let (total_norm, loss) = (given.total_norm(), given.measured.loss);
         if let Some(reason) = self.skips(total_norm, loss) {
-            return Decision::refuse(reason);
+            return Decision::skip(reason);
         }
         let SkipSteps { z, loss_z, .. } = self.config;
         // Nothing where a window is not asked; and a step of norm 0 leaves both alone.

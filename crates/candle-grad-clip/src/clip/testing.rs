@@ -9,17 +9,17 @@ use super::rule::Rule;
 use crate::gradients::{Entry, GradStats, Measurements, Place};
 
 /// Gradients, each with its values.
-pub(super) struct Measured(Vec<(Tensor, Vec<f64>)>);
+pub(super) struct GradNorms(Vec<(Tensor, Vec<f64>)>);
 
-pub(super) fn measured(gradients: &[&[f64]]) -> Measured {
+pub(super) fn measured(gradients: &[&[f64]]) -> GradNorms {
     let one = |values: &&[f64]| {
         let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
         (tensor, values.to_vec())
     };
-    Measured(gradients.iter().map(one).collect())
+    GradNorms(gradients.iter().map(one).collect())
 }
 
-impl Measured {
+impl GradNorms {
     pub(super) fn of(&self) -> Measurements<'_> {
         let norm_type = NormType::L2;
         let mut total = GradStats::ZERO;

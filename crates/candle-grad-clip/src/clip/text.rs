@@ -37,7 +37,7 @@ const POLICIES: &[(&str, NonFinite)] = &[
 /// inf, any p), `eps`, `non_finite` (`error`, `skip_step`, `zero`, `propagate`) and `max_skips` as well. The clip is checked: `norm:0`
 /// is an error here.
 ///
-/// `+` puts clips one after the other, as [`Clip::all`] does: `value:0.1+norm:1`.
+/// `+` puts clips one after the other, as [`Clip::chain`] does: `value:0.1+norm:1`.
 ///
 /// ```
 /// use candle_grad_clip::{Clip, NonFinite};
@@ -58,7 +58,7 @@ impl FromStr for Clip {
             return one(part);
         }
         let clips = parts.into_iter().map(one);
-        Clip::chain(clips.collect::<Result<Vec<Clip>>>()?)
+        Clip::chain_of(clips.collect::<Result<Vec<Clip>>>()?)
     }
 }
 

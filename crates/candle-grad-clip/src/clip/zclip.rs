@@ -220,7 +220,7 @@ impl Rule for Live {
             && let Some(limit) = self.config.spike_limit(statistics, norm)
         {
             if self.config.skip {
-                return Decision::refuse(SkipReason::LargeNorm);
+                return Decision::skip(SkipReason::LargeNorm);
             }
             max_norm = limit.min(max_norm);
             self.observed = Some(if limit < TINY_COEF * norm {
@@ -363,7 +363,7 @@ mod tests {
                 ..config
             });
             let decision = decide(&mut rule, 3.0, None);
-            assert_eq!(decision.action, Action::Refuse(SkipReason::LargeNorm));
+            assert_eq!(decision.action, Action::Skip(SkipReason::LargeNorm));
         }
     }
 

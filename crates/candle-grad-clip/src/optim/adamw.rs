@@ -72,7 +72,7 @@ impl AdamW {
     /// use candle_nn::{Optimizer, ParamsAdamW, VarMap};
     ///
     /// # fn main() -> candle_grad_clip::Result<()> {
-    /// let opt = AdamW::named(&VarMap::new(), ParamsAdamW::default())?;
+    /// let opt = AdamW::from_named_vars(&VarMap::new(), ParamsAdamW::default())?;
     /// assert_eq!(opt.learning_rate(), 1e-3);
     /// # Ok(())
     /// # }
@@ -81,7 +81,7 @@ impl AdamW {
     /// # Errors
     /// A hyper-parameter that is not finite or outside its range: `lr`, `eps`, `weight_decay` 0 or
     /// above, `beta1` and `beta2` in `[0, 1)`.
-    pub fn named(vars: impl Into<NamedVars>, params: ParamsAdamW) -> Result<Self> {
+    pub fn from_named_vars(vars: impl Into<NamedVars>, params: ParamsAdamW) -> Result<Self> {
         check_adamw(&params)?;
         Ok(Self {
             trained: ParamStates::new(vars.into(), Kept::adamw(false, false)),
@@ -92,7 +92,7 @@ impl AdamW {
     /// With the defaults of [`ParamsAdamW`] but for the learning rate.
     ///
     /// # Errors
-    /// As [`AdamW::named`].
+    /// As [`AdamW::from_named_vars`].
     pub fn new_lr(vars: Vec<Var>, learning_rate: f64) -> candle_core::Result<Self> {
         let params = ParamsAdamW {
             lr: learning_rate,
@@ -150,7 +150,7 @@ fused_optimizer! {
     /// # fn main() -> candle_grad_clip::Result<()> {
     /// let w = Var::new(&[1f64], &Device::Cpu)?;
     /// let groups = ParamGroups::new(vec![ParamGroup::new("frozen", &["emb*"]).lr_scale(0.0)])?;
-    /// let mut opt = AdamW::named(vec![("embed".to_string(), w.clone())], candle_nn::ParamsAdamW::default())?.groups(groups)?;
+    /// let mut opt = AdamW::from_named_vars(vec![("embed".to_string(), w.clone())], candle_nn::ParamsAdamW::default())?.with_param_groups(groups)?;
     /// opt.backward_step(&w.sum_all()?)?;
     /// assert_eq!(w.to_vec1::<f64>()?, [1.0]);
     /// # Ok(())

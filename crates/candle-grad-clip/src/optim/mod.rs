@@ -38,7 +38,7 @@
 //!     let varmap = VarMap::new();
 //!     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
 //!     let linear = candle_nn::linear(4, 1, vb)?;
-//!     let opt = AdamW::named(&varmap, ParamsAdamW::default())?;
+//!     let opt = AdamW::from_named_vars(&varmap, ParamsAdamW::default())?;
 //!     let opt = ClippedOptimizer::wrap(opt, &varmap, Clip::norm(1.0))?;
 //!     Ok((varmap, linear, opt))
 //! }
@@ -91,9 +91,9 @@
 
 mod adamw;
 mod fused;
+mod grouped_optimizer;
 mod param_states;
 mod params;
-mod per_group;
 mod sgd;
 mod shared;
 mod update;
@@ -103,10 +103,10 @@ use std::any::Any;
 pub use crate::groups::{ParamGroup, ParamGroups};
 pub use adamw::AdamW;
 pub(crate) use fused::{Fused, Loaded};
+pub use grouped_optimizer::GroupedOptimizer;
 pub(crate) use param_states::{ParamStates, Snapshot};
 pub use params::ParamsSgd;
 pub(crate) use params::Settings;
-pub use per_group::PerGroup;
 pub use sgd::Sgd;
 pub(crate) use update::Clipped;
 

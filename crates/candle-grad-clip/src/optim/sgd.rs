@@ -61,7 +61,7 @@ impl Sgd {
     /// use candle_nn::VarMap;
     ///
     /// # fn main() -> candle_grad_clip::Result<()> {
-    /// let opt = Sgd::named(&VarMap::new(), 0.1)?;
+    /// let opt = Sgd::from_named_vars(&VarMap::new(), 0.1)?;
     /// assert_eq!(opt.params().momentum, 0.0);
     /// # Ok(())
     /// # }
@@ -71,7 +71,10 @@ impl Sgd {
     /// A hyper-parameter that is not finite or below 0; a dampening above 1; Nesterov momentum
     /// without momentum or with dampening. Steps check what they compute with: numbers that are
     /// infinite in f32 too, unless all Vars are f64.
-    pub fn named(vars: impl Into<NamedVars>, params: impl Into<ParamsSgd>) -> Result<Self> {
+    pub fn from_named_vars(
+        vars: impl Into<NamedVars>,
+        params: impl Into<ParamsSgd>,
+    ) -> Result<Self> {
         let params = params.into();
         check_sgd(&params)?;
         let kept = Kept::sgd(params.momentum, false);
@@ -92,7 +95,7 @@ impl Sgd {
     /// Takes other hyper-parameters, from the next step on.
     ///
     /// # Errors
-    /// As [`Sgd::named`]; a momentum of 0 after another one, or the other way round, as that
+    /// As [`Sgd::from_named_vars`]; a momentum of 0 after another one, or the other way round, as that
     /// decides what is kept. The old ones stay then.
     pub fn set_params(&mut self, params: impl Into<ParamsSgd>) -> Result<()> {
         let params = params.into();
@@ -121,7 +124,7 @@ fused_optimizer! {
     /// # fn main() -> candle_grad_clip::Result<()> {
     /// let w = Var::new(&[1f64], &Device::Cpu)?;
     /// let groups = ParamGroups::new(vec![ParamGroup::new("frozen", &["emb*"]).lr_scale(0.0)])?;
-    /// let mut opt = Sgd::named(vec![("embed".to_string(), w.clone())], 0.1)?.groups(groups)?;
+    /// let mut opt = Sgd::from_named_vars(vec![("embed".to_string(), w.clone())], 0.1)?.with_param_groups(groups)?;
     /// opt.backward_step(&w.sum_all()?)?;
     /// assert_eq!(w.to_vec1::<f64>()?, [1.0]);
     /// # Ok(())

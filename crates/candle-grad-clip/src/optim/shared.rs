@@ -34,7 +34,7 @@ macro_rules! fused_optimizer {
             ///
             /// # Errors
             /// A pattern that matches no Var; a group with a limit, as nothing is clipped here.
-            pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
+            pub fn with_param_groups(mut self, groups: ParamGroups) -> Result<Self> {
                 check_no_limits(&groups)?;
                 self.trained.set_groups(groups)?;
                 Ok(self)
@@ -63,7 +63,7 @@ macro_rules! fused_optimizer {
             type Config = $Params;
 
             fn new(vars: Vec<Var>, params: $Params) -> candle_core::Result<Self> {
-                Ok(Self::named(vars, params)?)
+                Ok(Self::from_named_vars(vars, params)?)
             }
 
             fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {

@@ -46,7 +46,6 @@ impl Core {
         clip: Clip,
         allow_unclipped: &[&str],
     ) -> Result<Self> {
-        clip.check()?;
         vars.check_devices()?;
         let (trained, vars) = TrainedVars::new(&inner, inner_name, vars, allow_unclipped)?;
         let policy = Policy::new(clip, &vars)?;

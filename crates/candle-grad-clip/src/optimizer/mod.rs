@@ -80,7 +80,7 @@ pub struct ClippedConfig<C> {
 ///
 /// let report = opt.last_report().unwrap();
 /// println!("norm {} -> {}", report.total_norm()?, report.record()?.clipped_norm);
-/// assert!(report.missing().is_empty());
+/// assert!(report.missing_grads().is_empty());
 /// # Ok(())
 /// # }
 /// ```
@@ -155,7 +155,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # fn main() -> candle_grad_clip::Result<()> {
     /// let embed = ("embed".to_string(), Var::new(&[3f64, 4.0], &Device::Cpu)?);
     /// let head = ("head".to_string(), Var::new(&[3f64, 4.0], &Device::Cpu)?);
-    /// let sgd = || Sgd::named(vec![embed.clone(), head.clone()], 0.1);
+    /// let sgd = || Sgd::from_named_vars(vec![embed.clone(), head.clone()], 0.1);
     /// let error = ClippedOptimizer::wrap(sgd()?, vec![head.clone()], Clip::norm(1.0)).unwrap_err();
     /// assert!(matches!(error, Error::UnclippedVars { vars } if vars == ["embed"]));
     ///

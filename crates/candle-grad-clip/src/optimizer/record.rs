@@ -85,7 +85,7 @@ pub struct StepRecord {
     /// The groups of Vars, if there are some, in their order.
     pub groups: Vec<GroupRecord>,
     /// Vars that got no gradient.
-    pub missing: Vec<String>,
+    pub missing_grads: Vec<String>,
     /// Norm of each Var's gradient before clipping, by name, in the order of the Vars; 0 for those
     /// without one; empty unless asked for.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float::named"))]
@@ -140,7 +140,7 @@ impl StepRecord {
             non_finite: 0,
             path: StepPath::Fused,
             groups: Vec::new(),
-            missing: Vec::new(),
+            missing_grads: Vec::new(),
             param_norms: Vec::new(),
             tiny_coefs_in_a_row: 0,
         }
@@ -165,19 +165,19 @@ impl StepRecord {
             clip_coef: decision.clip_coef,
             was_clipped: decision.was_clipped,
             num_clipped: decision.num_clipped,
-            skipped: matches!(decision.action, Action::Refuse(_)),
+            skipped: matches!(decision.action, Action::Skip(_)),
             skip_reason: match decision.action {
-                Action::Refuse(reason) => Some(reason),
-                Action::Leave | Action::Edit(_) => None,
+                Action::Skip(reason) => Some(reason),
+                Action::Keep | Action::Edit(_) => None,
             },
             non_finite: measured.total.stats.non_finite(),
             path: match decision.action {
-                Action::Refuse(_) => StepPath::Skipped,
-                Action::Leave if path != StepPath::Fused => StepPath::Unchanged,
-                Action::Leave | Action::Edit(_) => path,
+                Action::Skip(_) => StepPath::Skipped,
+                Action::Keep if path != StepPath::Fused => StepPath::Unchanged,
+                Action::Keep | Action::Edit(_) => path,
             },
             groups: decision.groups.clone(),
-            missing: Vec::new(),
+            missing_grads: Vec::new(),
             param_norms: Vec::new(),
             tiny_coefs_in_a_row: 0,
         }
@@ -203,7 +203,7 @@ mod tests {
             non_finite: 2,
             path: StepPath::Skipped,
             groups: Vec::new(),
-            missing: vec!["a".into()],
+            missing_grads: vec!["a".into()],
             param_norms: vec![("b".into(), f64::INFINITY), ("c".into(), 1.5)],
             tiny_coefs_in_a_row: 4,
         };

@@ -25,7 +25,7 @@ use crate::error::Result;
 /// let report = opt.backward_step_report(&(w.sqr()?.sum_all()? / 2.0)?)?;
 /// assert_eq!(report.total_norm()?, 5.0); // before
 /// assert!((report.clip_coef()? - 0.2).abs() < 1e-6);
-/// assert_eq!(report.missing(), ["var.1"]);
+/// assert_eq!(report.missing_grads(), ["var.1"]);
 /// assert_eq!(report.path(), StepPath::InPlace);
 /// let record = report.record()?; // all numbers, as plain data
 /// assert!((record.clipped_norm - 1.0).abs() < 1e-6); // after
@@ -64,7 +64,7 @@ impl StepReport {
     /// let report = opt.backward_step_report(&loss)?;
     /// let record = report.record()?;
     /// println!("{},{},{}", record.step, record.total_norm, record.clipped_norm); // a line of CSV
-    /// assert!(record.missing.is_empty());
+    /// assert!(record.missing_grads.is_empty());
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     ///
@@ -75,7 +75,7 @@ impl StepReport {
             return Ok(record);
         }
         let record = StepRecord {
-            missing: self.missing.to_vec(),
+            missing_grads: self.missing.to_vec(),
             param_norms: self.named_norms()?,
             ..self.numbers()?.clone()
         };
@@ -104,11 +104,11 @@ impl StepReport {
     /// let vars = vec![("head".to_string(), w.clone()), ("embed".to_string(), cut_off)];
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
     /// let report = opt.backward_step_report(&w.sqr()?.sum_all()?)?;
-    /// assert_eq!(report.missing(), ["embed"]);
+    /// assert_eq!(report.missing_grads(), ["embed"]);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     #[must_use]
-    pub fn missing(&self) -> &[String] {
+    pub fn missing_grads(&self) -> &[String] {
         &self.missing
     }
 

@@ -43,13 +43,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
     /// optimizer is one of [`optim`]'s, learning rate and weight decay. Other optimizers
-    /// have but one of each: see [`PerGroup`](optim::PerGroup). There is an example at
+    /// have but one of each: see [`GroupedOptimizer`](optim::GroupedOptimizer). There is an example at
     /// [`ParamGroups`](optim::ParamGroups).
     ///
     /// # Errors
     /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that can't have its own for
     /// a group; a group's limit beside [`Clip::value`]; a group without clipping beside [`Clip::agc`], which has patterns of its own.
-    pub fn groups(mut self, groups: ParamGroups) -> Result<Self> {
+    pub fn with_param_groups(mut self, groups: ParamGroups) -> Result<Self> {
         self.core
             .set_groups(&mut Inner::of(&mut self.inner), groups, type_name::<O>())?;
         Ok(self)
@@ -73,14 +73,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # let sgd = SGD::new(vec![w.clone()], 0.1)?;
     /// let vars = vec![("head".to_string(), w.clone()), ("bn.mean".to_string(), Var::new(0f64, &Device::Cpu)?)];
     /// let opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
-    /// let mut opt = opt.expect_missing(&["bn."]);
+    /// let mut opt = opt.ignore_missing_grads(&["bn."]);
     /// let report = opt.backward_step_report(&w.sqr()?.sum_all()?)?;
-    /// assert!(report.missing().is_empty());
+    /// assert!(report.missing_grads().is_empty());
     /// # Ok(())
     /// # }
     /// ```
     #[must_use]
-    pub fn expect_missing(mut self, name_prefixes: &[&str]) -> Self {
+    pub fn ignore_missing_grads(mut self, name_prefixes: &[&str]) -> Self {
         self.core.missing.expect(name_prefixes);
         self
     }
@@ -122,7 +122,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # use candle_core::{Device, Var};
     /// # use candle_grad_clip::{Clip, ClippedOptimizer, LossScaler, optim::Sgd};
     /// # let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
-    /// # let sgd = Sgd::named(vec![w.clone()], 0.1)?;
+    /// # let sgd = Sgd::from_named_vars(vec![w.clone()], 0.1)?;
     /// let opt = ClippedOptimizer::wrap(sgd, vec![w.clone()], Clip::norm(1.0))?;
     /// let mut opt = opt.with_loss_scaler(LossScaler::default())?;
     /// let loss = (w.sqr()?.sum_all()? / 2.0)?; // the gradient is w

@@ -93,7 +93,7 @@ impl Core {
         };
         let report = self.report(&measured, &decision, path);
         let skipped_inside = match (inner, &decision.action) {
-            (_, Action::Refuse(_)) => None,
+            (_, Action::Skip(_)) => None,
             (Inner::Fused(fused), action) => {
                 self.fused_step(*fused, grads.store(), &measured, action)?;
                 None
@@ -177,17 +177,17 @@ impl Core {
                 non_finite,
                 "step skipped: the loss scale is too large"
             );
-            return Ok(Decision::refuse(SkipReason::NonFinite));
+            return Ok(Decision::skip(SkipReason::NonFinite));
         }
-        let decision = self.policy.decide(measured).of_scaled(scale);
-        if let Action::Refuse(reason) = decision.action {
+        let decision = self.policy.decide(measured).unscaling(scale);
+        if let Action::Skip(reason) = decision.action {
             self.skip(reason, measured, None)?;
             return Ok(decision);
         }
         match self.overflow(inner, grads, &decision.action)? {
             Some(overflow) => {
                 self.skip(SkipReason::NonFinite, measured, Some(overflow))?;
-                Ok(Decision::refuse(SkipReason::NonFinite))
+                Ok(Decision::skip(SkipReason::NonFinite))
             }
             None => Ok(decision),
         }
@@ -256,13 +256,13 @@ impl Core {
         self.trained.adopt(fused, &self.vars)?; // again, as `inner_mut` may have put another in its place
         let edits = match action {
             Action::Edit(edits) => edits,
-            Action::Leave | Action::Refuse(_) => &Edits::All(Edit::NOTHING),
+            Action::Keep | Action::Skip(_) => &Edits::All(Edit::NOTHING),
         };
         let clipped = Clipped {
             vars: &self.vars,
             entries: &measured.entries,
             edits,
-            others: Edit::NOTHING.of_scaled(self.loss_scale()),
+            others: Edit::NOTHING.unscaling(self.loss_scale()),
         };
         fused.fused_step(grads, Some(clipped))
     }

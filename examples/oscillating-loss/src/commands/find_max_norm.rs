@@ -1,7 +1,7 @@
 //! Which `max_norm` to take: the norms that training has when nobody clips.
 
 use anyhow::{Result, anyhow};
-use candle_grad_clip::{Clip, Summary};
+use candle_grad_clip::{Clip, NormStatistics};
 
 use crate::arm::Arm;
 use crate::experiment::Experiment;
@@ -32,8 +32,8 @@ pub fn plan(experiment: &Experiment, lr: f64, steps: usize) -> Settings {
 ///
 /// # Errors
 /// If the device fails.
-pub fn run(experiment: &Experiment, settings: &Settings) -> Result<(Run, Summary)> {
-    let mut norms = Summary::default();
+pub fn run(experiment: &Experiment, settings: &Settings) -> Result<(Run, NormStatistics)> {
+    let mut norms = NormStatistics::default();
     let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
     let run = train(settings, weather, interrupt, |_, report| {
         Ok(norms.add(report)?)
@@ -45,7 +45,7 @@ pub fn run(experiment: &Experiment, settings: &Settings) -> Result<(Run, Summary
 ///
 /// # Errors
 /// If not one norm was finite.
-pub fn report(run: &Run, norms: &Summary) -> Result<()> {
+pub fn report(run: &Run, norms: &NormStatistics) -> Result<()> {
     let percentile = |percentile| {
         let norm = norms.percentile_norm(percentile);
         norm.map(number)

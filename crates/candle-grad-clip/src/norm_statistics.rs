@@ -7,13 +7,13 @@ use crate::optimizer::StepReport;
 ///
 /// ```
 /// use candle_core::{Device, Var};
-/// use candle_grad_clip::{Clip, ClippedOptimizer, Summary};
+/// use candle_grad_clip::{Clip, ClippedOptimizer, NormStatistics};
 /// use candle_nn::{Optimizer, SGD};
 ///
 /// # fn main() -> candle_grad_clip::Result<()> {
 /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
 /// let mut opt = ClippedOptimizer::wrap(SGD::new(vec![w.clone()], 0.1)?, vec![w.clone()], Clip::none())?;
-/// let mut summary = Summary::default();
+/// let mut summary = NormStatistics::default();
 /// for _ in 0..10 {
 ///     let loss = w.sqr()?.sum_all()?;
 ///     summary.add(&opt.backward_step_report(&loss)?)?;
@@ -27,7 +27,7 @@ use crate::optimizer::StepReport;
 /// # }
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct Summary {
+pub struct NormStatistics {
     /// Finite norms before clipping, one a step.
     total_norms: Vec<f64>,
     clipped: u64,
@@ -35,10 +35,10 @@ pub struct Summary {
     non_finite: u64,
 }
 
-/// A limit, and what fraction of the steps seen it would clip: from [`Summary::suggest_max_norm`].
+/// A limit, and what fraction of the steps seen it would clip: from [`NormStatistics::suggest_max_norm`].
 ///
 /// ```
-#[doc = include_str!("summary_example.md")]
+#[doc = include_str!("norm_statistics_example.md")]
 /// for norm in [1.0, 2.0, 4.0, 8.0] {
 ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
 /// }
@@ -69,11 +69,11 @@ impl std::fmt::Display for MaxNormSuggestion {
     }
 }
 
-impl Summary {
+impl NormStatistics {
     /// Adds a step.
     ///
     /// ```
-    #[doc = include_str!("summary_example.md")]
+    #[doc = include_str!("norm_statistics_example.md")]
     /// let report = opt.backward_step_report(&w.sqr()?)?;
     /// summary.add(&report)?;
     /// assert_eq!(summary.median_norm(), Some(report.total_norm()?));
@@ -97,7 +97,7 @@ impl Summary {
     /// Steps added.
     ///
     /// ```
-    #[doc = include_str!("summary_example.md")]
+    #[doc = include_str!("norm_statistics_example.md")]
     /// for norm in [1.0, f64::NAN, 2.0] {
     ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
     /// }
@@ -112,7 +112,7 @@ impl Summary {
     /// Steps that were skipped.
     ///
     /// ```
-    #[doc = include_str!("summary_example.md")]
+    #[doc = include_str!("norm_statistics_example.md")]
     /// for norm in [1.0, f64::NAN, 2.0] {
     ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
     /// }
@@ -128,7 +128,7 @@ impl Summary {
     /// knows of them.
     ///
     /// ```
-    #[doc = include_str!("summary_example.md")]
+    #[doc = include_str!("norm_statistics_example.md")]
     /// for norm in [1.0, f64::NAN, f64::INFINITY, 2.0] {
     ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
     /// }
@@ -144,7 +144,7 @@ impl Summary {
     /// Fraction of all steps in which clipping changed something; 0 for no steps.
     ///
     /// ```
-    #[doc = include_str!("summary_example.md")]
+    #[doc = include_str!("norm_statistics_example.md")]
     /// opt.set_clip(Clip::norm(5.0))?;
     /// for norm in [1.0, 2.0, 4.0, 8.0] {
     ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
@@ -164,7 +164,7 @@ impl Summary {
     /// The median of the finite norms before clipping; `None` without any.
     ///
     /// ```
-    #[doc = include_str!("summary_example.md")]
+    #[doc = include_str!("norm_statistics_example.md")]
     /// for norm in [1.0, 2.0, 4.0, 8.0] {
     ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
     /// }
@@ -180,7 +180,7 @@ impl Summary {
     /// `numpy.percentile` has it; `None` without any, or for another percentile.
     ///
     /// ```
-    #[doc = include_str!("summary_example.md")]
+    #[doc = include_str!("norm_statistics_example.md")]
     /// for norm in [1.0, 2.0, 4.0, 8.0] {
     ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
     /// }
@@ -201,7 +201,7 @@ impl Summary {
     /// limit that clips nearly every step only rescales the learning rate.
     ///
     /// ```
-    #[doc = include_str!("summary_example.md")]
+    #[doc = include_str!("norm_statistics_example.md")]
     /// for norm in [1.0, 2.0, 4.0, 8.0] {
     ///     summary.add(&opt.backward_step_report(&(w.as_tensor() * norm)?)?)?;
     /// }

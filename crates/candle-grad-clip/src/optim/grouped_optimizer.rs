@@ -13,7 +13,7 @@ use crate::vars::NamedVars;
 ///
 /// ```
 /// use candle_core::{Device, Var};
-/// use candle_grad_clip::optim::{ParamGroup, ParamGroups, PerGroup};
+/// use candle_grad_clip::optim::{ParamGroup, ParamGroups, GroupedOptimizer};
 /// use candle_grad_clip::{Clip, ClippedOptimizer};
 /// use candle_nn::{Optimizer, SGD};
 ///
@@ -24,8 +24,8 @@ use crate::vars::NamedVars;
 /// ];
 /// let loss = (vars[0].1.sum_all()? + vars[1].1.sum_all()?)?;
 /// let groups = ParamGroups::new(vec![ParamGroup::new("slow", &["body"]).lr_scale(0.1).max_norm(1.0)])?;
-/// let opt = PerGroup::new(vars.clone(), &groups, 0.5, |vars, _group, lr| SGD::new(vars, lr))?;
-/// let mut opt = ClippedOptimizer::wrap(opt, vars.clone(), Clip::norm(10.0))?.groups(groups.only_limits())?;
+/// let opt = GroupedOptimizer::new(vars.clone(), &groups, 0.5, |vars, _group, lr| SGD::new(vars, lr))?;
+/// let mut opt = ClippedOptimizer::wrap(opt, vars.clone(), Clip::norm(10.0))?.with_param_groups(groups.max_norms_only())?;
 /// opt.backward_step(&loss)?;
 /// assert!((vars[0].1.to_vec1::<f64>()?[0] - 0.95).abs() < 1e-6); // a gradient of 1, at a rate of 0.05
 /// assert_eq!(vars[1].1.to_vec1::<f64>()?, [0.5]);
@@ -33,13 +33,13 @@ use crate::vars::NamedVars;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct PerGroup<O> {
+pub struct GroupedOptimizer<O> {
     /// With what the learning rate is multiplied by.
     inner: Vec<(f64, O)>,
     learning_rate: f64,
 }
 
-impl<O: Optimizer> PerGroup<O> {
+impl<O: Optimizer> GroupedOptimizer<O> {
     /// Calls `make(vars, group, learning_rate)` for each group that has Vars, and for the Vars
     /// without a group (`None`).
     ///
@@ -74,7 +74,7 @@ impl<O: Optimizer> PerGroup<O> {
 }
 
 /// Groups need names: [`Optimizer::new`] makes one group of all.
-impl<O: Optimizer> Optimizer for PerGroup<O> {
+impl<O: Optimizer> Optimizer for GroupedOptimizer<O> {
     type Config = O::Config;
 
     fn new(vars: Vec<Var>, config: O::Config) -> candle_core::Result<Self> {
