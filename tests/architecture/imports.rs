@@ -129,7 +129,7 @@ fn read(folder: &Path, prefix: &str, files: &mut BTreeMap<String, String>) {
         let name = path.file_name().unwrap().to_str().unwrap();
         if path.is_dir() {
             read(&path, &format!("{prefix}{name}/"), files);
-        } else if name.ends_with(".rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.insert(
                 format!("{prefix}{name}"),
                 fs::read_to_string(&path).unwrap(),
@@ -212,7 +212,7 @@ fn paths(text: &str) -> Vec<(usize, Vec<String>)> {
 }
 
 /// Takes a `use` tree apart.
-fn flatten(tree: &str, prefix: &[String], found: &mut impl FnMut(Vec<String>)) {
+fn flatten(tree: &str, prefix: &[String], found: &mut dyn FnMut(Vec<String>)) {
     let mut depth = 0;
     let mut start = 0;
     let mut branches = Vec::new();
@@ -241,15 +241,9 @@ fn flatten(tree: &str, prefix: &[String], found: &mut impl FnMut(Vec<String>)) {
             .chain(names.map(str::to_string))
             .collect();
         if let Some(inner) = rest.strip_suffix('}') {
-            let mut inside = |path| found(path);
-            flatten_boxed(inner, &names, &mut inside);
+            flatten(inner, &names, found);
         } else if names.len() > prefix.len() {
             found(names);
         }
     }
-}
-
-/// As [`flatten`]: a generic function can't call itself with closures in closures.
-fn flatten_boxed(tree: &str, prefix: &[String], found: &mut dyn FnMut(Vec<String>)) {
-    flatten(tree, prefix, &mut |path| found(path));
 }

@@ -182,7 +182,7 @@ fn accumulators_of_the_same_gradients() {
             for _ in 0..30 {
                 sums.add(&grads)?;
                 sums.add(&grads)?;
-                let mean = sums.finish()?.expect("two micro-batches");
+                let mean = sums.take_grads()?.expect("two micro-batches");
                 assert_eq!(total_norm(mean, &vars, NormType::L2)?, expected);
             }
             Ok(())

@@ -89,7 +89,7 @@ pub enum Policy {
 ///
 /// # Errors
 /// A file that is not as described here.
-pub fn chain() -> serde_json::Result<Vec<CaseFile<Case>>> {
+pub fn all() -> serde_json::Result<Vec<CaseFile<Case>>> {
     let texts = [
         include_str!("../cases/pytorch.json"),
         include_str!("../cases/tensorflow.json"),

@@ -104,7 +104,7 @@ pub struct OptimTensor {
 ///
 /// # Errors
 /// A file that is not as described here.
-pub fn chain() -> serde_json::Result<CaseFile<OptimCase>> {
+pub fn all() -> serde_json::Result<CaseFile<OptimCase>> {
     CaseFile::parse(include_str!("../cases/optim_pytorch.json"))
 }
 

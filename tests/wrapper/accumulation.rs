@@ -121,7 +121,7 @@ fn one_clip_of_the_sum_is_not_one_of_each_micro_batch() -> Result<()> {
         assert!((norm - 8f64.sqrt()).abs() < 1e-12);
         let once = all_values(&gradients_of(grads, &vars)?)?;
         assert_close(&once, &[0.5f64.sqrt(); 2], 1e-6, "once");
-        let each = all_values(&gradients_of(each.finish()?.unwrap(), &vars)?)?;
+        let each = all_values(&gradients_of(each.take_grads()?.unwrap(), &vars)?)?;
         assert_close(&each, &[1.0; 2], 1e-6, "each");
         Ok(())
     })
@@ -181,7 +181,7 @@ fn halves_are_added_in_full_precision_and_rounded_once() -> Result<()> {
         let mut sum = GradAccumulator::sum(vars.clone());
         sum.add(&store)?;
         sum.add(&store)?;
-        let grads = sum.finish()?.unwrap();
+        let grads = sum.take_grads()?.unwrap();
         assert_eq!(values(grads.get(&vars[0]).unwrap())?, [f64::INFINITY]);
         Ok(())
     })
@@ -359,7 +359,7 @@ fn a_sum_that_f16_does_not_hold_skips_the_step() -> Result<()> {
         let before = bits_of_vars(&vars)?;
         sum.add(&store)?;
         sum.add(&store)?;
-        assert!(opt.step_report(sum.finish()?.unwrap())?.skipped()?);
+        assert!(opt.step_report(sum.take_grads()?.unwrap())?.skipped()?);
         assert_eq!(bits_of_vars(&vars)?, before);
         Ok(())
     })

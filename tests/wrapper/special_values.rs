@@ -144,7 +144,7 @@ fn minus_zero_keeps_its_sign_on_every_backend() -> Result<()> {
             clip_grad_norm_with(&mut store, &vars, &ClipGradNorm::default())?;
             sum.add(&store)?;
             sum.add(&store)?;
-            let mean = sum.finish()?.unwrap();
+            let mean = sum.take_grads()?.unwrap();
             Ok(values(&gradients_of(mean, &vars)?[0])?[0])
         })?;
         let clipped = values(&gradients_of(&store, &vars)?[0])?[0];
@@ -180,7 +180,9 @@ fn zero_reaches_what_was_not_measured_before() -> Result<()> {
         let mut sum = GradAccumulator::mean(vars.clone()).non_finite(NonFinite::Zero);
         let mean = backend::with_backend(backend, || -> Result<Vec<f64>> {
             sum.add(&store)?;
-            Ok(values(&gradients_of(sum.finish()?.unwrap(), &vars)?[0])?)
+            Ok(values(
+                &gradients_of(sum.take_grads()?.unwrap(), &vars)?[0],
+            )?)
         })?;
         assert_eq!(mean, [1.0, 0.0, 0.0], "{backend:?}: a mean");
 

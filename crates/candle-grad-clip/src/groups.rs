@@ -88,7 +88,7 @@ impl ParamGroup {
     /// let opt = ClippedOptimizer::wrap(Sgd::from_named_vars(vars.clone(), 1.0)?, vars, Clip::norm(1.0))?;
     /// let report = opt.with_param_groups(groups)?.backward_step_report(&loss)?;
     /// assert_eq!(report.total_norm()?, 1.0); // not 100.005
-    /// assert_eq!(report.groups()[0].total_norm, 100.0);
+    /// assert_eq!(report.record()?.groups[0].total_norm, 100.0);
     /// # Ok(())
     /// # }
     /// ```
@@ -166,8 +166,8 @@ impl fmt::Display for ParamGroup {
 ///
 /// A group with [`no_clip`](ParamGroup::no_clip) is in neither: its gradients stay as they are.
 ///
-/// Given to [`ClippedOptimizer::groups`](crate::ClippedOptimizer::groups), to [`AdamW::groups`](crate::optim::AdamW::groups) and
-/// [`Sgd::groups`](crate::optim::Sgd::groups), or to [`GroupedOptimizer`](crate::optim::GroupedOptimizer) for other optimizers.
+/// Given to [`ClippedOptimizer::with_param_groups`](crate::ClippedOptimizer::with_param_groups), to [`AdamW::with_param_groups`](crate::optim::AdamW::with_param_groups) and
+/// [`Sgd::with_param_groups`](crate::optim::Sgd::with_param_groups), or to [`GroupedOptimizer`](crate::optim::GroupedOptimizer) for other optimizers.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -187,8 +187,8 @@ impl fmt::Display for ParamGroup {
 /// let opt = AdamW::from_named_vars(vars.clone(), ParamsAdamW::default())?;
 /// let mut opt = ClippedOptimizer::wrap(opt, vars, Clip::norm(100.0))?.with_param_groups(groups)?;
 /// let report = opt.backward_step_report(&loss)?;
-/// assert_eq!(report.groups()[0].total_norm, 2.0);
-/// assert!((report.groups()[0].clip_coef - 0.25).abs() < 1e-6);
+/// assert_eq!(report.record()?.groups[0].total_norm, 2.0);
+/// assert!((report.record()?.groups[0].clip_coef - 0.25).abs() < 1e-6);
 /// # Ok(())
 /// # }
 /// ```

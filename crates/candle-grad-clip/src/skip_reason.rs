@@ -1,6 +1,6 @@
 //! Why a step was skipped.
 
-/// Why a step was skipped: of [`StepReport::skip_reason`](crate::StepReport::skip_reason).
+/// Why a step was skipped: of [`StepRecord::skip_reason`](crate::StepRecord::skip_reason).
 ///
 /// ```
 #[doc = include_str!("step_example.md")]

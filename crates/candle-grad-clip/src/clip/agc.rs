@@ -31,7 +31,7 @@ use crate::vars::NamedVars;
 /// A unit is what [`AgcUnits`] says; by default what makes one output, a row of a matrix of candle's. The paper leaves the last linear
 /// layer out (`exclude`). The weights are read in each step as well, so it takes about twice the measuring of a norm clip.
 /// [`StepReport::clip_coef`](crate::StepReport::clip_coef) is the smallest of the coefficients, and
-/// [`StepReport::num_clipped`](crate::StepReport::num_clipped) counts the units that were clipped.
+/// [`StepRecord::num_clipped`](crate::StepRecord::num_clipped) counts the units that were clipped.
 ///
 /// # References
 /// Brock and others (2021), arXiv 2102.06171: clipping 0.01 for small batches, 0.08 and more for large ones. (timm and optax

@@ -62,7 +62,7 @@ pub(crate) enum Action {
 }
 
 /// What one group of Vars measured, and what its gradients were multiplied by: of
-/// [`StepReport::groups`](crate::StepReport::groups).
+/// [`StepRecord::groups`](crate::StepRecord::groups).
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]

@@ -67,7 +67,7 @@ impl Clip {
     #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::none())?;
     /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
-    /// assert_eq!((report.total_norm()?, report.clipped_norm()?), (5.0, 5.0));
+    /// assert_eq!((report.total_norm()?, report.record()?.clipped_norm), (5.0, 5.0));
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     #[must_use]
@@ -81,7 +81,7 @@ impl Clip {
     #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(2.5))?;
     /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
-    /// assert!((report.clipped_norm()? - 2.5).abs() < 1e-6);
+    /// assert!((report.record()?.clipped_norm - 2.5).abs() < 1e-6);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     #[must_use]
@@ -96,7 +96,7 @@ impl Clip {
     #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::value(3.5))?;
     /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
-    /// assert_eq!(report.num_clipped()?, 1);
+    /// assert_eq!(report.record()?.num_clipped, 1);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     #[must_use]
@@ -137,7 +137,7 @@ impl Clip {
     #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::block_rms(1.0))?;
     /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
-    /// assert!((report.clipped_norm()? - 2f64.sqrt()).abs() < 1e-12); // two elements of rms 1
+    /// assert!((report.record()?.clipped_norm - 2f64.sqrt()).abs() < 1e-12); // two elements of rms 1
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     #[must_use]
@@ -154,7 +154,7 @@ impl Clip {
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::autoclip(50.0))?;
     /// opt.backward_step(&loss)?; // norm 5, the first: w becomes 0.9 (3, 4)
     /// let report = opt.backward_step_report(&(loss * 3.0)?)?; // norm 13.5
-    /// assert!((report.clipped_norm()? - 9.25).abs() < 1e-5); // the median of 5 and 13.5
+    /// assert!((report.record()?.clipped_norm - 9.25).abs() < 1e-5); // the median of 5 and 13.5
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     ///
@@ -178,7 +178,7 @@ impl Clip {
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::quantile(0.5))?;
     /// opt.backward_step(&loss)?; // norm 5: the limit becomes 5 exp(-0.1)
     /// let report = opt.backward_step_report(&(loss * 2.0)?)?;
-    /// assert!((report.clipped_norm()? - 5.0 * (-0.1f64).exp()).abs() < 1e-5);
+    /// assert!((report.record()?.clipped_norm - 5.0 * (-0.1f64).exp()).abs() < 1e-5);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     ///
@@ -201,7 +201,7 @@ impl Clip {
     #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::zclip())?;
     /// let report = opt.backward_step_report(&loss)?; // a step of the warm-up
-    /// assert!((report.clipped_norm()? - 1.0).abs() < 1e-6);
+    /// assert!((report.record()?.clipped_norm - 1.0).abs() < 1e-6);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     ///
@@ -220,7 +220,7 @@ impl Clip {
     #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::adagc())?;
     /// let report = opt.backward_step_report(&loss)?; // a step of the warm-up
-    /// assert!((report.clipped_norm()? - 1.0).abs() < 1e-12);
+    /// assert!((report.record()?.clipped_norm - 1.0).abs() < 1e-12);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     ///
@@ -239,7 +239,7 @@ impl Clip {
     #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::agc())?;
     /// let report = opt.backward_step_report(&loss)?; // gradient and weights are (3, 4), one unit
-    /// assert!((report.clipped_norm()? - 0.05).abs() < 1e-12);
+    /// assert!((report.record()?.clipped_norm - 0.05).abs() < 1e-12);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     ///
@@ -380,9 +380,9 @@ impl Clip {
     /// assert_eq!(clip, "value:3.5+norm:1".parse()?);
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, clip)?;
     /// let report = opt.backward_step_report(&loss)?; // (3, 4), then (3, 3.5), then of norm 1
-    /// assert_eq!((report.total_norm()?, report.num_clipped()?), (5.0, 1));
+    /// assert_eq!((report.total_norm()?, report.record()?.num_clipped), (5.0, 1));
     /// assert!((report.clip_coef()? - 1.0 / 21.25f64.sqrt()).abs() < 1e-6);
-    /// assert!((report.clipped_norm()? - 1.0).abs() < 1e-6);
+    /// assert!((report.record()?.clipped_norm - 1.0).abs() < 1e-6);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     ///

@@ -261,6 +261,7 @@ impl Rule for Live {
 mod tests {
     use super::{Live, Rule, Saved, SkipSteps};
     use crate::clip::testing::step;
+    use crate::skip_reason::SkipReason;
 
     #[test]
     fn a_norm_is_compared_with_those_before() {

@@ -93,19 +93,19 @@ pub struct ClippedConfig<C> {
 /// `backward_step` each step has its own.
 ///
 /// # What counts
-/// The Vars that the wrapper has, as far as they get a gradient. Of [`optim`]'s optimizers it knows which Vars they train: one
+/// The Vars that the wrapper has, as far as they get a gradient. Of [`optim`](crate::optim)'s optimizers it knows which Vars they train: one
 /// that the wrapper was not given is an error (unless it is [allowed](Self::wrap_allow_unclipped)), and those that
 /// they don't train are left out.
 ///
 /// Of other optimizers it can't know. Give it exactly the Vars that they train: the gradients of a frozen layer would count in the
-/// global norm (or take its group out by [`no_clip`](optim::ParamGroup::no_clip)), and entries of the store that belong
-/// to none of the wrapper's Vars are handed on unclipped, only without the scale of a [`LossScaler`]. A store does not tell
+/// global norm (or take its group out by [`no_clip`](crate::optim::ParamGroup::no_clip)), and entries of the store that belong
+/// to none of the wrapper's Vars are handed on unclipped, only without the scale of a [`LossScaler`](crate::LossScaler). A store does not tell
 /// Vars from constants. So `backward_step`, which has the loss, warns once of Vars that the wrapper was not given, and
 /// `step(&GradStore)` can't.
 ///
 /// # One in another
 /// A wrapper may be the inner optimizer of another: the outer one clips first, and its report says `skipped` where the inner one
-/// skipped. Only the outermost may have a [`LossScaler`].
+/// skipped. Only the outermost may have a [`LossScaler`](crate::LossScaler).
 ///
 /// # Failure
 /// Everything is checked before anything is written, and the inner optimizer is only called with
@@ -113,11 +113,11 @@ pub struct ClippedConfig<C> {
 /// state of the inner optimizer. (What this can't promise: an inner `step` that itself fails half
 /// way.)
 ///
-/// [`NonFinite`] is about gradients, not about the update: without a limit ([`Clip::none`], an infinite one, the first step of
+/// [`NonFinite`](crate::NonFinite) is about gradients, not about the update: without a limit ([`Clip::none`], an infinite one, the first step of
 /// [`Clip::quantile`]) finite gradients near the dtype's largest number can make weights NaN or infinite.
 ///
 /// A coefficient below 1e-6 in ten steps in a row, which leaves next to nothing of the gradients, is warned of once, whatever the
-/// rule: see [`StepReport::tiny_coefs_in_a_row`].
+/// rule: see [`StepRecord::tiny_coefs_in_a_row`](crate::StepRecord::tiny_coefs_in_a_row).
 pub struct ClippedOptimizer<O: Optimizer> {
     pub(crate) inner: O,
     pub(crate) core: Core,
@@ -136,16 +136,16 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     ///
     /// # Errors
     /// A field of `clip` outside its range; for [`Clip::agc`] a pattern that matches no Var, or a Var whose rank it knows no units for;
-    /// an f64 Var on Metal, which has no f64; two Vars of one name; an `inner` of [`optim`] that trains a Var which is not among `vars`.
+    /// an f64 Var on Metal, which has no f64; two Vars of one name; an `inner` of [`optim`](crate::optim) that trains a Var which is not among `vars`.
     pub fn wrap(inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
         Self::wrap_allow_unclipped(inner, vars, clip, &[])
     }
 
-    /// As [`wrap`](Self::wrap), around one of [`optim`]'s optimizers that also trains Vars without clipping: those that are not
+    /// As [`wrap`](Self::wrap), around one of [`optim`](crate::optim)'s optimizers that also trains Vars without clipping: those that are not
     /// among `vars` and whose names in `inner` match one of these (`*` stands for any characters).
     ///
     /// They are neither measured nor clipped, and no policy looks at them: what is not finite reaches their weights. A
-    /// [`LossScaler`]'s scale is taken out of them. A group with [`no_clip`](optim::ParamGroup::no_clip) is not clipped
+    /// [`LossScaler`](crate::LossScaler)'s scale is taken out of them. A group with [`no_clip`](crate::optim::ParamGroup::no_clip) is not clipped
     /// either, but under the policy.
     ///
     /// ```
@@ -208,7 +208,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// Gradients that are not finite under [`NonFinite::Error`]; too many skipped steps in a row; a
+    /// Gradients that are not finite under [`NonFinite::Error`](crate::NonFinite::Error); too many skipped steps in a row; a
     /// gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; an
     /// error of the inner optimizer. But for the last, nothing is changed.
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
@@ -216,7 +216,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// As [`step_report`](Self::step_report), with the loss of the step, for a rule that looks at it
-    /// ([`SkipSteps::loss_z`](crate::SkipSteps::loss_z)): the loss itself, not scaled by a [`LossScaler`].
+    /// ([`SkipSteps::loss_z`](crate::SkipSteps::loss_z)): the loss itself, not scaled by a [`LossScaler`](crate::LossScaler).
     ///
     /// ```
     /// # use candle_core::{Device, Var};

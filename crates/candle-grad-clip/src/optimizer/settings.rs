@@ -42,9 +42,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
-    /// optimizer is one of [`optim`]'s, learning rate and weight decay. Other optimizers
-    /// have but one of each: see [`GroupedOptimizer`](optim::GroupedOptimizer). There is an example at
-    /// [`ParamGroups`](optim::ParamGroups).
+    /// optimizer is one of [`optim`](crate::optim)'s, learning rate and weight decay. Other optimizers
+    /// have but one of each: see [`GroupedOptimizer`](crate::optim::GroupedOptimizer). There is an example at
+    /// [`ParamGroups`](crate::optim::ParamGroups).
     ///
     /// # Errors
     /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that can't have its own for
@@ -115,7 +115,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// micro-batches of a [`GradAccumulator`](crate::GradAccumulator) have the same.
     ///
     /// Reports, limits and the policy are about the unscaled gradients; what an overflow does is said at [`LossScaler`]. Around
-    /// an optimizer that is not one of [`optim`]'s, unscaling writes the gradients (in place or into the wrapper's buffer) as a clip does, and
+    /// an optimizer that is not one of [`optim`](crate::optim)'s, unscaling writes the gradients (in place or into the wrapper's buffer) as a clip does, and
     /// gradients of f16 Vars that vanish without a scale vanish there.
     ///
     /// ```

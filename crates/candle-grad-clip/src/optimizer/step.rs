@@ -8,11 +8,13 @@ use candle_grad_clip_kernels::Edit;
 
 use super::core::Core;
 use super::inner::{Foreign, Inner};
+use super::nested;
 use super::overflow::{self, Overflow};
 use super::record::{StepPath, StepRecord};
 use super::report::StepReport;
+use super::schedule::Schedule;
 use super::skips::Skip;
-use super::{nested, schedule::Schedule};
+use super::trained_vars::unscaled_others;
 use crate::accumulate::hides_overflow;
 use crate::clip::{Action, Decision, Edits, NonFinite};
 use crate::error::{Error, Result};
@@ -283,7 +285,7 @@ impl Core {
             return Ok(Edited::default());
         };
         let (store, scale) = (grads.store(), self.loss_scale());
-        let others = self.trained.unscaled_others(&self.vars, store, scale)?;
+        let others = unscaled_others(&self.vars, store, scale)?;
         let mut edited = match grads {
             Grads::Lent(store) => Edited {
                 copies: Some(edit_copies(vars, store, entries, edits, &mut self.scratch)?),

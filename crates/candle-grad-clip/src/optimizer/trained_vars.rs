@@ -139,36 +139,35 @@ impl TrainedVars {
              measured nor clipped; wrap with all that it trains"
         );
     }
+}
 
-    /// The gradients of `grads` that are not of the wrapper's Vars, without the loss's scale: which of them are of Vars that
-    /// the inner optimizer trains, a store does not tell.
-    pub(super) fn unscaled_others(
-        &self,
-        vars: &NamedVars,
-        grads: &GradStore,
-        scale: f64,
-    ) -> Result<Vec<(TensorId, Tensor)>> {
-        if scale == 1.0 {
-            return Ok(Vec::new());
-        }
-        let known = ids(vars);
-        let mut unscaled = Vec::new();
-        for id in grads.get_ids().filter(|id| !known.contains(id)) {
-            let Some(grad) = grads.get_id(*id) else {
-                continue;
-            };
-            let grad = match grad.dtype() {
-                DType::F32 | DType::F64 => (grad / scale)?,
-                // A factor is rounded to the dtype first: 2^-25 is 0 in f16.
-                dtype @ (DType::F16 | DType::BF16) => {
-                    (grad.to_dtype(DType::F32)? / scale)?.to_dtype(dtype)?
-                }
-                _ => continue,
-            };
-            unscaled.push((*id, grad));
-        }
-        Ok(unscaled)
+/// The gradients of `grads` that are not of the wrapper's Vars, without the loss's scale: which of them are of Vars that
+/// the inner optimizer trains, a store does not tell.
+pub(super) fn unscaled_others(
+    vars: &NamedVars,
+    grads: &GradStore,
+    scale: f64,
+) -> Result<Vec<(TensorId, Tensor)>> {
+    if scale == 1.0 {
+        return Ok(Vec::new());
     }
+    let known = ids(vars);
+    let mut unscaled = Vec::new();
+    for id in grads.get_ids().filter(|id| !known.contains(id)) {
+        let Some(grad) = grads.get_id(*id) else {
+            continue;
+        };
+        let grad = match grad.dtype() {
+            DType::F32 | DType::F64 => (grad / scale)?,
+            // A factor is rounded to the dtype first: 2^-25 is 0 in f16.
+            dtype @ (DType::F16 | DType::BF16) => {
+                (grad.to_dtype(DType::F32)? / scale)?.to_dtype(dtype)?
+            }
+            _ => continue,
+        };
+        unscaled.push((*id, grad));
+    }
+    Ok(unscaled)
 }
 
 fn ids(vars: &NamedVars) -> FxHashSet<TensorId> {
