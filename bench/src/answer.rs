@@ -52,7 +52,8 @@ pub(crate) struct Question {
     norm_tolerance: f64,
     /// Error that two steps of `AdamW` may have, as a share of the learning rate.
     step_tolerance: f64,
-    /// The rival of this program that is asked: it shows elements of every tensor, and nothing is excused.
+    /// The rival of this program that is asked: it shows elements of every tensor, and nothing is
+    /// excused.
     rival: Option<Impl>,
     /// Whether the sum of all elements is compared, too.
     pub(crate) sums: bool,

@@ -75,7 +75,8 @@ fn ours(op: Op, vars: Vec<Var>, max_norm: f64) -> Result<Call> {
     })
 }
 
-/// Users take these steps with `backward_step`. A store that is lent gives the same path: nothing is copied.
+/// Users take these steps with `backward_step`. A store that is lent gives the same path: nothing
+/// is copied.
 fn clipped<O: Optimizer + 'static>(vars: Vec<Var>, config: O::Config, clip: Clip) -> Result<Call> {
     let inner = O::new(vars.clone(), config)?;
     let mut opt = ClippedOptimizer::wrap(inner, vars, clip)?;

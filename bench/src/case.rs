@@ -1,4 +1,5 @@
-//! One gradient set in one dtype: what the rivals of this program do to it, and whether that is right.
+//! One gradient set in one dtype: what the rivals of this program do to it, and whether that is
+//! right.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::backprop::GradStore;
@@ -99,8 +100,8 @@ impl<E: Element, M: Machine<E>> Case<E, M> {
         Ok(ms)
     }
 
-    /// A second step, with half the gradients. `AdamW`'s first is the same for any coefficient. The second shows it: half
-    /// the gradient is below the limit.
+    /// A second step, with half the gradients. `AdamW`'s first is the same for any coefficient. The
+    /// second shows it: half the gradient is below the limit.
     fn step_with_half(&mut self, rival: Impl) -> Result<()> {
         let mut halves = GradStore::default();
         for (i, var) in self.vars.iter().enumerate() {
@@ -201,7 +202,8 @@ fn norm_tolerance<E: Element, M: Machine<E>>(rival: Impl) -> f64 {
 
 /// The numbers that all sides work out for themselves, from index `start` on.
 fn numbers<E: Element>(start: u64, len: usize, scale: f64) -> Vec<E> {
-    // By usize, so that no thread has a vector of its own: where tensors lie in memory counts in small sets.
+    // By usize, so that no thread has a vector of its own: where tensors lie in memory counts in
+    // small sets.
     let indices = (0..len).into_par_iter();
     let number = |i| E::from_f64(scale * uniform(start + i as u64));
     indices.map(number).collect()

@@ -34,7 +34,8 @@ pub(crate) struct Compare {
     /// Rounds [default: as many as make the set's medians stable].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Where Python's environments are: venv-pytorch, venv-tensorflow, venv-optax [default: the system's temporary folder].
+    /// Where Python's environments are: venv-pytorch, venv-tensorflow, venv-optax [default: the
+    /// system's temporary folder].
     #[arg(long)]
     venvs: Option<PathBuf>,
     /// Where results go.

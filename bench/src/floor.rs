@@ -1,8 +1,8 @@
 //! The floor: plain loops over the gradients' own memory, and nothing else.
 //!
 //! What clipping would take if tensors, locks, checks and arithmetic cost nothing. Tensors are
-//! resolved to slices, and slices cut into pieces, before the clock starts; a piece is about 256 KiB,
-//! one of a large tensor or a run of small ones, and idle threads take the next.
+//! resolved to slices, and slices cut into pieces, before the clock starts; a piece is about 256
+//! KiB, one of a large tensor or a run of small ones, and idle threads take the next.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -56,7 +56,8 @@ struct Part<'a, E> {
     moments: [&'a mut [f32]; 2],
 }
 
-/// The least of a step: reads the gradients, then all four (or two), and writes all but the gradients.
+/// The least of a step: reads the gradients, then all four (or two), and writes all but the
+/// gradients.
 pub(crate) fn time_step<E: Element>(
     grads: &[&Tensor],
     params: &[&Tensor],
@@ -140,7 +141,8 @@ fn scale<E: Element>(pieces: &mut [Vec<&mut [E]>], coef: f64, backwards: bool) {
     });
 }
 
-/// Calls `f` with every part, in as many threads as there are. One piece is not worth waking one for.
+/// Calls `f` with every part, in as many threads as there are. One piece is not worth waking one
+/// for.
 fn each<P: Send>(pieces: &mut [Vec<P>], backwards: bool, f: impl Fn(&mut P) + Sync) {
     let all = |piece: &mut Vec<P>| piece.iter_mut().for_each(&f);
     if let [piece] = pieces {

@@ -1,8 +1,8 @@
 //! Pasted code where the allocator keeps the memory it has.
 //!
-//! Most of what candle's operations take on large tensors is the system's: each temporary is mapped, its pages are
-//! filled with zeros as they are touched, and it is given back. glibc can be told not to, by its environment
-//! when a process starts, so this is a process of its own.
+//! Most of what candle's operations take on large tensors is the system's: each temporary is
+//! mapped, its pages are filled with zeros as they are touched, and it is given back. glibc can be
+//! told not to, by its environment when a process starts, so this is a process of its own.
 
 use std::process::{Command, Stdio};
 

@@ -107,7 +107,8 @@ impl Impl {
 /// Pasted code where the allocator keeps its memory: a process of its own.
 pub(crate) const PASTE_IN_KEPT: &str = "paste-in, memory kept";
 
-/// A number in [-1, 1) for an index: the top 24 bits of splitmix64, exact in f32, easy to have in any language.
+/// A number in [-1, 1) for an index: the top 24 bits of splitmix64, exact in f32, easy to have in
+/// any language.
 pub(crate) fn uniform(index: u64) -> f64 {
     let mut z = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,5 @@
-//! What a run finds out, and the results of the plain run: JSON lines for programs, a table for people.
+//! What a run finds out, and the results of the plain run: JSON lines for programs, a table for
+//! people.
 
 use std::io::Write;
 

@@ -24,8 +24,8 @@ pub(crate) trait Rival<P> {
     fn name(&self) -> &str;
     /// What its answer is compared with.
     fn question(&self, place: &P, op: Op) -> Question;
-    /// Does the operation from the start of training, a step twice, and shows what that leaves, if it is anything in
-    /// particular.
+    /// Does the operation from the start of training, a step twice, and shows what that leaves, if
+    /// it is anything in particular.
     fn answer(&mut self, place: &mut P, question: &Question) -> Result<Option<Answer>>;
     /// Makes ready for timing, after everyone's answer.
     fn prepare(&mut self, place: &mut P, question: &Question) -> Result<()>;

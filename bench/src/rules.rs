@@ -24,7 +24,8 @@ use crate::threads::Threads;
 /// Steps before the clock starts: moments are made, warm-ups over, histories begun.
 const WARM_UP: usize = 8;
 
-/// Times a step of AdamW and of SGD with each rule beside one with the plain norm clip, and writes RULES.md.
+/// Times a step of AdamW and of SGD with each rule beside one with the plain norm clip, and writes
+/// RULES.md.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Rules {
     /// Gradient sets.
@@ -162,8 +163,8 @@ impl Model {
         )?)
     }
 
-    /// Takes steps of SGD with a learning rate of 1: each must move the parameters as far as its report says that
-    /// the clipped gradients reach, and the norm before must be right.
+    /// Takes steps of SGD with a learning rate of 1: each must move the parameters as far as its
+    /// report says that the clipped gradients reach, and the norm before must be right.
     fn check(&self, name: &str, clip: &Clip) -> Result<()> {
         let mut optimizer = self.optimizer::<Sgd>(1.0.into(), clip)?;
         for step in 1..=WARM_UP {

@@ -1,4 +1,5 @@
-//! Which range an axis shows, and its ticks. plotters sees positions: logarithms, if the axis is logarithmic.
+//! Which range an axis shows, and its ticks. plotters sees positions: logarithms, if the axis is
+//! logarithmic.
 
 use std::ops::Range;
 
@@ -21,7 +22,8 @@ pub(super) fn position(value: f64, log: bool) -> Option<f64> {
     (value.is_finite() && position.is_finite()).then_some(position)
 }
 
-/// The positions that show all values, or if `trims` and logarithmic all but outliers, with a margin.
+/// The positions that show all values, or if `trims` and logarithmic all but outliers, with a
+/// margin.
 pub(super) fn shown(values: impl Iterator<Item = f64>, log: bool, trims: bool) -> Range<f64> {
     let mut sorted: Vec<f64> = values.filter_map(|value| position(value, log)).collect();
     sorted.sort_by(f64::total_cmp);

@@ -11,7 +11,8 @@ use super::style::{
 };
 use super::{Chart, Panel, Series};
 
-/// Of one panel; many share the room of four, down to a height at which an axis still has its labels.
+/// Of one panel; many share the room of four, down to a height at which an axis still has its
+/// labels.
 const PANEL_HEIGHT: i32 = 700;
 const LEAST_PANEL_HEIGHT: i32 = 400;
 /// What the y axis needs beside its tick labels: tick marks and the axis' own label.
@@ -154,7 +155,8 @@ fn draw_series(series: &Series, panel: &Panel, y: &Axis, plot: &mut Plot) -> any
     }
     let points = series.points.iter().filter_map(place);
     let points: Vec<Point> = points.filter(|point| y.shown.contains(&point.1)).collect();
-    // Some of many, at other places for another colour, so that lines on top of each other can be told apart.
+    // Some of many, at other places for another colour, so that lines on top of each other can be
+    // told apart.
     let stride = if is_long {
         points.len().div_ceil(14)
     } else {

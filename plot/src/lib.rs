@@ -1,6 +1,7 @@
 //! Line charts and heat maps as SVG, on any machine: no font or image library of the system.
 //!
-//! `plotters` draws them, and measures text with a font that is compiled in. Which range an axis shows is ours (`axis`), since a run that diverges has 1e30, NaN or nothing at all.
+//! `plotters` draws them, and measures text with a font that is compiled in. Which range an axis
+//! shows is ours (`axis`), since a run that diverges has 1e30, NaN or nothing at all.
 
 #![deny(unsafe_code)]
 
@@ -77,7 +78,8 @@ pub fn svg(spec: &Chart) -> anyhow::Result<String> {
     draw::svg(spec)
 }
 
-/// Values by name and x, such as the norm of each Var's gradient by step: light is large, on a logarithmic scale.
+/// Values by name and x, such as the norm of each Var's gradient by step: light is large, on a
+/// logarithmic scale.
 #[derive(Clone, Debug, Default)]
 pub struct HeatMap {
     /// The line at the top.
@@ -88,8 +90,8 @@ pub struct HeatMap {
     pub value_label: String,
     /// The columns, each 1 after the one before.
     pub x: Vec<f64>,
-    /// From top to bottom: a name, and a value a column; `None` is marked as missing, what is not finite and 0 have
-    /// colours of their own. Values below 0 count as 0.
+    /// From top to bottom: a name, and a value a column; `None` is marked as missing, what is not
+    /// finite and 0 have colours of their own. Values below 0 count as 0.
     pub rows: Vec<(String, Vec<Option<f64>>)>,
 }
 

@@ -9,8 +9,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 /// What is drawn on, in pixels from its top left corner.
 pub(super) type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-// In pixels of a picture that pages show at half its width: plotters knows whole pixels only, so the
-// canvas is large enough that their rounding does not show.
+// In pixels of a picture that pages show at half its width: plotters knows whole pixels only, so
+// the canvas is large enough that their rounding does not show.
 pub(super) const WIDTH: i32 = 1920;
 pub(super) const MARGIN: i32 = 30;
 pub(super) const TITLE_HEIGHT: i32 = 84;

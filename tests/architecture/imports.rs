@@ -13,7 +13,8 @@ pub(crate) struct Import {
     pub(crate) to: Option<String>,
 }
 
-/// All imports between the files under `src`. Tests inside files don't count, nor does what `lib.rs` has at its root.
+/// All imports between the files under `src`. Tests inside files don't count, nor does what
+/// `lib.rs` has at its root.
 pub(crate) fn imports_of(src: &Path) -> Vec<Import> {
     let mut files = BTreeMap::new();
     read(src, "", &mut files);

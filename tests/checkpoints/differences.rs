@@ -13,7 +13,8 @@ use support::gradients::bits_of_vars;
 
 use super::resume::{Trains, gradients, optimizer, pair, small};
 
-/// What `load` says of a file that `saved` wrote, to an optimizer that then goes on as if nothing had been.
+/// What `load` says of a file that `saved` wrote, to an optimizer that then goes on as if nothing
+/// had been.
 fn refusal(
     saved: &dyn Trains,
     vars: &NamedVars,

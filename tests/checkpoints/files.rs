@@ -1,4 +1,5 @@
-//! The files of checkpoints: several writers, links, modes, names, folders, and what is not saved or not loaded.
+//! The files of checkpoints: several writers, links, modes, names, folders, and what is not saved
+//! or not loaded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -129,7 +130,8 @@ fn a_save_into_a_folder_that_cannot_be_read() -> Result<()> {
     Ok(())
 }
 
-/// The error says that the file was replaced. The user must not be root, to whom every folder is open.
+/// The error says that the file was replaced. The user must not be root, to whom every folder is
+/// open.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_folder_that_cannot_be_synced_is_told_from_a_save_that_failed() -> Result<()> {

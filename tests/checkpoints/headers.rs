@@ -101,7 +101,8 @@ fn headers_that_lie() -> Result<()> {
             &edited(&bytes, |header, _| set(header, pointer, new))?,
         )?;
     }
-    // Sizes whose sum nearly is 2^64, and passes it: with 6, safetensors 0.8 panics in a debug build.
+    // Sizes whose sum nearly is 2^64, and passes it: with 6, safetensors 0.8 panics in a debug
+    // build.
     for last in [6, 8, 100] {
         let many = edited(&bytes, |header, _| {
             let mut end = 16u64;

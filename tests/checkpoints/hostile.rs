@@ -57,7 +57,8 @@ impl Bench {
         })
     }
 
-    /// Loads a file of these bytes. An error has changed nothing, a success nothing that a step can't take.
+    /// Loads a file of these bytes. An error has changed nothing, a success nothing that a step
+    /// can't take.
     pub(super) fn load(&mut self, bytes: &[u8]) -> Result<candle_grad_clip::Result<()>> {
         let path = self.folder.join("hostile");
         fs::write(&path, bytes)?;

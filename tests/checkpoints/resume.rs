@@ -1,5 +1,5 @@
-//! Checkpoints: a run that is saved and resumed is the run that was not, bit for bit; what does not fit is named; a save
-//! that fails leaves the file that was there.
+//! Checkpoints: a run that is saved and resumed is the run that was not, bit for bit; what does not
+//! fit is named; a save that fails leaves the file that was there.
 
 use std::fs;
 use std::path::Path;

@@ -85,7 +85,8 @@ fn leaves_the_old_file_whole(folder: &Path, shell: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// A process that is killed can't clean up: the next one does, once nobody can be writing there any more.
+/// A process that is killed can't clean up: the next one does, once nobody can be writing there any
+/// more.
 #[cfg(target_os = "linux")]
 #[test]
 fn what_a_killed_save_leaves_is_removed_after_a_day() -> Result<()> {

@@ -99,7 +99,8 @@ fn processes_that_save_to_one_path_leave_a_whole_file() -> Result<()> {
     processes_leave_a_whole_file(&[])
 }
 
-/// As in two containers on one volume: each process is the first of its own namespace, and has the id 1.
+/// As in two containers on one volume: each process is the first of its own namespace, and has the
+/// id 1.
 #[cfg(target_os = "linux")]
 #[test]
 fn processes_of_equal_ids_leave_a_whole_file() -> Result<()> {

@@ -133,8 +133,8 @@ fn a_failure_loses_nothing<O: Checkpoint + 'static>(
     Ok(())
 }
 
-/// A step that fails, if it does, leaves everything as it was. Then that step again, and the next: the
-/// error, and where they end.
+/// A step that fails, if it does, leaves everything as it was. Then that step again, and the next:
+/// the error, and where they end.
 fn a_failed_step<O: Checkpoint + 'static>(
     driver: &Driver,
     (vars, mut opt): (Vec<Var>, ClippedOptimizer<O>),
@@ -166,7 +166,8 @@ fn a_failed_step_of_sgd_loses_nothing() -> Result<()> {
     a_failure_loses_nothing(sgd, &[c"clip_measure_l2", c"clip_fold", c"clip_sgd"])
 }
 
-/// Weights that are set after a skipped first step are those that train, also where they have copies in full precision.
+/// Weights that are set after a skipped first step are those that train, also where they have
+/// copies in full precision.
 #[test]
 fn weights_set_after_a_skipped_first_step_are_taken() -> Result<()> {
     let _driver = Driver::lock();
@@ -189,7 +190,8 @@ fn weights_set_after_a_skipped_first_step_are_taken() -> Result<()> {
     Ok(())
 }
 
-/// Taken, skipped and failing steps: each calls the function of the limit once, and counts as taken or not.
+/// Taken, skipped and failing steps: each calls the function of the limit once, and counts as taken
+/// or not.
 #[test]
 fn the_function_of_the_limit_is_called_once_a_step() -> Result<()> {
     use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! CUDA without a GPU: the stand-in driver of `ci/cuda-on-host` itself, candle's operations on it, and
-//! clipping of gradients that live there, compared with the same on CPU.
+//! CUDA without a GPU: the stand-in driver of `ci/cuda-on-host` itself, candle's operations on it,
+//! and clipping of gradients that live there, compared with the same on CPU.
 
 /// Launches a kernel with arguments.
 macro_rules! launch {
@@ -9,7 +9,8 @@ macro_rules! launch {
         let stream = $device.cuda_stream();
         let mut builder = stream.launch_builder(&function);
         $(builder.arg($argument);)*
-        // SAFETY: the arguments are those of the kernel in selftest.cu, the buffers as long as it says.
+        // SAFETY: the arguments are those of the kernel in selftest.cu, the buffers as long as it
+        // says.
         unsafe { builder.launch($config) }.map(|_| ())
     }};
 }

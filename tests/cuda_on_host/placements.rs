@@ -1,4 +1,5 @@
-//! Where gradients and Vars lie: on two devices, anywhere in memory, in units, read by another thread.
+//! Where gradients and Vars lie: on two devices, anywhere in memory, in units, read by another
+//! thread.
 
 use anyhow::{Result, bail};
 use candle_core::backprop::GradStore;
@@ -63,7 +64,8 @@ fn vars_on_two_devices_are_clipped_together() -> Result<()> {
     Ok(())
 }
 
-/// Gradients that begin anywhere, or are not one after the other: the bits are those of aligned copies.
+/// Gradients that begin anywhere, or are not one after the other: the bits are those of aligned
+/// copies.
 #[test]
 fn unaligned_and_strided_gradients_are_read_as_they_are() -> Result<()> {
     let _driver = Driver::lock();

@@ -1,4 +1,5 @@
-//! Steps that the GPU decides: what they wait for, what they launch, what is left when something fails.
+//! Steps that the GPU decides: what they wait for, what they launch, what is left when something
+//! fails.
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;

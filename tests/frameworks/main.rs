@@ -1,4 +1,5 @@
-//! What the other frameworks' own tests expect of norms and values, by hand, and what they return, as data.
+//! What the other frameworks' own tests expect of norms and values, by hand, and what they return,
+//! as data.
 //!
 //! A file for each framework; a test starts with its case: in PyTorch's `t1`..., in TensorFlow's
 //! `v` (values), `n` (norm), `g` (global norm). Not here, since we have nothing of the kind: bounds
@@ -28,8 +29,8 @@ use support::gradients::{all_values, gradients_of, tensor};
 
 /// Relative, in f64.
 const EXACT: f64 = 1e-12;
-/// The dtype that the other frameworks' tests run in, and the one in which the equations hold to the
-/// last digits, each with its relative tolerance.
+/// The dtype that the other frameworks' tests run in, and the one in which the equations hold to
+/// the last digits, each with its relative tolerance.
 const WIDE: [(DType, f64); 2] = [(DType::F32, 1e-6), (DType::F64, EXACT)];
 
 /// Runs a body in f32 and in f64, on every backend.

@@ -18,8 +18,8 @@ fn optax_updates(dtype: DType) -> candle_core::Result<[Tensor; 2]> {
     ])
 }
 
-/// optax has no eps. Ours takes `eps / norm` off each value, where `norm` is that before the clip: in
-/// round 50 it is 1 / 49, so with 1e-6 the values are off by 49e-6 of their own size.
+/// optax has no eps. Ours takes `eps / norm` off each value, where `norm` is that before the clip:
+/// in round 50 it is 1 / 49, so with 1e-6 the values are off by 49e-6 of their own size.
 #[test]
 fn global_norm_is_the_limit_over_50_rounds_and_clipping_again_changes_nothing() -> Result<()> {
     in_wide_dtypes(|dtype, tolerance| {

@@ -1,4 +1,5 @@
-//! What users of other libraries reported, tried on ours: it was right from the start, and stays so.
+//! What users of other libraries reported, tried on ours: it was right from the start, and stays
+//! so.
 
 use anyhow::Result;
 use candle_core::{DType, Tensor, Var};
@@ -124,8 +125,8 @@ fn tied_weights_count_once() -> Result<()> {
     })
 }
 
-/// `KempnerForge` issue 115: moments are warm after a load, not zeros, so the next step is that of a
-/// run that was never interrupted.
+/// `KempnerForge` issue 115: moments are warm after a load, not zeros, so the next step is that of
+/// a run that was never interrupted.
 #[test]
 fn moments_are_warm_after_a_load() -> Result<()> {
     on_every_backend(|| {

@@ -97,8 +97,8 @@ fn t3_small_gradients_stay_as_they_are() -> Result<()> {
     })
 }
 
-/// PyTorch's has one tensor in place of a list, and another in a list of one. Here both are lists of
-/// one out of a store of two; each is clipped by its own norm, and the other stays.
+/// PyTorch's has one tensor in place of a list, and another in a list of one. Here both are lists
+/// of one out of a store of two; each is clipped by its own norm, and the other stays.
 #[test]
 fn t4_one_var_of_two_is_clipped_alone_in_every_order() -> Result<()> {
     in_wide_dtypes(|dtype, tolerance| {

@@ -85,7 +85,8 @@ fn clipping_again_changes_nothing() -> Result<()> {
             let once = all_values(&gradients_of(&store, &vars)?)?;
             clip_grad_norm_with(&mut store, &vars, &options)?;
             let twice = all_values(&gradients_of(&store, &vars)?)?;
-            // The norm is now max_norm / (1 + eps), so the second coefficient is 1 to eps / max_norm.
+            // The norm is now max_norm / (1 + eps), so the second coefficient is 1 to eps /
+            // max_norm.
             assert_all_close(&twice, &once, tolerance + 2e-6, &what);
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! The fused optimizers: those of candle to the bit, in place, with nothing changed where a step fails.
+//! The fused optimizers: those of candle to the bit, in place, with nothing changed where a step
+//! fails.
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
@@ -24,7 +25,8 @@ pub(super) fn gradients(step: u64, dtype: DType) -> Result<Vec<Tensor>> {
     Ok(scaled.collect::<candle_core::Result<_>>()?)
 }
 
-/// The bits, but that a zero may have another sign: candle's `affine` adds a 0, which makes -0 a +0.
+/// The bits, but that a zero may have another sign: candle's `affine` adds a 0, which makes -0 a
+/// +0.
 fn bits_but_zero(vars: &[Var]) -> Result<Vec<Vec<u64>>> {
     let mut all = Vec::new();
     for var in vars {
@@ -33,7 +35,8 @@ fn bits_but_zero(vars: &[Var]) -> Result<Vec<Vec<u64>>> {
     Ok(all)
 }
 
-/// Trains both for 1,000 steps, and compares after each; `with_gaps` if some Vars have no gradient in some steps.
+/// Trains both for 1,000 steps, and compares after each; `with_gaps` if some Vars have no gradient
+/// in some steps.
 fn follows<A: Optimizer, B: Optimizer>(
     dtype: DType,
     with_gaps: bool,
@@ -227,7 +230,8 @@ fn gradients_that_share_storage_with_vars_are_read_before_anything_is_written() 
     Ok(())
 }
 
-/// f32 has no 1e-46, and the square of 1e-25 is 0 there: the update stays bounded, and without a gradient there is none.
+/// f32 has no 1e-46, and the square of 1e-25 is 0 there: the update stays bounded, and without a
+/// gradient there is none.
 #[test]
 fn an_eps_that_is_zero_makes_no_nan() -> Result<()> {
     for backend in backends() {

@@ -101,8 +101,8 @@ fn random_gradients(rng: &mut Rng, vars: &[Var], dtype: DType) -> Result<(Vec<Te
     Ok((gradients.collect::<candle_core::Result<_>>()?, poison))
 }
 
-/// Random Vars, a random rule, a random optimizer: no panic, weights that stay finite, and skipped steps that
-/// change no bit.
+/// Random Vars, a random rule, a random optimizer: no panic, weights that stay finite, and skipped
+/// steps that change no bit.
 pub(crate) fn poison(rng: &mut Rng) -> Result<usize> {
     let dtype = FLOATS[rng.usize(0..4)];
     let named = random_vars(rng, dtype)?;

@@ -1,4 +1,5 @@
-//! Attacks for as long as you like: poisoned gradients, kills in the middle of a save, full disks, threads.
+//! Attacks for as long as you like: poisoned gradients, kills in the middle of a save, full disks,
+//! threads.
 //!
 //! A few seconds of them run with the other tests; for half an hour, or from another `SOAK_SEED`:
 //!
@@ -138,8 +139,8 @@ fn saves_until_it_is_killed() {
     }
 }
 
-/// SIGKILL at random moments of a process that does nothing but train and save: the file always loads, and the steps
-/// in it never go back.
+/// SIGKILL at random moments of a process that does nothing but train and save: the file always
+/// loads, and the steps in it never go back.
 fn kill(rng: &mut Rng) -> Result<usize> {
     let folder = Folder::new()?;
     let file = folder.join("state.safetensors");
@@ -168,8 +169,8 @@ fn kill(rng: &mut Rng) -> Result<usize> {
 /// Told once.
 static NOT_MOUNTED: Once = Once::new();
 
-/// A save that the disk has no room for, or that finds a folder at its path: an error; what was there is there, and
-/// nothing else.
+/// A save that the disk has no room for, or that finds a folder at its path: an error; what was
+/// there is there, and nothing else.
 fn disk(rng: &mut Rng) -> Result<usize> {
     let (vars, mut opt) = trained(8)?;
     one_step(&vars, &mut opt, rng)?;

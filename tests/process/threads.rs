@@ -1,6 +1,8 @@
-//! Training beside other threads that use the same Vars and gradients: no order of locks and pools hangs.
+//! Training beside other threads that use the same Vars and gradients: no order of locks and pools
+//! hangs.
 //!
-//! Each test runs in a process of its own, which a watchdog ends, with rayon pools of 1, 2 and 8 threads.
+//! Each test runs in a process of its own, which a watchdog ends, with rayon pools of 1, 2 and 8
+//! threads.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +59,8 @@ fn adamw(vars: &[Var]) -> Result<ClippedOptimizer<AdamW>> {
     )?)
 }
 
-/// Products with every Var, in rayon's global pool where `rows` is large: candle holds the lock of the Var and waits.
+/// Products with every Var, in rayon's global pool where `rows` is large: candle holds the lock of
+/// the Var and waits.
 fn evaluate(vars: &[Var], rows: usize) -> Result<()> {
     for var in vars {
         let x = Tensor::ones((rows, var.dim(0)?), DType::F32, &Device::Cpu)?;
@@ -115,8 +118,9 @@ fn a_trainer_beside_evaluators_in_rayon_tasks() {
         vars.push(square(512)?);
         let mut opt = adamw(&vars)?;
         let grads = gradients(&vars)?;
-        // Small products: a task of candle's that waits for its parts, with a lock in its hand, may take up another task
-        // of the same pool, and waits for itself then, whatever optimizer is used.
+        // Small products: a task of candle's that waits for its parts, with a lock in its hand, may
+        // take up another task of the same pool, and waits for itself then, whatever optimizer is
+        // used.
         let evaluate = || {
             vars.par_iter()
                 .try_for_each(|var| evaluate(std::slice::from_ref(var), 1))

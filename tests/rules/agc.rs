@@ -172,7 +172,8 @@ fn random_cases_agree_with_the_equation() -> Result<()> {
     Ok(())
 }
 
-/// optax' `_clipping_test.py`: params ([1, 2], [3, 4]), updates ([500, 5], [300, 3]), clipping 1 / i.
+/// optax' `_clipping_test.py`: params ([1, 2], [3, 4]), updates ([500, 5], [300, 3]), clipping 1 /
+/// i.
 #[test]
 fn optax_vectors() -> Result<()> {
     for backend in backends() {
@@ -202,7 +203,8 @@ fn optax_vectors() -> Result<()> {
     Ok(())
 }
 
-/// optax' case of a convolution of rank 5 (its `axis` (0, 1, 2, 3)): params of ones, gradients of twos, clipping 0.5.
+/// optax' case of a convolution of rank 5 (its `axis` (0, 1, 2, 3)): params of ones, gradients of
+/// twos, clipping 0.5.
 #[test]
 fn optax_ranks() -> Result<()> {
     let ones = |shape: &[usize]| -> Result<Vec<Pair>> {

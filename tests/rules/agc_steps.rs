@@ -1,4 +1,5 @@
-//! Clipping by units within a step: fused and wrapped, in groups, of what is not finite, on any number of threads.
+//! Clipping by units within a step: fused and wrapped, in groups, of what is not finite, on any
+//! number of threads.
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
@@ -20,7 +21,8 @@ fn weights(pairs: &[Pair]) -> Result<Vec<f64>> {
     Ok(vars.collect::<candle_core::Result<Vec<_>>>()?.concat())
 }
 
-/// A fused step is that of the same optimizer by itself on the clipped gradients; `backward_step`, a wrapped one and a loss scale agree.
+/// A fused step is that of the same optimizer by itself on the clipped gradients; `backward_step`,
+/// a wrapped one and a loss scale agree.
 #[test]
 fn fused_and_wrapped_steps_agree() -> Result<()> {
     for (dtype, tolerance) in [
@@ -104,7 +106,8 @@ fn what_is_not_finite() -> Result<()> {
         assert_all_close(&got[0], &[0.0, 5.0, 0.0, 5.0, 3.0, 4.0], 1e-6, "zero");
         assert_close(report.total_norm()?, 200f64.sqrt(), 1e-6, "total");
         assert_close(report.record()?.clipped_norm, 75f64.sqrt(), 1e-6, "clipped");
-        // As timm: the unit with a NaN becomes NaN, that with an infinity 0 and NaN, others are clipped.
+        // As timm: the unit with a NaN becomes NaN, that with an infinity 0 and NaN, others are
+        // clipped.
         let (got, report) = run(NonFinite::Propagate)?;
         assert!(got[0][..3].iter().all(|x| x.is_nan()), "{got:?}");
         assert_all_close(&got[0][3..], &[0.0, 3.0, 4.0], 1e-6, "propagate");

@@ -85,7 +85,8 @@ fn zclip_limits() -> Result<()> {
     Ok(())
 }
 
-/// ZClip's tests: the statistics are ready after the last step of the warm-up, and `skip` keeps them.
+/// ZClip's tests: the statistics are ready after the last step of the warm-up, and `skip` keeps
+/// them.
 #[test]
 fn zclip_warmup_and_skip() -> Result<()> {
     let rule = ZClip {
@@ -137,8 +138,8 @@ fn megatron_skips_above_a_limit() -> Result<()> {
     Ok(())
 }
 
-/// OLMo-core's: a norm of 1e9 is skipped, the next normal one is taken. (With one norm before there is no deviation:
-/// OLMo-core would skip everything, here the rule waits for two.)
+/// OLMo-core's: a norm of 1e9 is skipped, the next normal one is taken. (With one norm before there
+/// is no deviation: OLMo-core would skip everything, here the rule waits for two.)
 #[test]
 fn olmo_skips_a_spike_and_goes_on() -> Result<()> {
     for backend in backends() {

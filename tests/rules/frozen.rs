@@ -1,5 +1,6 @@
-//! No rule with a history freezes a model: after any history of finite norms that is followed by ordinary ones, steps are taken
-//! with a coefficient above 1e-6 again, within the number of steps that the rule's docs state.
+//! No rule with a history freezes a model: after any history of finite norms that is followed by
+//! ordinary ones, steps are taken with a coefficient above 1e-6 again, within the number of steps
+//! that the rule's docs state.
 
 use anyhow::Result;
 use candle_grad_clip::optim::Sgd;
@@ -182,7 +183,8 @@ fn a_limit_of_another_length_keeps_no_zeros() -> Result<()> {
     Ok(())
 }
 
-/// A step of norm 0 is none of AdaGC's warm-up: the limit of all Vars holds for two steps with gradients.
+/// A step of norm 0 is none of AdaGC's warm-up: the limit of all Vars holds for two steps with
+/// gradients.
 #[test]
 fn the_warm_up_of_adagc_counts_no_zeros() -> Result<()> {
     let (named, mut opt) = start("adagc:warmup=2,lambda_abs=1")?;

@@ -28,7 +28,8 @@ const LISTS: [&str; 14] = [
     "quantile:0.5+zclip:warmup=3,max_norm=inf",
 ];
 
-/// A list is what wrappers around each other do, each with one of its rules: of which the outermost sees the gradients first.
+/// A list is what wrappers around each other do, each with one of its rules: of which the outermost
+/// sees the gradients first.
 #[test]
 fn a_list_is_one_wrapper_in_another() -> Result<()> {
     for text in LISTS {

@@ -68,8 +68,8 @@ fn loss_of(w: &Var, loss: f64) -> Result<Tensor> {
     Ok((w.sum_all()? + loss)?)
 }
 
-/// OLMo-core's: window 2, one deviation; the second loss is 1e9 and is skipped, the next normal one is taken. (Here the
-/// rule waits for two losses.)
+/// OLMo-core's: window 2, one deviation; the second loss is 1e9 and is skipped, the next normal one
+/// is taken. (Here the rule waits for two losses.)
 #[test]
 fn olmo_skips_a_loss_and_goes_on() -> Result<()> {
     for dtype in [DType::F32, DType::F64] {

@@ -1,4 +1,5 @@
-//! Methods that choose their own limit, each against its equation written out again, over random histories.
+//! Methods that choose their own limit, each against its equation written out again, over random
+//! histories.
 #![allow(clippy::unwrap_used)]
 
 mod agc;
@@ -32,7 +33,8 @@ pub(crate) type Named = Vec<(String, Var)>;
 
 pub(crate) const SIZES: [usize; 3] = [3, 1, 4];
 
-/// Vars at zero, so that a step of rate 1 leaves in them what the optimizer got, with its sign turned and no rounding.
+/// Vars at zero, so that a step of rate 1 leaves in them what the optimizer got, with its sign
+/// turned and no rounding.
 pub(crate) fn zeros() -> Result<Named> {
     let var = |(i, n): (usize, &usize)| -> Result<_> {
         Ok((format!("layer{i}"), Var::zeros(*n, DType::F64, device())?))

@@ -144,7 +144,8 @@ fn the_means_of_vars_that_are_not_here_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A list of rules with a pattern for names, as it was; for Vars that it does not fit it is refused, and nothing is changed.
+/// A list of rules with a pattern for names, as it was; for Vars that it does not fit it is
+/// refused, and nothing is changed.
 #[test]
 fn a_list_with_patterns_comes_back() -> Result<()> {
     let folder = Folder::in_memory()?;

@@ -3,8 +3,8 @@
 use std::io::Result;
 use std::process::Command;
 
-/// This test binary, told to run the test of this name (`module::test`) and no other, behind a command
-/// such as `unshare` if there is one.
+/// This test binary, told to run the test of this name (`module::test`) and no other, behind a
+/// command such as `unshare` if there is one.
 ///
 /// # Errors
 /// If the system does not know where this binary is.

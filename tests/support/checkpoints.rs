@@ -110,7 +110,8 @@ pub fn split(bytes: &[u8]) -> Result<(&str, &[u8])> {
     Ok((std::str::from_utf8(header).map_err(Error::other)?, data))
 }
 
-/// A checkpoint whose header was edited as JSON, and its document with it, which `edit` gets second.
+/// A checkpoint whose header was edited as JSON, and its document with it, which `edit` gets
+/// second.
 pub fn edited(bytes: &[u8], edit: impl FnOnce(&mut Value, &mut Value)) -> Result<Vec<u8>> {
     let (header, data) = split(bytes)?;
     let mut header: Value = serde_json::from_str(header)?;

@@ -26,8 +26,9 @@ impl Driver {
         driver
     }
 
-    /// How often since the last reset: `launches`, `synchronizations`, `allocations`, `htod_copies`,
-    /// `htod_bytes` (`dtoh` and `dtod` likewise), or launches of a kernel by its name. `live_bytes` is now.
+    /// How often since the last reset: `launches`, `synchronizations`, `allocations`,
+    /// `htod_copies`, `htod_bytes` (`dtoh` and `dtod` likewise), or launches of a kernel by its
+    /// name. `live_bytes` is now.
     #[must_use]
     pub fn count(&self, what: &CStr) -> u64 {
         // SAFETY: a C string, which the function only reads.

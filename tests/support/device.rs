@@ -1,4 +1,5 @@
-//! Where the tests run: on CPU, or with the feature `cuda` and `TEST_DEVICE=cuda` in the environment on the first GPU.
+//! Where the tests run: on CPU, or with the feature `cuda` and `TEST_DEVICE=cuda` in the
+//! environment on the first GPU.
 
 use std::sync::OnceLock;
 
@@ -10,7 +11,8 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 /// The device of all tensors.
 ///
 /// # Panics
-/// If `TEST_DEVICE` names one that can't be had: a test that quietly ran elsewhere would prove nothing.
+/// If `TEST_DEVICE` names one that can't be had: a test that quietly ran elsewhere would prove
+/// nothing.
 #[must_use]
 #[allow(clippy::panic)]
 pub fn device() -> &'static Device {

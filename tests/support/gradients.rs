@@ -16,7 +16,8 @@ pub fn tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Result<T
     host_tensor(values, shape, dtype)?.to_device(device())
 }
 
-/// The same on CPU, wherever the tests run. (candle can't convert a tensor without elements on a GPU.)
+/// The same on CPU, wherever the tests run. (candle can't convert a tensor without elements on a
+/// GPU.)
 pub fn host_tensor(values: &[f64], shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
     Tensor::from_slice(values, shape.into(), &Device::Cpu)?.to_dtype(dtype)
 }

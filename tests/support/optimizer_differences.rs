@@ -92,8 +92,8 @@ struct Row {
     a_run: f64,
     /// More for each step.
     a_step: f64,
-    /// Relative, of a norm: PyTorch's is an f32 sum, of halves as well, and so is that of the composed
-    /// backend.
+    /// Relative, of a norm: PyTorch's is an f32 sum, of halves as well, and so is that of the
+    /// composed backend.
     norm: f64,
 }
 

@@ -76,7 +76,8 @@ pub fn assert_close(ours: f64, right: f64, tolerance: f64, what: &str) {
     );
 }
 
-/// As [`assert_close`], of every element: relative to each, so that a right value of 0 is met exactly.
+/// As [`assert_close`], of every element: relative to each, so that a right value of 0 is met
+/// exactly.
 ///
 /// # Panics
 /// If it is not so.

@@ -137,7 +137,8 @@ pub mod config {
         }
     }
 
-    /// A clipped optimizer, to be wrapped again: it clips by value what the outer one clips by norm.
+    /// A clipped optimizer, to be wrapped again: it clips by value what the outer one clips by
+    /// norm.
     #[must_use]
     pub fn clipped_adamw() -> ClippedConfig<ParamsAdamW> {
         ClippedConfig {

@@ -1,4 +1,5 @@
-//! Micro-batches added up are the big batch: to rounding, for any number of threads, with missing and bad gradients.
+//! Micro-batches added up are the big batch: to rounding, for any number of threads, with missing
+//! and bad gradients.
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
@@ -293,7 +294,8 @@ fn a_gradient_that_does_not_fit_leaves_the_sum_as_it_was() -> Result<()> {
     })
 }
 
-/// Broadcast and transposed gradients, one that is a Var, one shared by two Vars, and one of the accumulator's own buffers.
+/// Broadcast and transposed gradients, one that is a Var, one shared by two Vars, and one of the
+/// accumulator's own buffers.
 #[test]
 fn gradients_of_any_layout_are_added_and_none_is_changed() -> Result<()> {
     on_every_backend(|| {
@@ -320,7 +322,8 @@ fn gradients_of_any_layout_are_added_and_none_is_changed() -> Result<()> {
                 let twice: Vec<f64> = values(gradient)?.iter().map(|x| 2.0 * x).collect();
                 assert_eq!(values(ours)?, twice);
             }
-            // The first sum is the caller's gradient, or what it lent: edited, it must not change that.
+            // The first sum is the caller's gradient, or what it lent: edited, it must not change
+            // that.
             clip_grad_norm(grads, &vars, 0.1)?;
             assert_eq!(bits_of_gradients(&store, &vars)?, before);
         }

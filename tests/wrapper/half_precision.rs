@@ -27,7 +27,8 @@ fn errors(net: &Net) -> Result<Tensor> {
     Ok(net.errors(&x, &x.sin()?.sum_keepdim(1)?)?)
 }
 
-/// Trains with a loss of `factor` times the mean in `dtype`: the losses without the factor, and the skipped steps.
+/// Trains with a loss of `factor` times the mean in `dtype`: the losses without the factor, and the
+/// skipped steps.
 fn train(
     net: &Net,
     dtype: DType,
@@ -76,7 +77,8 @@ fn half_precision_trains_and_overflow_backs_off() -> Result<()> {
             let scaler = Some(LossScaler::default());
             let (losses, skipped, scale) = train(&net(dtype)?, DType::F32, 1.0, scaler)?;
             assert_learned(&losses, &format!("{dtype:?}"));
-            // Sums over the batch pass f16's maximum in the first step, and fit at half the scale or less.
+            // Sums over the batch pass f16's maximum in the first step, and fit at half the scale
+            // or less.
             let halvings = skipped.len();
             assert_eq!(scale, 65536.0 / halved(halvings), "{dtype:?}");
             assert!(skipped.iter().copied().eq(0..halvings), "{dtype:?}");
@@ -112,7 +114,8 @@ fn small_gradients_survive_in_f16() -> Result<()> {
     })
 }
 
-/// The wrapper around an optimizer that gets the gradients in the Var's dtype, at a loss scale of 0.25.
+/// The wrapper around an optimizer that gets the gradients in the Var's dtype, at a loss scale of
+/// 0.25.
 fn quarter<O: Optimizer + 'static>(
     make: impl Fn(Vec<Var>) -> candle_core::Result<O>,
     dtype: DType,
@@ -133,7 +136,8 @@ fn quarter<O: Optimizer + 'static>(
     Ok((opt.with_loss_scaler(scaler)?, store, vars))
 }
 
-/// Whether a step at that scale is skipped, and then says so; if not, whether it leaves numbers that are finite.
+/// Whether a step at that scale is skipped, and then says so; if not, whether it leaves numbers
+/// that are finite.
 fn skips<O: Optimizer + 'static>(
     make: impl Fn(Vec<Var>) -> candle_core::Result<O>,
     dtype: DType,

@@ -1,4 +1,5 @@
-//! Loss scaling: exact where nothing overflows, PyTorch's rules where something does, and training in half precision.
+//! Loss scaling: exact where nothing overflows, PyTorch's rules where something does, and training
+//! in half precision.
 
 use std::fs;
 
@@ -343,7 +344,8 @@ fn sums_that_hide_an_overflow_are_refused() -> Result<()> {
     })
 }
 
-/// Steps that a rule refuses say nothing of the scale: it does not fall, and they are steps without an overflow.
+/// Steps that a rule refuses say nothing of the scale: it does not fall, and they are steps without
+/// an overflow.
 #[test]
 fn a_rule_that_skips_does_not_lower_the_scale() -> Result<()> {
     on_every_backend(|| {

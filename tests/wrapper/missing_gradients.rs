@@ -20,8 +20,8 @@ fn small() -> Config {
     }
 }
 
-/// One step as candle's example takes it (`candle-examples/examples/llama2-c/training.rs`), with our
-/// line added. Returns how many Vars there are, and the report.
+/// One step as candle's example takes it (`candle-examples/examples/llama2-c/training.rs`), with
+/// our line added. Returns how many Vars there are, and the report.
 fn step(config: Config) -> Result<(usize, StepReport)> {
     let device = Device::Cpu;
     let varmap = VarMap::new();

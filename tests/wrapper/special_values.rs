@@ -171,7 +171,8 @@ fn minus_zero_keeps_its_sign_on_every_backend() -> Result<()> {
     Ok(())
 }
 
-/// The two walks that have not measured what they edit: sums of micro-batches, and an optimizer with more Vars than are clipped.
+/// The two walks that have not measured what they edit: sums of micro-batches, and an optimizer
+/// with more Vars than are clipped.
 #[test]
 fn zero_reaches_what_was_not_measured_before() -> Result<()> {
     for backend in backends() {

@@ -37,8 +37,8 @@ impl<'g> OnGpu<'g> {
         self.gpu.free_bytes()
     }
 
-    /// The bytes that `rival` takes beside what is there already, roughly: moments, which are f32 in ours, clipped gradients,
-    /// and temporaries of the largest tensor.
+    /// The bytes that `rival` takes beside what is there already, roughly: moments, which are f32
+    /// in ours, clipped gradients, and temporaries of the largest tensor.
     pub(crate) fn bytes_of<E: Element>(&self, rival: Impl, op: Op) -> usize {
         let elements: usize = self.fresh.iter().map(Tensor::elem_count).sum();
         let largest = self.fresh.iter().map(Tensor::elem_count).max();
@@ -54,8 +54,8 @@ impl<'g> OnGpu<'g> {
     }
 }
 
-/// The least that has to be read and written: gradients once for the norm, then again with all that changes.
-/// Moments are two f32 a parameter.
+/// The least that has to be read and written: gradients once for the norm, then again with all that
+/// changes. Moments are two f32 a parameter.
 pub(crate) fn bytes_moved<E: Element>(op: Op, elements: usize) -> usize {
     let bytes = match op {
         Op::TotalNorm => size_of::<E>(),
@@ -93,8 +93,8 @@ impl<E: Element> Machine<E> for OnGpu<'_> {
         self.grads = GradStore::default();
     }
 
-    /// Gradients are new tensors for what a call writes over. Steps write to no gradient: pasted code puts others into the
-    /// store.
+    /// Gradients are new tensors for what a call writes over. Steps write to no gradient: pasted
+    /// code puts others into the store.
     fn time(
         &mut self,
         _: Impl,

@@ -18,9 +18,11 @@ pub(crate) const BUSY_FILLS: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Start {
-    /// It has nothing to do: what the host does before its first launch, and between launches, counts.
+    /// It has nothing to do: what the host does before its first launch, and between launches,
+    /// counts.
     Idle,
-    /// It has a millisecond of work left, as after a backward pass: what the host does meanwhile counts nothing.
+    /// It has a millisecond of work left, as after a backward pass: what the host does meanwhile
+    /// counts nothing.
     Busy,
 }
 
@@ -66,9 +68,11 @@ impl Gpu {
         Ok(self.stream.context().mem_get_info()?.0)
     }
 
-    /// The milliseconds from before `call` to when the GPU has done all that it queued, by the GPU's clock.
+    /// The milliseconds from before `call` to when the GPU has done all that it queued, by the
+    /// GPU's clock.
     ///
-    /// Before it, other memory is written over, unless the gradients of this set never leave the cache.
+    /// Before it, other memory is written over, unless the gradients of this set never leave the
+    /// cache.
     pub(crate) fn time<R>(
         &mut self,
         start: Start,
@@ -92,7 +96,8 @@ impl Gpu {
         Ok((f64::from(ms), result))
     }
 
-    /// The floor: moves as many bytes by plain copies, which read half of them and write the other half.
+    /// The floor: moves as many bytes by plain copies, which read half of them and write the other
+    /// half.
     pub(crate) fn move_bytes(&mut self, bytes: usize) -> Result<()> {
         let [source, target] = &mut self.scratch;
         let mut left = bytes / 2;

@@ -27,7 +27,8 @@ const ROUNDS_PER_PASTE_IN: usize = 5;
 /// Calls before the first that counts: drivers compile candle's kernels when they are first used.
 const WARM_UPS: usize = 10;
 
-/// Times clipping on a GPU beside pasted code, PyTorch and plain copies, and writes RESULTS-cuda.md.
+/// Times clipping on a GPU beside pasted code, PyTorch and plain copies, and writes
+/// RESULTS-cuda.md.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Cuda {
     /// Gradient sets; E is GPT-2 XL's 580 tensors, 1.6 G elements.
@@ -36,7 +37,8 @@ pub(crate) struct Cuda {
     /// Dtypes of gradients and parameters.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
     dtypes: Vec<DTypeArg>,
-    /// Timed calls of every rival from each start [default: as many as make the set's medians stable].
+    /// Timed calls of every rival from each start [default: as many as make the set's medians
+    /// stable].
     #[arg(long)]
     rounds: Option<usize>,
     /// Which GPU.

@@ -10,8 +10,9 @@ use crate::wide::Wide;
 /// Elements that are widened at once, into a buffer on the stack that stays in the cache.
 const CHUNK: usize = 512;
 
-/// Adds the edited `source` to `sum`, in f64 for f64 and in f32 for the others; with `is_first`, writes it there, whatever
-/// was in it. Parallel for more than one [`BLOCK`]. One addition an element, so the bits depend on the order of the calls only.
+/// Adds the edited `source` to `sum`, in f64 for f64 and in f32 for the others; with `is_first`,
+/// writes it there, whatever was in it. Parallel for more than one [`BLOCK`]. One addition an
+/// element, so the bits depend on the order of the calls only.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{Edit, accumulate};

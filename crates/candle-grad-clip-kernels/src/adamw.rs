@@ -10,12 +10,12 @@ use crate::wide::Wide;
 /// theta <- (1 - lr weight_decay) theta - lr m_hat / (sqrt(v_hat) + eps)
 /// ```
 ///
-/// With a third array of moments (`AMSGrad`), `v_hat` is made of the largest `v` so far. A parameter whose
-/// moments are two arrays is updated without it.
+/// With a third array of moments (`AMSGrad`), `v_hat` is made of the largest `v` so far. A
+/// parameter whose moments are two arrays is updated without it.
 ///
 /// # References
-/// Loshchilov, Hutter (2019), "Decoupled weight decay regularization", algorithm 2; Reddi, Kale, Kumar (2018),
-/// "On the convergence of Adam and beyond"; `torch.optim.AdamW` (PyTorch 2.15).
+/// Loshchilov, Hutter (2019), "Decoupled weight decay regularization", algorithm 2; Reddi, Kale,
+/// Kumar (2018), "On the convergence of Adam and beyond"; `torch.optim.AdamW` (PyTorch 2.15).
 ///
 /// ```
 /// use candle_grad_clip_kernels::{AdamW, UpdateRule};
@@ -33,8 +33,8 @@ pub struct AdamW {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// What is added to the root of the second moment. Below [`Wide::SMALLEST_EPS`] it counts as that: a zero gradient would
-    /// make 0 / 0, and one whose square is 0 an infinite update.
+    /// What is added to the root of the second moment. Below [`Wide::SMALLEST_EPS`] it counts as
+    /// that: a zero gradient would make 0 / 0, and one whose square is 0 an infinite update.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,

@@ -1,4 +1,5 @@
-//! Between a dtype and the one that it is computed in, as bodies for [`dispatch`](crate::simd::dispatch).
+//! Between a dtype and the one that it is computed in, as bodies for
+//! [`dispatch`](crate::simd::dispatch).
 
 use pulp::NullaryFnOnce;
 

@@ -27,8 +27,8 @@ pub enum Edit {
         /// Whether NaN and infinite elements become 0 (otherwise IEEE's rules hold).
         zero_non_finite: bool,
     },
-    /// Into `[-clip_value, clip_value]`, infinite elements becoming the bound and NaN staying NaN; then times `clip_coef`, as
-    /// [`Edit::Scale`] multiplies.
+    /// Into `[-clip_value, clip_value]`, infinite elements becoming the bound and NaN staying NaN;
+    /// then times `clip_coef`, as [`Edit::Scale`] multiplies.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{Edit, edit};
@@ -54,8 +54,8 @@ impl Edit {
         zero_non_finite: false,
     };
 
-    /// The edit that makes of `scale * x` what this one makes of `x`: it unscales on the way. Exact where `scale` is a
-    /// power of two.
+    /// The edit that makes of `scale * x` what this one makes of `x`: it unscales on the way. Exact
+    /// where `scale` is a power of two.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{Edit, edit};
@@ -81,8 +81,8 @@ impl Edit {
     }
 }
 
-/// A coefficient as two factors that f32 holds: the second is 1, unless the coefficient is below f32's normal range. As one
-/// factor it would lose its bits there, or vanish.
+/// A coefficient as two factors that f32 holds: the second is 1, unless the coefficient is below
+/// f32's normal range. As one factor it would lose its bits there, or vanish.
 ///
 /// ```
 /// use candle_grad_clip_kernels::coef_factors;

@@ -61,7 +61,8 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     fn map(values: &mut [Self], op: impl ElementEdit);
     /// Writes the edited elements of `source` into `target`, which is as long.
     fn map_into(source: &[Self], target: &mut [Self], op: impl ElementEdit);
-    /// Writes the edited elements of `source` into `target`, which is as long, without rounding them.
+    /// Writes the edited elements of `source` into `target`, which is as long, without rounding
+    /// them.
     fn widen(source: &[Self], target: &mut [Self::Wide], op: impl ElementEdit);
     /// Rounds `source` into `target`, which is as long.
     fn narrow(source: &[Self::Wide], target: &mut [Self]);
@@ -199,8 +200,8 @@ impl Element for bf16 {
     #[inline(always)]
     fn renew(values: &[Self], wide: &mut [f32]) {
         let differ = |x: &Self, y: f32| x.to_bits() ^ f32_to_bf16(y).to_bits();
-        // Nearly always nothing is to be done, which this finds out in few instructions: all are nearer than half a unit in
-        // the last place. (Ties and NaN are looked at one by one.)
+        // Nearly always nothing is to be done, which this finds out in few instructions: all are
+        // nearer than half a unit in the last place. (Ties and NaN are looked at one by one.)
         let away = |x: &Self, y: f32| {
             let bits = y.to_bits().wrapping_add(0x7fff);
             bits.wrapping_sub(u32::from(x.to_bits()) << 16)

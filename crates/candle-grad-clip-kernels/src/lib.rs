@@ -5,8 +5,10 @@
 //! - [`measure_units`] does so for each row or column of a matrix.
 //! - [`edit`](fn@edit) scales, clamps or cleans a slice in place; [`edit_into`] writes the result
 //!   elsewhere.
-//! - [`update`](fn@update) takes an optimizer's step, [`AdamW`] or [`Sgd`], with the gradient edited on the way.
-//! - [`accumulate`](fn@accumulate) adds a slice to a sum in full precision, [`round_into`] rounds that sum.
+//! - [`update`](fn@update) takes an optimizer's step, [`AdamW`] or [`Sgd`], with the gradient
+//!   edited on the way.
+//! - [`accumulate`](fn@accumulate) adds a slice to a sum in full precision, [`round_into`] rounds
+//!   that sum.
 //!
 //! Every function gives the same bits for any number of threads and any width of vector unit:
 //! slices are cut into fixed blocks, each block is summed in a fixed number of lanes, and blocks

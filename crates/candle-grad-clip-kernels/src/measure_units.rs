@@ -13,15 +13,17 @@ use crate::units::Units;
 
 /// Columns that one task sums, row by row: their sums stay in the first cache.
 const COLUMNS: usize = 512;
-/// Rows that are summed before the sums are folded: keeps the rounding error of a long column small.
+/// Rows that are summed before the sums are folded: keeps the rounding error of a long column
+/// small.
 const ROWS: usize = 1024;
-/// Rows up to this long are summed many at a call; calling for each would take longer than summing it.
+/// Rows up to this long are summed many at a call; calling for each would take longer than summing
+/// it.
 const SHORT_ROW: usize = 256;
 /// Lanes that a short row is summed in.
 const LANES: usize = 4;
 
-/// Measures each unit, as [`measure`](fn@measure) does a slice, into `stats`, of which there is one a unit. Parallel
-/// for more than one [`BLOCK`].
+/// Measures each unit, as [`measure`](fn@measure) does a slice, into `stats`, of which there is one
+/// a unit. Parallel for more than one [`BLOCK`].
 ///
 /// ```
 /// use candle_grad_clip_kernels::{NormType, Stats, Units, measure_units};
@@ -136,8 +138,8 @@ impl Reduction {
     }
 }
 
-/// For a row that a plain sum is not right for. Two ways with an `Option` were tried instead: for rows of 4 and of 16 elements
-/// they took two to three times as long.
+/// For a row that a plain sum is not right for. Two ways with an `Option` were tried instead: for
+/// rows of 4 and of 16 elements they took two to three times as long.
 const MEASURE_AGAIN: Stats = Stats {
     nan: 1,
     ..Stats::ZERO
@@ -245,7 +247,8 @@ fn measure_columns<E: Element>(
     }
 }
 
-/// Adds to each sum the elements of its column, of some rows; the sums are those of the columns from `first` on.
+/// Adds to each sum the elements of its column, of some rows; the sums are those of the columns
+/// from `first` on.
 struct SumColumns<'a, E> {
     rows: &'a [E],
     columns: usize,
@@ -284,7 +287,8 @@ fn add_row<E: Element>(row: &[E], how: Reduction, sums: &mut [f64]) {
     }
 }
 
-/// The slow way, for columns that have no plain sum: from `first` on, each gathered and measured as a slice.
+/// The slow way, for columns that have no plain sum: from `first` on, each gathered and measured as
+/// a slice.
 #[cold]
 fn gather_columns<E: Element>(
     values: &[E],

@@ -11,8 +11,9 @@ pub(crate) fn dispatch<F: NullaryFnOnce>(body: F) -> F::Output {
     pulp::Arch::new().dispatch(body)
 }
 
-/// As [`dispatch`], but with vectors of at most 256 bits, for loops that divide and take roots: dividers are no wider
-/// than that, and on some CPUs (AMD Zen 4) take longer for one vector of 512 bits than for two of 256.
+/// As [`dispatch`], but with vectors of at most 256 bits, for loops that divide and take roots:
+/// dividers are no wider than that, and on some CPUs (AMD Zen 4) take longer for one vector of 512
+/// bits than for two of 256.
 #[inline]
 pub(crate) fn dispatch_256<F: NullaryFnOnce>(body: F) -> F::Output {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]

@@ -12,7 +12,8 @@ use crate::wide::Wide;
 /// Elements that are widened at once, into a buffer on the stack.
 const CHUNK: usize = 1024;
 
-/// A coefficient for each unit: every element times that of its unit, as [`Edit::Scale`](crate::Edit::Scale) multiplies.
+/// A coefficient for each unit: every element times that of its unit, as
+/// [`Edit::Scale`](crate::Edit::Scale) multiplies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UnitEdit<'a> {
     /// What the units are.
@@ -68,8 +69,8 @@ impl UnitEdit<'_> {
     }
 }
 
-/// The parts of a run of `len` elements from `start` on that each lie in one row: the row, and where the part begins and
-/// ends in the run.
+/// The parts of a run of `len` elements from `start` on that each lie in one row: the row, and
+/// where the part begins and ends in the run.
 #[inline(always)]
 fn parts(start: usize, len: usize, row: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     // One division, not one a row.

@@ -8,7 +8,8 @@ use crate::grad_edit::GradEdit;
 use crate::simd::{dispatch, dispatch_256};
 use crate::wide::Wide;
 
-/// Elements that are widened and edited at once, into a buffer on the stack that stays in the cache.
+/// Elements that are widened and edited at once, into a buffer on the stack that stays in the
+/// cache.
 const CHUNK: usize = 1024;
 
 /// Arrays of numbers beside each parameter that a [`UpdateRule`] may keep.
@@ -24,7 +25,8 @@ pub trait UpdateRule: Copy + Send + Sync {
 
 /// One parameter, its gradient, and what the optimizer keeps for it.
 ///
-/// All slices are of one length, but that moments and `master` may be empty where they are not used.
+/// All slices are of one length, but that moments and `master` may be empty where they are not
+/// used.
 #[derive(Debug)]
 pub struct Update<'a, E: Element> {
     /// The parameter's values.
@@ -33,8 +35,9 @@ pub struct Update<'a, E: Element> {
     pub grads: &'a [E],
     /// The rule's moments.
     pub moments: [&'a mut [E::Wide]; MAX_MOMENTS],
-    /// The parameter in full precision, of which `params` is the rounded copy; empty for none. An element that does not
-    /// round to that of `params`, which somebody has set then, becomes that one before the step.
+    /// The parameter in full precision, of which `params` is the rounded copy; empty for none. An
+    /// element that does not round to that of `params`, which somebody has set then, becomes that
+    /// one before the step.
     pub master: &'a mut [E::Wide],
 }
 
@@ -78,12 +81,12 @@ fn split<W>(values: &mut [W], mid: usize) -> (&mut [W], &mut [W]) {
     values.split_at_mut(mid)
 }
 
-/// Takes a step of `rule` with the gradient as `edit` makes it: one read of the gradient, no write to it,
-/// nothing allocated. Parallel for more than one [`BLOCK`].
+/// Takes a step of `rule` with the gradient as `edit` makes it: one read of the gradient, no write
+/// to it, nothing allocated. Parallel for more than one [`BLOCK`].
 ///
 /// Computed in f64 for f64, otherwise in f32, halves being widened and the result rounded once. The
-/// edited gradient is not rounded to a half in between. No multiply-add is fused, so the bits are those of the
-/// same equation written with one operation at a time, on every machine.
+/// edited gradient is not rounded to a half in between. No multiply-add is fused, so the bits are
+/// those of the same equation written with one operation at a time, on every machine.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{Edit, Sgd, Update, update};

@@ -14,8 +14,8 @@ pub trait Wide:
     + Div<Output = Self>
     + 'static
 {
-    /// Where a smaller `eps` of [`AdamW`](crate::AdamW) would no longer bound the update: squares of gradients below
-    /// about this are 0 here.
+    /// Where a smaller `eps` of [`AdamW`](crate::AdamW) would no longer bound the update: squares
+    /// of gradients below about this are 0 here.
     const SMALLEST_EPS: f64;
     /// Rounds once.
     fn from_f64(x: f64) -> Self;

@@ -1,4 +1,5 @@
-//! Sums of slices beside a naive oracle: over lengths, offsets, dtypes, special values and numbers of threads.
+//! Sums of slices beside a naive oracle: over lengths, offsets, dtypes, special values and numbers
+//! of threads.
 #![allow(clippy::unwrap_used)]
 
 use candle_grad_clip_kernels::{BLOCK, Edit, Element, accumulate, round_into};

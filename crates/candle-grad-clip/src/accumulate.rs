@@ -24,11 +24,12 @@ use crate::vars::NamedVars;
 /// g = (1 / k) sum of g_i    (mean)        g = sum of g_i    (sum)        i = 1 ... k
 /// ```
 ///
-/// With [weights](Self::add_weighted), `w_i g_i` is in the place of `g_i`, and the sum of the weights in the place of `k`.
+/// With [weights](Self::add_weighted), `w_i g_i` is in the place of `g_i`, and the sum of the
+/// weights in the place of `k`.
 ///
-/// With the mean, `k` micro-batches of one size, each with a mean loss, give the gradient of the one big batch, to
-/// rounding. Clip that, once: clipping each micro-batch is another thing ((2, 0) and (0, 2) at 1 become (1, 1) then, but their
-/// sum becomes (0.71, 0.71)).
+/// With the mean, `k` micro-batches of one size, each with a mean loss, give the gradient of the
+/// one big batch, to rounding. Clip that, once: clipping each micro-batch is another thing ((2, 0)
+/// and (0, 2) at 1 become (1, 1) then, but their sum becomes (0.71, 0.71)).
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -57,20 +58,22 @@ use crate::vars::NamedVars;
 /// ```
 ///
 /// # Precision and memory
-/// Sums are f64 for f64 Vars and f32 for all others, in buffers of the accumulator's own, made by the first micro-batch; on CPU
-/// nothing of a gradient's size is allocated after that (but for gradients that are not contiguous), in later rounds neither. f16
-/// and bf16 gradients are added in f32 and rounded once, at the end: each Var's gradient has the Var's dtype everywhere in candle,
+/// Sums are f64 for f64 Vars and f32 for all others, in buffers of the accumulator's own, made by
+/// the first micro-batch; on CPU nothing of a gradient's size is allocated after that (but for
+/// gradients that are not contiguous), in later rounds neither. f16 and bf16 gradients are added in
+/// f32 and rounded once, at the end: each Var's gradient has the Var's dtype everywhere in candle,
 /// whose optimizers compute with it. A *sum* of f16 gradients beyond 65504 is infinite then.
 ///
 /// The bits depend on the micro-batches and their order only, not on the number of threads.
 ///
 /// # Missing gradients
-/// A Var without a gradient in a micro-batch has the gradient 0 there, as in the sum of the losses: the mean divides by the number
-/// of micro-batches, for each Var. A Var without one in all of them has none in [`finish`](Self::take_grads)'s store, so the report of
-/// the step names it.
+/// A Var without a gradient in a micro-batch has the gradient 0 there, as in the sum of the losses:
+/// the mean divides by the number of micro-batches, for each Var. A Var without one in all of them
+/// has none in [`finish`](Self::take_grads)'s store, so the report of the step names it.
 ///
 /// # References
-/// Gradient accumulation of PyTorch (`loss / k`, `backward` k times, one `step`); PyTorch issue 986 on where to clip.
+/// Gradient accumulation of PyTorch (`loss / k`, `backward` k times, one `step`); PyTorch issue 986
+/// on where to clip.
 pub struct GradAccumulator {
     vars: NamedVars,
     is_mean: bool,
@@ -84,7 +87,8 @@ pub struct GradAccumulator {
     micro_batches: u64,
     /// The sum of the weights since the last `finish`, in units of `unit`.
     weight: f64,
-    /// The power of two below the first of these weights: sums of very small or large weights stay in f32's range.
+    /// The power of two below the first of these weights: sums of very small or large weights stay
+    /// in f32's range.
     unit: f64,
     dropped: u64,
     /// Micro-batches since the last `finish` that are not in the sum.
@@ -93,7 +97,8 @@ pub struct GradAccumulator {
     max_skips: u32,
 }
 
-/// By the entry of this tensor a [`LossScaler`](crate::LossScaler) knows a store of sums that may lack what was not finite.
+/// By the entry of this tensor a [`LossScaler`](crate::LossScaler) knows a store of sums that may
+/// lack what was not finite.
 static HIDES_OVERFLOW: LazyLock<Option<Tensor>> =
     LazyLock::new(|| Tensor::new(0u8, &Device::Cpu).ok());
 
@@ -114,7 +119,8 @@ struct Sum {
 }
 
 impl GradAccumulator {
-    /// The mean over the micro-batches. `vars` are those of the optimizer, with their names (see [`NamedVars`]).
+    /// The mean over the micro-batches. `vars` are those of the optimizer, with their names (see
+    /// [`NamedVars`]).
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -131,7 +137,8 @@ impl GradAccumulator {
         Self::new(vars.into(), true)
     }
 
-    /// The sum over the micro-batches: for losses that are divided already, or summed over their samples.
+    /// The sum over the micro-batches: for losses that are divided already, or summed over their
+    /// samples.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -167,7 +174,8 @@ impl GradAccumulator {
         }
     }
 
-    /// What to do with a micro-batch whose gradients are not finite. Default: [`NonFinite::Propagate`].
+    /// What to do with a micro-batch whose gradients are not finite. Default:
+    /// [`NonFinite::Propagate`].
     ///
     /// | | |
     /// |---|---|
@@ -176,9 +184,11 @@ impl GradAccumulator {
     /// | [`NonFinite::Zero`] | its elements that are not finite count as 0 |
     /// | [`NonFinite::Error`] | an error that names the Var; the sum is as it was, without it |
     ///
-    /// Propagate, since a big batch with one bad sample is a bad batch, and since a [`LossScaler`](crate::LossScaler) must hear of
-    /// an overflow: a wrapper with a scaler refuses the sums of `SkipStep` and `Zero` ([`Error::HiddenOverflow`]). To know them, it
-    /// looks for an entry that their store has beside the gradients. `SkipStep` and `Error` read each gradient once more.
+    /// Propagate, since a big batch with one bad sample is a bad batch, and since a
+    /// [`LossScaler`](crate::LossScaler) must hear of an overflow: a wrapper with a scaler refuses
+    /// the sums of `SkipStep` and `Zero` ([`Error::HiddenOverflow`]). To know them, it looks for an
+    /// entry that their store has beside the gradients. `SkipStep` and `Error` read each gradient
+    /// once more.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -199,29 +209,32 @@ impl GradAccumulator {
         self
     }
 
-    /// How many windows in a row (from one [`finish`](Self::take_grads) to the next) may end empty, as all their micro-batches were
-    /// dropped or had weight 0, before `finish` is an error. Default: 10, as [`Clip::max_skips`](crate::Clip::max_skips).
+    /// How many windows in a row (from one [`finish`](Self::take_grads) to the next) may end empty,
+    /// as all their micro-batches were dropped or had weight 0, before `finish` is an error.
+    /// Default: 10, as [`Clip::max_skips`](crate::Clip::max_skips).
     #[must_use]
     pub fn max_skips(mut self, max_skips: u32) -> Self {
         self.max_skips = max_skips;
         self
     }
 
-    /// Adds the gradients of one micro-batch; they are not changed. Gradients of anything but the accumulator's Vars are left out.
+    /// Adds the gradients of one micro-batch; they are not changed. Gradients of anything but the
+    /// accumulator's Vars are left out.
     ///
     /// # Errors
-    /// A gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; a store that has gradients, but none
-    /// for any of the Vars; gradients that are not finite under [`NonFinite::Error`]. The sum is as it was then.
+    /// A gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; a
+    /// store that has gradients, but none for any of the Vars; gradients that are not finite under
+    /// [`NonFinite::Error`]. The sum is as it was then.
     pub fn add(&mut self, grads: &GradStore) -> Result<()> {
         self.add_weighted(grads, 1.0)
     }
 
-    /// As [`add`](Self::add), for micro-batches that do not all count the same: the mean is `sum of w_i g_i / sum of w_i`, the sum
-    /// `sum of w_i g_i`.
+    /// As [`add`](Self::add), for micro-batches that do not all count the same: the mean is `sum of
+    /// w_i g_i / sum of w_i`, the sum `sum of w_i g_i`.
     ///
-    /// Where each loss is a mean over tokens, its weight is the number of its tokens; where it is divided by the sum of its samples'
-    /// weights, that sum. `add` has weight 1. A micro-batch of weight 0 is left out whole, whatever its gradients are: the mean over
-    /// no tokens is NaN.
+    /// Where each loss is a mean over tokens, its weight is the number of its tokens; where it is
+    /// divided by the sum of its samples' weights, that sum. `add` has weight 1. A micro-batch of
+    /// weight 0 is left out whole, whatever its gradients are: the mean over no tokens is NaN.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -287,11 +300,12 @@ impl GradAccumulator {
         Ok(())
     }
 
-    /// The mean or the sum, to clip and to step with; `None` if there was no micro-batch, or none that was not dropped and had a weight:
-    /// then there is no step to take. The next [`add`](Self::add) starts anew.
+    /// The mean or the sum, to clip and to step with; `None` if there was no micro-batch, or none
+    /// that was not dropped and had a weight: then there is no step to take. The next
+    /// [`add`](Self::add) starts anew.
     ///
-    /// The store is lent, so it can be edited in place ([`clip_grad_norm`](crate::clip_grad_norm)). Its tensors are the
-    /// accumulator's buffers: a clone of one is written over by the next round.
+    /// The store is lent, so it can be edited in place ([`clip_grad_norm`](crate::clip_grad_norm)).
+    /// Its tensors are the accumulator's buffers: a clone of one is written over by the next round.
     ///
     /// # Errors
     /// More windows in a row ended empty than [`max_skips`](Self::max_skips) allows; a device.
@@ -331,7 +345,8 @@ impl GradAccumulator {
         self.micro_batches
     }
 
-    /// Micro-batches that were left out under [`NonFinite::SkipStep`], since the accumulator was made.
+    /// Micro-batches that were left out under [`NonFinite::SkipStep`], since the accumulator was
+    /// made.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped
@@ -489,7 +504,8 @@ impl GradAccumulator {
     }
 }
 
-/// The largest power of two that is not above `weight`, which is above 0; of a subnormal number the smallest normal one.
+/// The largest power of two that is not above `weight`, which is above 0; of a subnormal number the
+/// smallest normal one.
 fn power_of_two_below(weight: f64) -> f64 {
     const MANTISSA: u64 = (1 << 52) - 1;
     f64::from_bits(weight.to_bits() & !MANTISSA).max(f64::MIN_POSITIVE)

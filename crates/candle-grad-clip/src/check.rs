@@ -4,7 +4,8 @@ use candle_grad_clip_kernels::NormType;
 
 use crate::error::{Error, Result};
 
-/// A limit in a [`Clip`]: 0 is refused, as those who write it mean "off" and would freeze the model.
+/// A limit in a [`Clip`]: 0 is refused, as those who write it mean "off" and would freeze the
+/// model.
 pub(crate) fn check_limit(name: &'static str, value: f64) -> Result<()> {
     if value > 0.0 {
         return Ok(());

@@ -21,8 +21,8 @@ use crate::skip_reason::SkipReason;
 /// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong. Whatever it is, weights, optimizer state and gradients are as they were (but for
-/// an inner optimizer whose own `step` fails half way).
+/// What can go wrong. Whatever it is, weights, optimizer state and gradients are as they were (but
+/// for an inner optimizer whose own `step` fails half way).
 ///
 /// It converts into [`candle_core::Error`], which keeps the whole text (and only the text: use
 /// [`ClippedOptimizer::step_report`](crate::ClippedOptimizer::step_report) for the typed error), so
@@ -88,8 +88,8 @@ pub enum Error {
         /// The norm that was to be taken.
         norm_type: NormType,
     },
-    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows. The other fields are about the
-    /// last of them.
+    /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows.
+    /// The other fields are about the last of them.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -186,7 +186,8 @@ pub enum Error {
         /// The name of one of them.
         example: String,
     },
-    /// Groups of a [`ClippedOptimizer`](crate::ClippedOptimizer) that its inner optimizer can't follow.
+    /// Groups of a [`ClippedOptimizer`](crate::ClippedOptimizer) that its inner optimizer can't
+    /// follow.
     #[error(
         "group `{group}` sets lr_scale or weight_decay, which the inner optimizer {optimizer} has but one of; make \
          it an optim::GroupedOptimizer of them, and give the wrapper groups.max_norms_only()"
@@ -205,7 +206,8 @@ pub enum Error {
         /// What the system said. Of a file that is not there it has the kind `NotFound`.
         source: io::Error,
     },
-    /// A file that is not a checkpoint, or a damaged one; or what is to be saved can't be, as two Vars have the same name.
+    /// A file that is not a checkpoint, or a damaged one; or what is to be saved can't be, as two
+    /// Vars have the same name.
     #[error("checkpoint {}: {reason}", path.display())]
     Checkpoint {
         /// The checkpoint.
@@ -243,7 +245,8 @@ pub enum Error {
     CheckpointNotDurable {
         /// The checkpoint.
         path: PathBuf,
-        /// What the system said of the folder; of one that can't be read it has the kind `PermissionDenied`.
+        /// What the system said of the folder; of one that can't be read it has the kind
+        /// `PermissionDenied`.
         source: io::Error,
     },
     /// More windows of a [`GradAccumulator`](crate::GradAccumulator) in a row were empty than its
@@ -262,17 +265,17 @@ pub enum Error {
         /// Micro-batches dropped since the accumulator was made.
         dropped: u64,
     },
-    /// Gradients of a [`GradAccumulator`](crate::GradAccumulator) that leaves out what is not finite, for a wrapper with a
-    /// [`LossScaler`](crate::LossScaler).
+    /// Gradients of a [`GradAccumulator`](crate::GradAccumulator) that leaves out what is not
+    /// finite, for a wrapper with a [`LossScaler`](crate::LossScaler).
     #[error(
         "the gradients come from a GradAccumulator with NonFinite::SkipStep or NonFinite::Zero, which hides overflows from the \
          LossScaler: its scale would never fall; nothing was changed; take NonFinite::Propagate (one overflow skips the step and \
          lowers the scale) or NonFinite::Error"
     )]
     HiddenOverflow,
-    /// A gradient that is finite, but would not be once it is multiplied by its coefficient: unscaled by a
-    /// [`LossScaler`](crate::LossScaler) whose scale is below 1, or scaled up by a [`ClipRule`](crate::ClipRule). Under
-    /// [`NonFinite::Error`](crate::NonFinite::Error).
+    /// A gradient that is finite, but would not be once it is multiplied by its coefficient:
+    /// unscaled by a [`LossScaler`](crate::LossScaler) whose scale is below 1, or scaled up by a
+    /// [`ClipRule`](crate::ClipRule). Under [`NonFinite::Error`](crate::NonFinite::Error).
     #[error(
         "the gradient of {var} has an element of {largest} (absolute), which times its coefficient {coef} is more than {dtype:?} \
          holds; nothing was changed; clip to a smaller norm, or take an optimizer of candle_grad_clip::optim, which computes in f32"
@@ -287,7 +290,8 @@ pub enum Error {
         /// What the product is kept in.
         dtype: DType,
     },
-    /// The inner optimizer trains Vars that the wrapper was not given: they would be neither measured nor clipped.
+    /// The inner optimizer trains Vars that the wrapper was not given: they would be neither
+    /// measured nor clipped.
     #[error(
         "the inner optimizer trains {} Var(s) that the wrapper was not given: {}; expected all that it trains: wrap \
          with them too, or name them in ClippedOptimizer::wrap_allow_unclipped",
@@ -298,8 +302,8 @@ pub enum Error {
         /// Their names in the inner optimizer.
         vars: Vec<String>,
     },
-    /// An optimizer that was put in by [`inner_mut`](crate::ClippedOptimizer::inner_mut) does not train all of the wrapper's Vars:
-    /// the others would count in the global norm.
+    /// An optimizer that was put in by [`inner_mut`](crate::ClippedOptimizer::inner_mut) does not
+    /// train all of the wrapper's Vars: the others would count in the global norm.
     #[error(
         "the optimizer that was put in does not train {} Var(s) of the wrapper: {}; expected one that trains them all: \
          wrap it anew",
@@ -316,7 +320,8 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// A store that has gradients, but none for any of the Vars: they are Vars of another model, most likely.
+    /// A store that has gradients, but none for any of the Vars: they are Vars of another model,
+    /// most likely.
     #[error(
         "the store has {grads} gradient(s), but none for any of the {vars} Var(s): expected those of backward() on a loss \
          of these Vars; are they Vars of another model?"
@@ -327,7 +332,8 @@ pub enum Error {
         /// How many Vars were given.
         vars: usize,
     },
-    /// A wrapper with a [`LossScaler`](crate::LossScaler) inside another wrapper: what it gets is not scaled by it.
+    /// A wrapper with a [`LossScaler`](crate::LossScaler) inside another wrapper: what it gets is
+    /// not scaled by it.
     #[error(
         "a ClippedOptimizer with a LossScaler is the inner optimizer of another, which doesn't scale losses by it: \
          expected the LossScaler on the outermost one"

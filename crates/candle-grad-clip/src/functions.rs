@@ -23,8 +23,8 @@ use crate::vars::VarList;
 /// TensorFlow and optax give infinity and 0. The bits do not depend on the number of threads.
 ///
 /// Returns NaN if any element is NaN, else infinity if any is infinite, or if the norm of finite
-/// elements passes f64's maximum (they are still clipped by their right coefficient, which is 0 where
-/// f64 does not hold it).
+/// elements passes f64's maximum (they are still clipped by their right coefficient, which is 0
+/// where f64 does not hold it).
 ///
 /// # Errors
 /// An invalid `norm_type`; a gradient whose shape, dtype or device is not its Var's, or whose dtype
@@ -81,27 +81,27 @@ impl Default for ClipGradNorm {
     }
 }
 
-/// Scales the gradients of `vars` in place, so that their global L2 norm is at most `max_norm` (up to
-/// the dtype's rounding):
-/// `g * min(1, max_norm / (total_norm + 1e-6))`. Returns the norm before.
+/// Scales the gradients of `vars` in place, so that their global L2 norm is at most `max_norm` (up
+/// to the dtype's rounding): `g * min(1, max_norm / (total_norm + 1e-6))`. Returns the norm before.
 ///
-/// Gradients of any shape, in f32, f64, f16 or bf16, mixed, on any devices. A coefficient of exactly
-/// 1 writes nothing, `max_norm` 0 gives zero gradients, and an infinite one measures only (PyTorch
-/// can write NaN then).
+/// Gradients of any shape, in f32, f64, f16 or bf16, mixed, on any devices. A coefficient of
+/// exactly 1 writes nothing, `max_norm` 0 gives zero gradients, and an infinite one measures only
+/// (PyTorch can write NaN then).
 ///
 /// "In place" holds, on CPU and CUDA, for the caller's clones of a gradient too. A gradient gets
-/// storage of its own if it is a Var, if it shares storage with one of `vars` or with an entry of the
-/// store that `vars` do not name, or if it is not contiguous. Where gradients of several of `vars`
-/// share storage, the first contiguous one keeps it: what else the caller has in that storage, such
-/// as the tensor that it is a view of, changes there. The others get storage of their own. So nothing
-/// is scaled twice and no weight is touched. (On other devices every entry that changes is replaced.)
-/// Two threads should not clip one gradient at the same time: both measure it, and it may be scaled twice.
+/// storage of its own if it is a Var, if it shares storage with one of `vars` or with an entry of
+/// the store that `vars` do not name, or if it is not contiguous. Where gradients of several of
+/// `vars` share storage, the first contiguous one keeps it: what else the caller has in that
+/// storage, such as the tensor that it is a view of, changes there. The others get storage of their
+/// own. So nothing is scaled twice and no weight is touched. (On other devices every entry that
+/// changes is replaced.) Two threads should not clip one gradient at the same time: both measure
+/// it, and it may be scaled twice.
 ///
 /// # Errors
 /// A `max_norm` below 0 or NaN; gradients that are not finite (the error names the first bad Var);
-/// a store that has gradients, but none for any of `vars` (an empty store, or no Vars, is no error);
-/// a gradient whose shape, dtype or device is not its Var's, or whose dtype is not one of the four.
-/// Nothing is changed then.
+/// a store that has gradients, but none for any of `vars` (an empty store, or no Vars, is no
+/// error); a gradient whose shape, dtype or device is not its Var's, or whose dtype is not one of
+/// the four. Nothing is changed then.
 ///
 /// # References
 /// `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15), but for `error_if_nonfinite`, false there.
@@ -201,11 +201,13 @@ pub fn clip_grad_norm_with(
 /// `g * min(1, max_norm / (total_norm + 1e-6))`.
 ///
 /// For a norm over more than these Vars: over several stores, or several processes. In place means
-/// the same as for [`clip_grad_norm`], gradients that share storage included. NaN elements stay NaN.
+/// the same as for [`clip_grad_norm`], gradients that share storage included. NaN elements stay
+/// NaN.
 ///
 /// # Errors
 /// A `max_norm` below 0 or NaN; a `total_norm` that is negative or not finite; a gradient that does
-/// not fit its Var; a store that has gradients, but none for any of `vars`. Nothing is changed then.
+/// not fit its Var; a store that has gradients, but none for any of `vars`. Nothing is changed
+/// then.
 ///
 /// # References
 /// `torch.nn.utils.clip_grads_with_norm_` (PyTorch 2.15), which takes any `total_norm`.
@@ -262,8 +264,9 @@ pub fn clip_grads_with_norm(
 /// for [`clip_grad_norm`], gradients that share storage included. Nothing is measured: one pass.
 ///
 /// # Errors
-/// A `clip_value` below 0 or NaN; a gradient whose shape, dtype or device is not its Var's, or whose
-/// dtype is not one of the four; a store that has gradients, but none for any of `vars`. Nothing is changed then.
+/// A `clip_value` below 0 or NaN; a gradient whose shape, dtype or device is not its Var's, or
+/// whose dtype is not one of the four; a store that has gradients, but none for any of `vars`.
+/// Nothing is changed then.
 ///
 /// # References
 /// `torch.nn.utils.clip_grad_value_` (PyTorch 2.15).
@@ -305,13 +308,14 @@ pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> 
 ///
 /// `use_norm` is the norm to clip by if it is already known. The store also holds the gradients of
 /// everything that is not in `vars`, as they were; what is not changed shares its storage with
-/// `grads`. As in TensorFlow, a norm that is not finite gives NaN in every gradient of `vars`, unless
-/// `clip_norm` is infinite, which changes nothing. A
-/// `clip_norm` of 0 gives zeros (in TensorFlow NaN where the norm is 0 too).
+/// `grads`. As in TensorFlow, a norm that is not finite gives NaN in every gradient of `vars`,
+/// unless `clip_norm` is infinite, which changes nothing. A `clip_norm` of 0 gives zeros (in
+/// TensorFlow NaN where the norm is 0 too).
 ///
 /// # Errors
 /// A `clip_norm` or `use_norm` below 0 or NaN; a gradient whose shape, dtype or device is not its
-/// Var's, or whose dtype is not one of the four; a store that has gradients, but none for any of `vars`.
+/// Var's, or whose dtype is not one of the four; a store that has gradients, but none for any of
+/// `vars`.
 ///
 /// # References
 /// `tf.clip_by_global_norm` (TensorFlow 2.21).

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 
 /// Vars with settings of their own, chosen by name.
 ///
-/// A name belongs to the group if one of its patterns matches the whole of it: `*` stands for any characters, `?` for
-/// one.
+/// A name belongs to the group if one of its patterns matches the whole of it: `*` stands for any
+/// characters, `?` for one.
 ///
 /// ```
 /// use candle_grad_clip::optim::ParamGroup;
@@ -43,11 +43,12 @@ impl ParamGroup {
         }
     }
 
-    /// The group's learning rate as a multiple of the optimizer's, so that `set_learning_rate` (a schedule) moves all
-    /// groups. PyTorch's `lr` of a group is this times the optimizer's.
+    /// The group's learning rate as a multiple of the optimizer's, so that `set_learning_rate` (a
+    /// schedule) moves all groups. PyTorch's `lr` of a group is this times the optimizer's.
     ///
-    /// A group at 0 stands still, but its gradients count in the global norm as long as it gets some: give it
-    /// [`no_clip`](Self::no_clip) too, so that the others are clipped for their own norm.
+    /// A group at 0 stands still, but its gradients count in the global norm as long as it gets
+    /// some: give it [`no_clip`](Self::no_clip) too, so that the others are clipped for their own
+    /// norm.
     #[must_use]
     pub fn lr_scale(mut self, lr_scale: f64) -> Self {
         self.lr_scale = Some(lr_scale);
@@ -61,18 +62,18 @@ impl ParamGroup {
         self
     }
 
-    /// A limit for the norm of the group's gradients as one vector, beside the limit of all: the smaller of both
-    /// coefficients holds.
+    /// A limit for the norm of the group's gradients as one vector, beside the limit of all: the
+    /// smaller of both coefficients holds.
     #[must_use]
     pub fn max_norm(mut self, max_norm: f64) -> Self {
         self.max_norm = Some(max_norm);
         self
     }
 
-    /// Takes the group out of the global norm and out of clipping, by whatever rule: frozen layers, or matrices whose
-    /// optimizer normalizes updates itself (Muon). What is not finite in its gradients still ends a step as
-    /// [`NonFinite`](crate::NonFinite) says; under `Propagate` it does not touch the others. A
-    /// [`ClipRule`](crate::ClipRule) sees norms of 0 for its Vars.
+    /// Takes the group out of the global norm and out of clipping, by whatever rule: frozen layers,
+    /// or matrices whose optimizer normalizes updates itself (Muon). What is not finite in its
+    /// gradients still ends a step as [`NonFinite`](crate::NonFinite) says; under `Propagate` it
+    /// does not touch the others. A [`ClipRule`](crate::ClipRule) sees norms of 0 for its Vars.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -157,8 +158,9 @@ impl fmt::Display for ParamGroup {
 
 /// Groups of Vars with settings of their own: learning rate, weight decay, clip limit.
 ///
-/// A Var belongs to the first group that matches its name; one that none matches has the optimizer's settings. One global
-/// norm is taken over all groups all the same, and its limit holds for all; a group's own limit comes on top:
+/// A Var belongs to the first group that matches its name; one that none matches has the
+/// optimizer's settings. One global norm is taken over all groups all the same, and its limit holds
+/// for all; a group's own limit comes on top:
 ///
 /// ```text
 /// g <- g * min(clip_coef, max_norm / (norm of the group's gradients + eps))
@@ -166,8 +168,10 @@ impl fmt::Display for ParamGroup {
 ///
 /// A group with [`no_clip`](ParamGroup::no_clip) is in neither: its gradients stay as they are.
 ///
-/// Given to [`ClippedOptimizer::with_param_groups`](crate::ClippedOptimizer::with_param_groups), to [`AdamW::with_param_groups`](crate::optim::AdamW::with_param_groups) and
-/// [`Sgd::with_param_groups`](crate::optim::Sgd::with_param_groups), or to [`GroupedOptimizer`](crate::optim::GroupedOptimizer) for other optimizers.
+/// Given to [`ClippedOptimizer::with_param_groups`](crate::ClippedOptimizer::with_param_groups), to
+/// [`AdamW::with_param_groups`](crate::optim::AdamW::with_param_groups) and
+/// [`Sgd::with_param_groups`](crate::optim::Sgd::with_param_groups), or to
+/// [`GroupedOptimizer`](crate::optim::GroupedOptimizer) for other optimizers.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -199,8 +203,8 @@ impl ParamGroups {
     /// Checks the groups.
     ///
     /// # Errors
-    /// A setting outside its range: `lr_scale` and `weight_decay` are 0 or above, `max_norm` is above 0. A `max_norm` in a group
-    /// with `no_clip`.
+    /// A setting outside its range: `lr_scale` and `weight_decay` are 0 or above, `max_norm` is
+    /// above 0. A `max_norm` in a group with `no_clip`.
     pub fn new(groups: Vec<ParamGroup>) -> Result<Self> {
         for group in &groups {
             check_not_negative("lr_scale", group.learning_rate_scale())?;
@@ -222,8 +226,9 @@ impl ParamGroups {
         self.0.iter()
     }
 
-    /// The same groups with nothing but their limits: for a [`ClippedOptimizer`](crate::ClippedOptimizer) around an
-    /// optimizer that has the other settings already, such as [`GroupedOptimizer`](crate::optim::GroupedOptimizer).
+    /// The same groups with nothing but their limits: for a
+    /// [`ClippedOptimizer`](crate::ClippedOptimizer) around an optimizer that has the other
+    /// settings already, such as [`GroupedOptimizer`](crate::optim::GroupedOptimizer).
     #[must_use]
     pub fn max_norms_only(&self) -> Self {
         let only_limit = |group: &ParamGroup| ParamGroup {

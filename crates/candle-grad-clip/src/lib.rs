@@ -16,16 +16,17 @@
 //! ```
 //!
 //! - [`ClippedOptimizer`] wraps any candle optimizer, and tells in a [`StepReport`] what it did.
-//! - [`Clip`] is what it does: by norm, by value, by a limit that follows the training, or several of these; a
-//!   [`ClipRule`] is one of your own.
+//! - [`Clip`] is what it does: by norm, by value, by a limit that follows the training, or several
+//!   of these; a [`ClipRule`] is one of your own.
 //! - [`clip_grad_norm`], [`clip_grad_value`], [`clip_by_global_norm`], [`total_norm`] and
 //!   [`clip_grads_with_norm`] work on a `GradStore` directly.
 //! - [`NormStatistics`] answers "which `max_norm`?" from the steps it has seen.
 //! - [`loss::weighted_power`] is a loss that needs all this.
 //!
 //! # Order of a training step
-//! accumulate ([`GradAccumulator`]), mean over processes, unscale ([`LossScaler`]), measure, skip?, clip, step, schedule
-//! ([`set_learning_rate`](candle_nn::Optimizer::set_learning_rate), with any function of the step):
+//! accumulate ([`GradAccumulator`]), mean over processes, unscale ([`LossScaler`]), measure, skip?,
+//! clip, step, schedule ([`set_learning_rate`](candle_nn::Optimizer::set_learning_rate), with any
+//! function of the step):
 //!
 //! ```
 //! # use candle_core::{Device, Var};
@@ -46,14 +47,16 @@
 //! ```
 //!
 //! # Words
-//! `total_norm` is the norm of all gradients seen as one vector *before* clipping, `clipped_norm` the
-//! one after, `clip_coef` what lies between: `min(1, max_norm / (total_norm + eps))`.
+//! `total_norm` is the norm of all gradients seen as one vector *before* clipping, `clipped_norm`
+//! the one after, `clip_coef` what lies between: `min(1, max_norm / (total_norm + eps))`.
 //!
 //! # Devices
-//! On CPU and CUDA (feature `cuda`) gradients are clipped by kernels of our own, in place. On CUDA a step of the fused
-//! optimizers ([`optim`]) with a plain norm or value clip never waits for the GPU, and its report is read when it is asked for; other
-//! steps read a few numbers back. On Metal (feature `metal`) gradients are clipped by candle's tensor operations, with one read of the
-//! device a step. The CUDA code has run on a stand-in for the driver, not on a GPU yet; nobody has tried Metal.
+//! On CPU and CUDA (feature `cuda`) gradients are clipped by kernels of our own, in place. On CUDA
+//! a step of the fused optimizers ([`optim`]) with a plain norm or value clip never waits for the
+//! GPU, and its report is read when it is asked for; other steps read a few numbers back. On Metal
+//! (feature `metal`) gradients are clipped by candle's tensor operations, with one read of the
+//! device a step. The CUDA code has run on a stand-in for the driver, not on a GPU yet; nobody has
+//! tried Metal.
 //!
 //! # Features
 //! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.

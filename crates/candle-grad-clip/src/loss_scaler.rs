@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// The scale stays in f32's normal range: from 2^-126 to 2^127.
 const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as f64;
 
-/// Multiplies the loss by a scale, so that small gradients do not vanish in f16, and finds that scale while training: PyTorch's
-/// `GradScaler`.
+/// Multiplies the loss by a scale, so that small gradients do not vanish in f16, and finds that
+/// scale while training: PyTorch's `GradScaler`.
 ///
 /// ```text
 /// g = (gradient of scale * loss) / scale
@@ -19,10 +19,12 @@ const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as
 /// growth_interval steps in a row without one:                scale <- scale * 2
 /// ```
 ///
-/// It goes into a [`ClippedOptimizer`](crate::ClippedOptimizer::with_loss_scaler), whose `backward_step` then scales the loss, and
-/// which unscales in no pass of its own: `1 / scale` is a factor of the coefficient that the gradients are multiplied by anyway (or
-/// that goes into the update of the [fused optimizers](crate::optim)). Norms and limits are those of the unscaled gradients. As the scale
-/// is a power of two, this is exact: where nothing overflows or vanishes, a run in f32 has the bits of the run without it.
+/// It goes into a [`ClippedOptimizer`](crate::ClippedOptimizer::with_loss_scaler), whose
+/// `backward_step` then scales the loss, and which unscales in no pass of its own: `1 / scale` is a
+/// factor of the coefficient that the gradients are multiplied by anyway (or that goes into the
+/// update of the [fused optimizers](crate::optim)). Norms and limits are those of the unscaled
+/// gradients. As the scale is a power of two, this is exact: where nothing overflows or vanishes, a
+/// run in f32 has the bits of the run without it.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -46,21 +48,26 @@ const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as
 /// # }
 /// ```
 ///
-/// Compute the **loss in f32**, as above: in f16 its own gradient, which is the scale, overflows from 2^16 on, so that training starts
-/// with a skipped step. bf16 has f32's range and needs no scaler.
+/// Compute the **loss in f32**, as above: in f16 its own gradient, which is the scale, overflows
+/// from 2^16 on, so that training starts with a skipped step. bf16 has f32's range and needs no
+/// scaler.
 ///
 /// # Overflow and skipped steps
-/// At a scale above 1 a gradient that is not finite is the scale's fault: the step is skipped without a warning, whatever
-/// [`Clip::non_finite`](crate::Clip::non_finite) says, and not counted towards [`Clip::max_skips`](crate::Clip::max_skips), as
-/// `GradScaler` skips in silence while it looks for its scale. At 1 or below there is nothing left to blame it on, so the policy has its
-/// say (a step that it takes all the same leaves the scale as it is), and skips count: a model that is really broken comes to an error after at most `log2(scale) + max_skips` steps, where
-/// `GradScaler` halves on towards 0. Below 1, unscaling makes gradients larger: a step whose gradients would be infinite in what they are
-/// written in (f16 around candle's optimizers, f32 in the fused ones) is skipped in the same way, also under
-/// [`NonFinite::Zero`](crate::NonFinite::Zero); only `Propagate` writes them. The report says [`skipped`](crate::StepReport::skipped) each time.
+/// At a scale above 1 a gradient that is not finite is the scale's fault: the step is skipped
+/// without a warning, whatever [`Clip::non_finite`](crate::Clip::non_finite) says, and not counted
+/// towards [`Clip::max_skips`](crate::Clip::max_skips), as `GradScaler` skips in silence while it
+/// looks for its scale. At 1 or below there is nothing left to blame it on, so the policy has its
+/// say (a step that it takes all the same leaves the scale as it is), and skips count: a model that
+/// is really broken comes to an error after at most `log2(scale) + max_skips` steps, where
+/// `GradScaler` halves on towards 0. Below 1, unscaling makes gradients larger: a step whose
+/// gradients would be infinite in what they are written in (f16 around candle's optimizers, f32 in
+/// the fused ones) is skipped in the same way, also under
+/// [`NonFinite::Zero`](crate::NonFinite::Zero); only `Propagate` writes them. The report says
+/// [`skipped`](crate::StepReport::skipped) each time.
 ///
 /// # References
-/// `torch.amp.GradScaler` (PyTorch 2.15), whose defaults these are; it takes any factors, here they are powers of two.
-/// Micikevicius et al. (2018), "Mixed precision training".
+/// `torch.amp.GradScaler` (PyTorch 2.15), whose defaults these are; it takes any factors, here they
+/// are powers of two. Micikevicius et al. (2018), "Mixed precision training".
 #[derive(Debug, Clone, PartialEq)]
 pub struct LossScaler(pub(crate) Scaling);
 
@@ -98,8 +105,8 @@ impl LossScaler {
         self
     }
 
-    /// What the scale is multiplied by after [`growth_interval`](Self::growth_interval) good steps: a power of two, 1 or above.
-    /// Default: 2.
+    /// What the scale is multiplied by after [`growth_interval`](Self::growth_interval) good steps:
+    /// a power of two, 1 or above. Default: 2.
     #[must_use]
     pub fn growth_factor(mut self, growth_factor: f64) -> Self {
         self.0.growth_factor = growth_factor;
@@ -153,7 +160,8 @@ impl LossScaler {
         self.0.good_steps
     }
 
-    /// The loss times the scale; an f16 or bf16 loss becomes f32 first, as it may not hold the product.
+    /// The loss times the scale; an f16 or bf16 loss becomes f32 first, as it may not hold the
+    /// product.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};
@@ -205,7 +213,8 @@ impl LossScaler {
                 *good_steps = 0;
             }
         }
-        // Where it would leave the range it stays, as `GradScaler`'s does where it would be infinite.
+        // Where it would leave the range it stays, as `GradScaler`'s does where it would be
+        // infinite.
         if SCALES.contains(&(*scale * factor)) {
             *scale *= factor;
         }

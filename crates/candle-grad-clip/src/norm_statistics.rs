@@ -35,7 +35,8 @@ pub struct NormStatistics {
     non_finite: u64,
 }
 
-/// A limit, and what fraction of the steps seen it would clip: from [`NormStatistics::suggest_max_norm`].
+/// A limit, and what fraction of the steps seen it would clip: from
+/// [`NormStatistics::suggest_max_norm`].
 ///
 /// ```
 #[doc = include_str!("norm_statistics_example.md")]

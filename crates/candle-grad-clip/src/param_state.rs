@@ -1,4 +1,5 @@
-//! What an optimizer keeps for one Var (its moments, and its value in full precision), and the equation of its step.
+//! What an optimizer keeps for one Var (its moments, and its value in full precision), and the
+//! equation of its step.
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip_kernels::{AdamW, BLOCK, Sgd, Wide, WideVec};
@@ -35,9 +36,10 @@ pub(crate) struct Kept {
 
 /// How far apart the arrays of a Var with `len` elements begin.
 ///
-/// Behind large ones is room: where the sizes are powers of two, moments, gradient and parameter would all lie at the
-/// same place of a DRAM bank or a cache, and four streams that evict each other took 2.7 times as long (64 Mi
-/// elements, AMD EPYC VM, `cargo run --release -p bench -- --sets A`, 2026-11-24).
+/// Behind large ones is room: where the sizes are powers of two, moments, gradient and parameter
+/// would all lie at the same place of a DRAM bank or a cache, and four streams that evict each
+/// other took 2.7 times as long (64 Mi elements, AMD EPYC VM, `cargo run --release -p bench --
+/// --sets A`, 2026-11-24).
 pub(crate) fn stride(len: usize) -> usize {
     const ROOM: usize = 272; // no multiple of a page, since large allocations begin at pages
     if len > BLOCK { len + ROOM } else { len }

@@ -45,8 +45,8 @@ pub(crate) fn by_device<'t>(
     devices
 }
 
-/// Reads the headers of some tensors, for their cache misses to overlap: they would not if each were
-/// followed by its tensor's work.
+/// Reads the headers of some tensors, for their cache misses to overlap: they would not if each
+/// were followed by its tensor's work.
 pub(crate) fn touch_headers<'a>(tensors: impl Iterator<Item = &'a Tensor>) {
     let sum = |values: &[usize]| values.iter().fold(0usize, |sum, x| sum.wrapping_add(*x));
     let layout = |tensor: &Tensor| sum(tensor.dims()).wrapping_add(sum(tensor.stride()));
@@ -55,8 +55,8 @@ pub(crate) fn touch_headers<'a>(tensors: impl Iterator<Item = &'a Tensor>) {
 
 /// Whether any two of up to `len` addresses are equal, or one is 0.
 ///
-/// A table with room for twice as many, by linear probing: a hash set takes four times as long, which
-/// counts with small gradients.
+/// A table with room for twice as many, by linear probing: a hash set takes four times as long,
+/// which counts with small gradients.
 pub(crate) fn any_equal(len: usize, addresses: impl IntoIterator<Item = usize>) -> bool {
     let bits = (2 * len + 1).next_power_of_two().ilog2();
     let mut table = vec![0; 1 << bits];

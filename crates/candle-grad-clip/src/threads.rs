@@ -1,12 +1,14 @@
 //! The threads that work on CPU tensors.
 //!
-//! candle's `matmul` holds the locks of its tensors while it waits for rayon's global pool. So a thread of that pool must
-//! never wait for the lock of a tensor: the two would wait for each other. Our threads do wait for locks, therefore:
+//! candle's `matmul` holds the locks of its tensors while it waits for rayon's global pool. So a
+//! thread of that pool must never wait for the lock of a tensor: the two would wait for each other.
+//! Our threads do wait for locks, therefore:
 //!
 //! - They are pools of our own, and nobody else's work runs on them.
-//! - One call at a time has a pool. A thread that waits for parts of its work, with a lock in its hand, can then pick up
-//!   nothing but such parts, which take no lock.
-//! - The caller waits asleep. A worker of another pool would take up other work meanwhile, with whatever lock it holds.
+//! - One call at a time has a pool. A thread that waits for parts of its work, with a lock in its
+//!   hand, can then pick up nothing but such parts, which take no lock.
+//! - The caller waits asleep. A worker of another pool would take up other work meanwhile, with
+//!   whatever lock it holds.
 
 use std::cell::Cell;
 use std::panic::resume_unwind;
@@ -54,13 +56,15 @@ impl Work {
     }
 }
 
-/// Calls `f` for each task: large work on the caller's thread and on threads of ours at once, small work right here, since
-/// waking a thread costs more than it. A task works on tensors of one block each.
+/// Calls `f` for each task: large work on the caller's thread and on threads of ours at once, small
+/// work right here, since waking a thread costs more than it. A task works on tensors of one block
+/// each.
 ///
 /// The caller takes part, so that one thread fewer has to wake.
 ///
 /// # Errors
-/// That of the first task that failed; the others have run. The system gives no more threads; none has run then.
+/// That of the first task that failed; the others have run. The system gives no more threads; none
+/// has run then.
 pub(crate) fn for_each<T: Send>(
     work: Work,
     mut tasks: impl Iterator<Item = T> + Send,
@@ -100,7 +104,8 @@ pub(crate) fn for_each<T: Send>(
     }
 }
 
-/// Calls `f` for each large item, one by one inside a pool of ours, as each is worked on in parallel. Small work has none.
+/// Calls `f` for each large item, one by one inside a pool of ours, as each is worked on in
+/// parallel. Small work has none.
 ///
 /// # Errors
 /// Those of `f`; the system gives no more threads.
@@ -116,7 +121,8 @@ pub(crate) fn for_each_large<T: Send>(
     run(work, || items.try_for_each(&f))
 }
 
-/// Runs `f`: for large work inside a pool of ours, where slices of more than one block may be worked on in parallel.
+/// Runs `f`: for large work inside a pool of ours, where slices of more than one block may be
+/// worked on in parallel.
 ///
 /// # Errors
 /// The system gives no more threads; `f` has not run then.
@@ -127,8 +133,8 @@ pub(crate) fn run<R: Send>(work: Work, f: impl FnOnce() -> Result<R> + Send) -> 
     with_pool(|pool| away_from_other_pools(|| pool.install(f))?)
 }
 
-/// Runs `f`, on a thread of its own if the caller is a worker of the user's: it would take up the user's other tasks
-/// while it waits, or wait for a lock.
+/// Runs `f`, on a thread of its own if the caller is a worker of the user's: it would take up the
+/// user's other tasks while it waits, or wait for a lock.
 fn away_from_other_pools<R: Send>(f: impl FnOnce() -> R + Send) -> Result<R> {
     if rayon::current_thread_index().is_none() {
         return Ok(f());
@@ -144,7 +150,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether slices of more than one block may be worked on here: the kernels use the pool of the thread that calls them.
+/// Whether slices of more than one block may be worked on here: the kernels use the pool of the
+/// thread that calls them.
 pub(crate) fn may_be_parallel() -> bool {
     IS_OURS.get()
 }
@@ -157,7 +164,8 @@ fn with_pool<R>(f: impl FnOnce(&ThreadPool) -> Result<R>) -> Result<R> {
     result
 }
 
-/// A pool with as many threads as the caller's: of `RAYON_NUM_THREADS`, or of a pool that the caller runs in.
+/// A pool with as many threads as the caller's: of `RAYON_NUM_THREADS`, or of a pool that the
+/// caller runs in.
 fn take() -> Result<ThreadPool> {
     let num_threads = rayon::current_num_threads();
     let mut idle = lock(&IDLE);

@@ -31,7 +31,8 @@ use crate::threads::Work;
 pub struct NamedVars {
     names: Arc<[String]>,
     vars: Vec<Var>,
-    /// Whether a Var has no other name than its place, of which nobody said that it is always the same.
+    /// Whether a Var has no other name than its place, of which nobody said that it is always the
+    /// same.
     pub(crate) has_places: bool,
     /// Where the Vars' values are. A Var keeps its storage for life.
     storages: FxHashSet<usize>,
@@ -74,9 +75,9 @@ impl NamedVars {
         &self.vars
     }
 
-    /// Vars that checkpoints find by their place (`var.0`, `var.1`, ...), which must be the same in each process: that of
-    /// `VarMap::all_vars` is not. A `Vec<Var>` has the same names, but is not saved or loaded, as moments of one shape would change
-    /// places without a word.
+    /// Vars that checkpoints find by their place (`var.0`, `var.1`, ...), which must be the same in
+    /// each process: that of `VarMap::all_vars` is not. A `Vec<Var>` has the same names, but is not
+    /// saved or loaded, as moments of one shape would change places without a word.
     ///
     /// ```
     /// use candle_core::{DType, Device, Var};
@@ -224,7 +225,8 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// The names and Vars of the map, if it has grown. Waits for no lock: a thread that holds the map may wait for us.
+    /// The names and Vars of the map, if it has grown. Waits for no lock: a thread that holds the
+    /// map may wait for us.
     pub(crate) fn if_grown(&self) -> Option<Vec<(String, Var)>> {
         let data = match self.map.data().try_lock() {
             Ok(data) => data,

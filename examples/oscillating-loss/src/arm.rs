@@ -9,7 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// The limit of the story's arm that clips the norm.
 pub const MAX_NORM: f64 = 1.0;
 
-/// A [`Clip`] under the name that it was given, which is its text: `norm:1.0`, `zclip:z=2,warmup=50`.
+/// A [`Clip`] under the name that it was given, which is its text: `norm:1.0`,
+/// `zclip:z=2,warmup=50`.
 ///
 /// `none` is no protection at all: NaN gradients reach the weights too.
 #[derive(Debug, Clone)]
@@ -62,7 +63,8 @@ impl Arm {
         }
     }
 
-    /// A folder name for this arm, without what Windows doesn't allow: colons, `|`, `*`, a dot at the end.
+    /// A folder name for this arm, without what Windows doesn't allow: colons, `|`, `*`, a dot at
+    /// the end.
     #[must_use]
     pub fn folder(&self) -> String {
         let forbidden = |c: char| c.is_control() || r#"<>:"/\|?*"#.contains(c);

@@ -8,9 +8,9 @@ use crate::arm::Arm;
 
 /// Arms, separated by commas: `none,norm:1.0,zclip:z=2,warmup=50,auto`.
 ///
-/// A rule's own options have commas between them as well, but no two readings: all options after a rule's first are
-/// `option=value`, and no arm starts like that. So a part with `=`, and no colon before it, belongs to the
-/// arm before it, and any other part starts an arm.
+/// A rule's own options have commas between them as well, but no two readings: all options after a
+/// rule's first are `option=value`, and no arm starts like that. So a part with `=`, and no colon
+/// before it, belongs to the arm before it, and any other part starts an arm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arms(pub Vec<Arm>);
 

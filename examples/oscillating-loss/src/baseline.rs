@@ -57,8 +57,8 @@ mod tests {
     use super::*;
     use crate::data::Weather;
 
-    /// The values that `PyTorch` gave, by its author to three digits and the constant from a grid of
-    /// 0.05, so ours may be a little lower.
+    /// The values that `PyTorch` gave, by its author to three digits and the constant from a grid
+    /// of 0.05, so ours may be a little lower.
     #[test]
     fn baselines_agree_with_pytorch() -> Result<()> {
         let test = Weather::embedded()?.test;

@@ -8,12 +8,12 @@
 //! - `crc32c.json`: a checksum of each of these
 //! - `.oscillating-loss`: the [marker](crate::ours) of a folder that this program may remove
 //!
-//! It is made as `checkpoint.tmp`, brought to the disk file by file, and then renamed. Only after that the
-//! one before goes, renamed first too, as half of one must not look like a whole. The batches need no
-//! state: they are drawn again from the seed, up to the step.
+//! It is made as `checkpoint.tmp`, brought to the disk file by file, and then renamed. Only after
+//! that the one before goes, renamed first too, as half of one must not look like a whole. The
+//! batches need no state: they are drawn again from the seed, up to the step.
 //!
-//! Other programs name their folders `checkpoint-500` too. What lacks the marker, or has more in it than is listed
-//! here, is never removed; a run that is to leave checkpoints beside it is refused.
+//! Other programs name their folders `checkpoint-500` too. What lacks the marker, or has more in it
+//! than is listed here, is never removed; a run that is to leave checkpoints beside it is refused.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -104,8 +104,8 @@ impl Checkpoint {
         self.steps.len()
     }
 
-    /// What they did, as part of a run with these settings: where it is longer than it was to be, the
-    /// evaluation at the former end goes.
+    /// What they did, as part of a run with these settings: where it is longer than it was to be,
+    /// the evaluation at the former end goes.
     #[must_use]
     pub fn steps(&self, settings: &Settings) -> Vec<Step> {
         let keep = |step: &Step| Step {
@@ -190,7 +190,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Whether one is to be saved now: every so many steps, at the end, and when Ctrl-C ends the run.
+    /// Whether one is to be saved now: every so many steps, at the end, and when Ctrl-C ends the
+    /// run.
     #[must_use]
     pub fn is_due(&self, run: &Run) -> bool {
         let step = run.steps.len();

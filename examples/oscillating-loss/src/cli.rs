@@ -22,8 +22,8 @@ use crate::source::Source;
 /// My weighted power loss oscillates: does gradient clipping help, how, and with which limit?
 ///
 /// Trains a small transformer that forecasts tomorrow's maximum temperature. Without a command it
-/// tells the whole story in a few minutes: the norms, one setting in full, a sweep of learning rates,
-/// and a conclusion.
+/// tells the whole story in a few minutes: the norms, one setting in full, a sweep of learning
+/// rates, and a conclusion.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -59,8 +59,8 @@ enum Command {
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..), default_value_t = sweep::SEEDS)]
         seeds: u64,
     },
-    /// Every way of clipping on both optimizers and two powers of the loss: hours. What is done already is not done
-    /// again.
+    /// Every way of clipping on both optimizers and two powers of the loss: hours. What is done
+    /// already is not done again.
     Study(StudyArgs),
     /// The norms that training has without clipping, and what fraction each limit would clip.
     FindMaxNorm {
@@ -78,8 +78,8 @@ struct Common {
     /// Which of the library's fused optimizers.
     #[arg(long, value_enum, default_value_t = OptimizerKind::Sgd)]
     optimizer: OptimizerKind,
-    /// How much SGD keeps of its earlier steps, from 0 (nothing) to below 1; not for `AdamW`, which has
-    /// its own.
+    /// How much SGD keeps of its earlier steps, from 0 (nothing) to below 1; not for `AdamW`, which
+    /// has its own.
     #[arg(long, value_name = "M", value_parser = share, default_value_t = 0.0)]
     momentum: f64,
     /// Exponent of the loss, mean(w |e|^power).
@@ -106,15 +106,15 @@ struct Common {
     /// Where to train.
     #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
     device: DeviceKind,
-    /// A CSV file of your own with a header, a row a day, instead of the weather: its numeric columns,
-    /// standardised, are the inputs.
+    /// A CSV file of your own with a header, a row a day, instead of the weather: its numeric
+    /// columns, standardised, are the inputs.
     #[arg(long, requires = "target", value_name = "FILE")]
     data: Option<PathBuf>,
     /// The column of --data to forecast.
     #[arg(long, requires = "data", value_name = "COLUMN")]
     target: Option<String>,
-    /// Where results go [default: runs/<command>]. Files of an earlier call are replaced; a folder in which files of
-    /// these names are of somebody else is refused.
+    /// Where results go [default: runs/<command>]. Files of an earlier call are replaced; a folder
+    /// in which files of these names are of somebody else is refused.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -132,22 +132,22 @@ struct TrainArgs {
     common: Common,
     #[command(flatten)]
     rate: Rate,
-    /// What to do to the gradients: `none`, `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`, `zclip:z=2,warmup=50`,
-    /// or another rule as the library's `Clip` reads it.
+    /// What to do to the gradients: `none`, `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`,
+    /// `zclip:z=2,warmup=50`, or another rule as the library's `Clip` reads it.
     #[arg(long, default_value = "norm:1.0", value_name = "RULE")]
     clip: Arm,
-    /// Saves a checkpoint in the results' folder every N steps, at the end and on Ctrl-C or SIGTERM; --resume
-    /// goes on from the last one. Checkpoints of an earlier run in this folder are removed, those of other programs
-    /// never: they are in the way.
+    /// Saves a checkpoint in the results' folder every N steps, at the end and on Ctrl-C or
+    /// SIGTERM; --resume goes on from the last one. Checkpoints of an earlier run in this folder
+    /// are removed, those of other programs never: they are in the way.
     #[arg(long, value_name = "N", value_parser = count())]
     save_every: Option<u64>,
-    /// Adds a histogram of each Var's gradient, before clipping, to the TensorBoard events every N steps. Not with
-    /// checkpoints, which don't keep them.
+    /// Adds a histogram of each Var's gradient, before clipping, to the TensorBoard events every N
+    /// steps. Not with checkpoints, which don't keep them.
     #[arg(long, value_name = "N", value_parser = count(), conflicts_with_all = ["save_every", "resume"])]
     histograms: Option<u64>,
-    /// Goes on with the run whose results are in DIR, even if it was killed: all files become those of a run
-    /// without a break, but for times. Its options need not be repeated, and none may contradict it; a larger
-    /// --steps makes it longer.
+    /// Goes on with the run whose results are in DIR, even if it was killed: all files become those
+    /// of a run without a break, but for times. Its options need not be repeated, and none may
+    /// contradict it; a larger --steps makes it longer.
     #[arg(long, value_name = "DIR", conflicts_with = "out")]
     resume: Option<PathBuf>,
 }
@@ -182,9 +182,9 @@ struct StudyArgs {
 
 #[derive(Debug, Args)]
 struct ArmsArg {
-    /// What to do to the gradients, separated by commas or in several --clip: `none`, `norm:MAX_NORM`,
-    /// `value:CLIP_VALUE`, `auto`, `zclip:z=2,warmup=50`, or another rule as the library's `Clip` reads it. After a comma,
-    /// `option=value` belongs to the rule before it.
+    /// What to do to the gradients, separated by commas or in several --clip: `none`,
+    /// `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`, `zclip:z=2,warmup=50`, or another rule as the
+    /// library's `Clip` reads it. After a comma, `option=value` belongs to the rule before it.
     #[arg(long = "clip", default_value = Arms::STORY, value_name = "RULES")]
     lists: Vec<Arms>,
 }
@@ -213,7 +213,8 @@ impl From<NonFiniteArg> for NonFinite {
 }
 
 impl Common {
-    /// Reads the data and proves that results can be written: all that can go wrong before training.
+    /// Reads the data and proves that results can be written: all that can go wrong before
+    /// training.
     fn experiment<'a>(&self, name: &str, interrupt: &'a AtomicBool) -> Result<Experiment<'a>> {
         let base = self.settings(&Arm::from(Clip::none()), story::SHOWN_LR);
         let out = self

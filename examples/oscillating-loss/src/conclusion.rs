@@ -8,7 +8,8 @@ use crate::table::{number, range};
 /// Best losses that differ by less than this share count as equal: seeds differ by more.
 const EQUAL_WITHIN: f64 = 0.02;
 
-/// Does clipping help, and what does it not do? None without an arm that clips and one that doesn't.
+/// Does clipping help, and what does it not do? None without an arm that clips and one that
+/// doesn't.
 #[must_use]
 pub fn sentences(standings: &[Standing], baselines: &Baselines) -> Vec<String> {
     let none = standings.iter().find(|standing| standing.arm.is_none());

@@ -12,8 +12,8 @@ use crate::histogram::Histogram;
 use crate::run::Step;
 use crate::tensorboard::{self, EventWriter};
 
-/// The event file of one run, written while it goes. Where it can't be written any more, a warning says so once, and
-/// the run goes on without.
+/// The event file of one run, written while it goes. Where it can't be written any more, a warning
+/// says so once, and the run goes on without.
 #[derive(Debug)]
 pub struct Events(Mutex<State>);
 

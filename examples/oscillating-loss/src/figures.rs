@@ -26,7 +26,8 @@ pub fn loss(runs: &[Run]) -> Chart {
     }
 }
 
-/// `grad_norm`: norm of all gradients before and after clipping, a panel an arm, a fixed limit as a line.
+/// `grad_norm`: norm of all gradients before and after clipping, a panel an arm, a fixed limit as a
+/// line.
 #[must_use]
 pub fn grad_norm(runs: &[Run]) -> Chart {
     let panel = |run: &Run| {

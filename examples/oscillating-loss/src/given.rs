@@ -18,8 +18,8 @@ pub struct Given<T> {
 }
 
 impl<T> Given<T> {
-    /// Whether a run goes as the given options say; what was not given may differ, and so may `steps`, which
-    /// must not be lower.
+    /// Whether a run goes as the given options say; what was not given may differ, and so may
+    /// `steps`, which must not be lower.
     ///
     /// # Errors
     /// The first option that contradicts the run.

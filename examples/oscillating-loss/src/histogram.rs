@@ -32,8 +32,8 @@ pub struct Histogram {
     pub bucket: Vec<f64>,
 }
 
-/// `TensorFlow`'s own bucket limits (`histogram.cc`): 1e-12 times powers of 1.1 up to 1e20, the same below 0, and
-/// 0 between them.
+/// `TensorFlow`'s own bucket limits (`histogram.cc`): 1e-12 times powers of 1.1 up to 1e20, the
+/// same below 0, and 0 between them.
 static LIMITS: LazyLock<Vec<f64>> = LazyLock::new(|| {
     let powers = std::iter::successors(Some(1e-12), |limit| Some(limit * 1.1));
     let mut positive: Vec<f64> = powers.take_while(|limit| *limit < 1e20).collect();
@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn buckets_counted_by_hand() {
-        // 1e-12 * 1.1^290 = 1.0090, 1.1^291: 1.1099; so 1 is in the bucket up to 1.0090, and 1.05, 1.1 in the next.
+        // 1e-12 * 1.1^290 = 1.0090, 1.1^291: 1.1099; so 1 is in the bucket up to 1.0090, and 1.05,
+        // 1.1 in the next.
         let values = [
             1.0,
             1.05,

@@ -9,8 +9,8 @@ use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Normal};
 use rand_pcg::Pcg64;
 
-/// A builder that fills `varmap` with weights drawn from `seed`, in the order in which they are asked
-/// for, and the same on every device.
+/// A builder that fills `varmap` with weights drawn from `seed`, in the order in which they are
+/// asked for, and the same on every device.
 #[must_use]
 pub fn seeded(varmap: &VarMap, seed: u64, device: &Device) -> VarBuilder<'static> {
     let rng = Mutex::new(Pcg64::seed_from_u64(seed));

@@ -1,5 +1,6 @@
-//! Ctrl-C, and the SIGTERM with which schedulers end a job: the first asks all runs to end and write what they
-//! have. After that Ctrl-C ends the program; another SIGTERM does not, as `timeout` and others send it twice.
+//! Ctrl-C, and the SIGTERM with which schedulers end a job: the first asks all runs to end and
+//! write what they have. After that Ctrl-C ends the program; another SIGTERM does not, as `timeout`
+//! and others send it twice.
 
 use std::process;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ const CTRL_C: u8 = 2;
 /// The signal that ended the runs.
 static SIGNAL: AtomicU8 = AtomicU8::new(CTRL_C);
 
-/// The exit status of a program that a signal ended: 128 and the signal, 130 for Ctrl-C, 143 for SIGTERM.
+/// The exit status of a program that a signal ended: 128 and the signal, 130 for Ctrl-C, 143 for
+/// SIGTERM.
 #[must_use]
 pub fn exit_status() -> u8 {
     128 + SIGNAL.load(Ordering::Relaxed)

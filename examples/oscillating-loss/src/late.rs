@@ -1,4 +1,5 @@
-//! Errors that wait until everything that can be done is done: a full disk must not cost what needs no disk.
+//! Errors that wait until everything that can be done is done: a full disk must not cost what needs
+//! no disk.
 
 use anyhow::{Result, anyhow};
 

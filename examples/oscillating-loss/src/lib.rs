@@ -1,7 +1,7 @@
 //! A weighted power loss on real weather, trained with and without gradient clipping.
 //!
-//! `cargo run --release -p oscillating-loss` answers: my loss oscillates; does clipping help, how, and
-//! with which limit?
+//! `cargo run --release -p oscillating-loss` answers: my loss oscillates; does clipping help, how,
+//! and with which limit?
 
 #![deny(unsafe_code)]
 

@@ -30,8 +30,8 @@ fn run(args: &cli::Cli) -> Result<bool> {
 
 /// Keeps candle from splitting one run's small products over all cores: the runs share these.
 ///
-/// candle asks for this variable at every product, and without it counts the cores anew each time, in
-/// `/proc/cpuinfo`, which alone takes longer than a step of this model.
+/// candle asks for this variable at every product, and without it counts the cores anew each time,
+/// in `/proc/cpuinfo`, which alone takes longer than a step of this model.
 #[expect(
     unsafe_code,
     reason = "candle has no other way to choose the number of threads"

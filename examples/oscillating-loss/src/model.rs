@@ -5,8 +5,8 @@
 //! h = h + attention(ln1(h));  h = h + mlp(ln2(h))      two blocks: 4 heads of 8, mlp of 128
 //! y = Linear(32, 1)(ln_f(h))
 //! ```
-//! Only layers with a backward pass: `LayerNorm::forward` and `softmax_last_dim` of candle 0.11 have
-//! none and cut the graph without an error, so half of the model would stay untrained.
+//! Only layers with a backward pass: `LayerNorm::forward` and `softmax_last_dim` of candle 0.11
+//! have none and cut the graph without an error, so half of the model would stay untrained.
 //!
 //! Inside, batch and days are one dimension, `rows`, and biases are spread by `on_rows`.
 
@@ -209,9 +209,9 @@ fn gelu(x: &Tensor) -> Result<Tensor> {
 
 /// The same values on every row, as a column of ones times these values.
 ///
-/// `broadcast_add` would say it more plainly, but candle sums its gradient over the rows one element at
-/// a time with two divisions each, which took a fifth of a training step (2-core AMD EPYC VM,
-/// November 2026).
+/// `broadcast_add` would say it more plainly, but candle sums its gradient over the rows one
+/// element at a time with two divisions each, which took a fifth of a training step (2-core AMD
+/// EPYC VM, November 2026).
 fn on_rows(values: &Tensor, rows: usize) -> Result<Tensor> {
     let ones = Tensor::ones((rows, 1), values.dtype(), values.device())?;
     ones.matmul(&values.reshape((1, ()))?)

@@ -40,8 +40,8 @@ pub fn in_the_way(folder: &Path, names: &[&str]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether this is a folder itself, not a link to one, that has the marker, and beside it only files of these
-/// names.
+/// Whether this is a folder itself, not a link to one, that has the marker, and beside it only
+/// files of these names.
 #[must_use]
 pub fn is_only(folder: &Path, names: &[&str]) -> bool {
     let known = |entry: io::Result<fs::DirEntry>| {
@@ -60,7 +60,8 @@ pub fn is_marked_folder(folder: &Path) -> bool {
     fs::symlink_metadata(folder).is_ok_and(|metadata| metadata.is_dir()) && is_marked(folder)
 }
 
-/// Removes a folder of ours with its files. What is not marked stays, and so does a folder that has folders in it.
+/// Removes a folder of ours with its files. What is not marked stays, and so does a folder that has
+/// folders in it.
 ///
 /// # Errors
 /// If something can't be removed.

@@ -1,7 +1,7 @@
 //! The folder that results go to; every file in it is written whole.
 //!
-//! It has the [marker](crate::ours): in a folder without one, files of our names are somebody else's, such as the
-//! `config.json` of a model, and are not replaced.
+//! It has the [marker](crate::ours): in a folder without one, files of our names are somebody
+//! else's, such as the `config.json` of a model, and are not replaced.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -40,8 +40,8 @@ impl OutDir {
     /// written there.
     ///
     /// # Errors
-    /// If the path is no folder, is read-only, has less than 8 MiB left, or has files that would be replaced, but
-    /// were not written by this program.
+    /// If the path is no folder, is read-only, has less than 8 MiB left, or has files that would be
+    /// replaced, but were not written by this program.
     pub fn create(path: &Path) -> Result<Self> {
         check(path, &FILES)?;
         // The probe has no name: nobody's file is replaced by it, and a kill leaves nothing.
@@ -69,7 +69,8 @@ impl OutDir {
     /// The folder of an arm inside.
     ///
     /// # Errors
-    /// If it can't be made, or has files that would be replaced, but were not written by this program.
+    /// If it can't be made, or has files that would be replaced, but were not written by this
+    /// program.
     pub fn folder(&self, name: &str) -> Result<Self> {
         let path = self.path.join(name);
         check(&path, &FILES_OF_ARM)?;

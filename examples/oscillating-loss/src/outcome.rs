@@ -47,7 +47,8 @@ impl From<&Run> for Outcome {
     }
 }
 
-/// All runs in a file; none if there is no such file. A last line that a kill has cut off is removed.
+/// All runs in a file; none if there is no such file. A last line that a kill has cut off is
+/// removed.
 ///
 /// # Errors
 /// If the file can't be read, or a line is no outcome.
@@ -77,7 +78,8 @@ pub fn append(path: &Path, outcome: &Outcome) -> Result<()> {
         let mut file = File::options().create(true).append(true).open(path)?;
         let before = file.metadata()?.len();
         file.write_all(line.as_bytes()).inspect_err(|_| {
-            // The next line would begin in the middle of this one. The error that counts is the one of writing.
+            // The next line would begin in the middle of this one. The error that counts is the one
+            // of writing.
             let _ = file.set_len(before);
         })
     };

@@ -30,7 +30,8 @@ pub trait Watch: Sync {
 /// Trains with each of the settings, as many at a time as there are cores (one at a time on a GPU),
 /// and returns the runs in their order.
 ///
-/// After an interrupt, runs that had begun are returned as far as they got, and the others not at all.
+/// After an interrupt, runs that had begun are returned as far as they got, and the others not at
+/// all.
 ///
 /// # Errors
 /// The first error of any run; no other run is begun then.

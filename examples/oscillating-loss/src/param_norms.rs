@@ -51,7 +51,8 @@ impl ParamNorms {
         self.steps.is_empty()
     }
 
-    /// Writes a line a step: its number, then the norms; a field is empty where a gradient was missing.
+    /// Writes a line a step: its number, then the norms; a field is empty where a gradient was
+    /// missing.
     ///
     /// # Errors
     /// If the file can't be written.
@@ -130,7 +131,8 @@ mod tests {
 
     use super::*;
 
-    /// Three steps: w's gradient is (3, 4) times 1, 2 and infinity, that of b, a scalar, 0; c has none.
+    /// Three steps: w's gradient is (3, 4) times 1, 2 and infinity, that of b, a scalar, 0; c has
+    /// none.
     fn three_steps() -> ParamNorms {
         let var = |values: &[f64]| Var::new(values, &Device::Cpu).unwrap();
         let (w, b, c) = (var(&[1.0, 1.0]), var(&[1.0]), var(&[1.0]));

@@ -3,8 +3,8 @@
 /// A loss within this factor of the best one counts as usable.
 pub const USABLE_WITHIN: f64 = 1.2;
 
-/// Mean of `|log(L_t / L_{t-1})|` over the second half of the test losses: 0 for a flat curve, 0.1 for
-/// one that jumps by about 10 % from one evaluation to the next.
+/// Mean of `|log(L_t / L_{t-1})|` over the second half of the test losses: 0 for a flat curve, 0.1
+/// for one that jumps by about 10 % from one evaluation to the next.
 ///
 /// None if there are fewer than two losses in that half, or one of them is not finite.
 #[must_use]
@@ -32,13 +32,13 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     Some(f64::midpoint(*low, *high))
 }
 
-/// The lowest and the highest learning rate of the widest unbroken row of rates whose loss is at most
-/// [`USABLE_WITHIN`] x `best`.
+/// The lowest and the highest learning rate of the widest unbroken row of rates whose loss is at
+/// most [`USABLE_WITHIN`] x `best`.
 ///
-/// `curve` holds (learning rate, loss), rates ascending, infinite losses for diverged runs. Where the
-/// neighbour of such a row has a finite loss, the border is where a straight line between the two, on
-/// logarithmic axes, reaches the limit; where the neighbour diverged, or there is none, the row ends at
-/// its last rate: how far a curve goes on before it breaks off is not guessed.
+/// `curve` holds (learning rate, loss), rates ascending, infinite losses for diverged runs. Where
+/// the neighbour of such a row has a finite loss, the border is where a straight line between the
+/// two, on logarithmic axes, reaches the limit; where the neighbour diverged, or there is none, the
+/// row ends at its last rate: how far a curve goes on before it breaks off is not guessed.
 #[must_use]
 pub fn usable_range(curve: &[(f64, f64)], best: f64) -> Option<(f64, f64)> {
     let limit = USABLE_WITHIN * best;
@@ -127,10 +127,12 @@ mod tests {
     #[test]
     fn usable_range_of_known_losses() {
         // The losses of the issue that asked for this: PyTorch, SGD, power 4. The limit is 0.1092:
-        // none: 3e-3 * (1e-3 / 3e-3)^(ln(0.1092 / 0.100) / ln(0.139 / 0.100)), up to 3e-3: NaN follows.
+        // none: 3e-3 * (1e-3 / 3e-3)^(ln(0.1092 / 0.100) / ln(0.139 / 0.100)), up to 3e-3: NaN
+        // follows.
         let none = curve([0.6, 0.139, 0.100, INF, INF, INF]);
         assert_range(&none, 0.091, (2.237e-3, 3e-3));
-        // norm: from just below 1e-3, up to 3e-2 * (1e-1 / 3e-2)^(ln(0.1092 / 0.107) / ln(0.111 / 0.107)).
+        // norm: from just below 1e-3, up to 3e-2 * (1e-1 / 3e-2)^(ln(0.1092 / 0.107) / ln(0.111 /
+        // 0.107)).
         let norm = curve([2.08, 0.106, 0.093, 0.091, 0.107, 0.111]);
         assert_range(&norm, 0.091, (9.772e-4, 5.849e-2));
     }

@@ -97,8 +97,8 @@ pub struct Standing<'a> {
     pub arm: Arm,
     /// Its runs that were not interrupted, by learning rate, then seed.
     pub runs: Vec<&'a Run>,
-    /// (learning rate, median over the seeds of the best test loss), rates ascending; infinite where a
-    /// run diverged and the median says so.
+    /// (learning rate, median over the seeds of the best test loss), rates ascending; infinite
+    /// where a run diverged and the median says so.
     pub curve: Vec<(f64, f64)>,
     /// The lowest point of the curve.
     pub best: (f64, f64),

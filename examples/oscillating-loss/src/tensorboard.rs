@@ -1,7 +1,7 @@
 //! Event files that `TensorBoard` opens.
 //!
-//! A file is a row of records: the payload's length as a little-endian `u64`, the masked CRC32C of these
-//! eight bytes, the payload, its masked CRC32C. A payload is an `Event` of `TensorFlow`'s
+//! A file is a row of records: the payload's length as a little-endian `u64`, the masked CRC32C of
+//! these eight bytes, the payload, its masked CRC32C. A payload is an `Event` of `TensorFlow`'s
 //! `event.proto`, of which the messages below are the fields that scalars and histograms need.
 
 use std::fs::{self, File};
@@ -256,8 +256,8 @@ pub(crate) mod tests {
         assert!(events.iter().all(|event| event.wall_time >= before));
     }
 
-    /// Written by the Python package tensorboard 2.21.0: `RecordWriter` with `Event(wall_time=1.5, step=7,
-    /// summary=...)` and `Value(tag="loss", simple_value=0.25)`.
+    /// Written by the Python package tensorboard 2.21.0: `RecordWriter` with `Event(wall_time=1.5,
+    /// step=7, summary=...)` and `Value(tag="loss", simple_value=0.25)`.
     #[test]
     fn a_record_has_the_bytes_that_tensorboard_writes() {
         let value = Value {
@@ -280,8 +280,9 @@ pub(crate) mod tests {
         assert_eq!(record(&event.encode_to_vec()), expected.concat());
     }
 
-    /// Written by the Python package tensorboard 2.21.0: `Value(tag="g", histo=HistogramProto(min=-1, max=2, num=3, sum=1,
-    /// sum_squares=5, bucket_limit=[0, 4], bucket=[1, 2]))`.
+    /// Written by the Python package tensorboard 2.21.0: `Value(tag="g",
+    /// histo=HistogramProto(min=-1, max=2, num=3, sum=1, sum_squares=5, bucket_limit=[0, 4],
+    /// bucket=[1, 2]))`.
     #[test]
     fn a_histogram_has_the_bytes_that_tensorboard_writes() {
         let histogram = Histogram {

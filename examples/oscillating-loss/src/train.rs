@@ -111,8 +111,8 @@ fn scalar(loss: &Tensor) -> Result<f64> {
 
 /// Trains a fresh model; `on_step` sees every step as it is done.
 ///
-/// A loss or gradient that is not finite ends the run as diverged (unless the arm's policy deals with
-/// it), which is no error. So does `interrupt`, after the step at hand.
+/// A loss or gradient that is not finite ends the run as diverged (unless the arm's policy deals
+/// with it), which is no error. So does `interrupt`, after the step at hand.
 ///
 /// # Errors
 /// If the settings are refused, the device fails, or `on_step` does.
@@ -149,12 +149,13 @@ impl std::fmt::Debug for GradientWatch<'_> {
     }
 }
 
-/// As [`train`], with extras. A run that goes on from a checkpoint shows `on_step` only the steps after it; what
-/// the run says of all steps is what it would have been without a break.
+/// As [`train`], with extras. A run that goes on from a checkpoint shows `on_step` only the steps
+/// after it; what the run says of all steps is what it would have been without a break.
 ///
 /// # Errors
-/// As [`train`], and if the first checkpoint can't be saved or the one to go on from doesn't fit, or whoever looks at
-/// gradients fails. A later checkpoint that can't be saved ends nothing: see [`Run::unsaved`].
+/// As [`train`], and if the first checkpoint can't be saved or the one to go on from doesn't fit,
+/// or whoever looks at gradients fails. A later checkpoint that can't be saved ends nothing: see
+/// [`Run::unsaved`].
 pub fn train_with(
     settings: &Settings,
     weather: &Weather,

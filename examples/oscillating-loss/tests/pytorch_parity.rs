@@ -1,8 +1,9 @@
 //! Our training run beside `PyTorch`'s: the same data, initial weights and batches, 200 steps of
-//! `clip_grad_norm_(1.0)` and SGD, and of the same and `AdamW`. `pytorch/train.py` wrote the reference.
+//! `clip_grad_norm_(1.0)` and SGD, and of the same and `AdamW`. `pytorch/train.py` wrote the
+//! reference.
 //!
-//! Largest differences seen (2026-11-23, 2-core AMD EPYC VM): loss 3e-7 (SGD) and 6e-6 (`AdamW`) over 200
-//! steps, `total_norm` 2e-6 and 7e-5, final weights 3e-7 and 2e-6, keys' biases 8e-4.
+//! Largest differences seen (2026-11-23, 2-core AMD EPYC VM): loss 3e-7 (SGD) and 6e-6 (`AdamW`)
+//! over 200 steps, `total_norm` 2e-6 and 7e-5, final weights 3e-7 and 2e-6, keys' biases 8e-4.
 
 #![allow(clippy::unwrap_used)]
 
@@ -29,11 +30,12 @@ const FIRST_STEPS: (usize, f64) = (10, 1e-5);
 const ALL_STEPS: (usize, f64) = (200, 1e-3);
 /// Of final weights: distance of two tensors over the norm of `PyTorch`'s.
 const FINAL_WEIGHTS: f64 = 1e-4;
-/// Of the keys' biases: their gradient is 0 (softmax ignores a shift of all scores), so what reaches the
-/// optimizer is rounding noise, of which `AdamW` makes steps of full size.
+/// Of the keys' biases: their gradient is 0 (softmax ignores a shift of all scores), so what
+/// reaches the optimizer is rounding noise, of which `AdamW` makes steps of full size.
 const FINAL_KEY_BIASES: f64 = 1e-2;
 
-/// candle splits even this model's small products over all cores, unless told otherwise in this way.
+/// candle splits even this model's small products over all cores, unless told otherwise in this
+/// way.
 static ONE_THREAD: Once = Once::new();
 
 struct Reference(HashMap<String, Tensor>);

@@ -108,8 +108,8 @@ fn without(json: &[u8], pointer: &str, key: &str) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-/// The events of a `TensorBoard` file; each record is 8 bytes of length, 4 of checksum, the event, 4 of checksum,
-/// and an event begins with a tag and the 8 bytes of its time.
+/// The events of a `TensorBoard` file; each record is 8 bytes of length, 4 of checksum, the event,
+/// 4 of checksum, and an event begins with a tag and the 8 bytes of its time.
 fn without_wall_times(mut records: &[u8]) -> Vec<u8> {
     let mut events = Vec::new();
     while let Some((length, rest)) = records.split_first_chunk::<8>() {
@@ -506,7 +506,8 @@ fn notes_in_a_checkpoint_keep_it() {
     assert!(checkpoints(folder.path()).is_empty());
 }
 
-/// Where a checkpoint is to be, a folder with something in it appears while training: a save that fails.
+/// Where a checkpoint is to be, a folder with something in it appears while training: a save that
+/// fails.
 #[test]
 fn a_checkpoint_that_cannot_be_saved_costs_nothing_else() {
     let settings = Settings {

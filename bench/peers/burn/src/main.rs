@@ -1,7 +1,8 @@
 //! burn on its CPU backend, in the protocol of `../protocol.py`.
 //!
-//! burn clips each tensor by its own norm, so its limit is one for a tensor, and there is no `total_norm`. Tensors are
-//! flattened: a module's fields have a rank known at compile time, and nothing here depends on it.
+//! burn clips each tensor by its own norm, so its limit is one for a tensor, and there is no
+//! `total_norm`. Tensors are flattened: a module's fields have a rank known at compile time, and
+//! nothing here depends on it.
 
 use std::hint::black_box;
 use std::io::{BufRead, Write};
@@ -200,7 +201,8 @@ impl Peer {
     }
 }
 
-/// Numbers in [-scale, scale) for the indices from `start`: the top 24 bits of splitmix64, exact in f32.
+/// Numbers in [-scale, scale) for the indices from `start`: the top 24 bits of splitmix64, exact in
+/// f32.
 fn values(start: u64, len: usize, scale: f32) -> Vec<f32> {
     (start..start + len as u64)
         .map(|index| {

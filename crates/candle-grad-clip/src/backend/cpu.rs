@@ -16,8 +16,8 @@ use crate::gradients::{Entry, GradStats, Place, Request};
 use crate::param_state::{Kept, State, StepRule, arrays_mut};
 use crate::threads;
 
-/// Calls a generic function on the elements of a CPU storage of one of the four dtypes, and returns from the caller for any
-/// other.
+/// Calls a generic function on the elements of a CPU storage of one of the four dtypes, and returns
+/// from the caller for any other.
 macro_rules! with_slice {
     ($storage:expr, $values:ident => $body:expr) => {
         match $storage {
@@ -51,8 +51,8 @@ fn range_of(layout: &Layout) -> CandleResult<Range<usize>> {
     }
 }
 
-/// Calls `body` with the storages of two contiguous tensors, and where their elements are. It writes to the first; they
-/// share no storage.
+/// Calls `body` with the storages of two contiguous tensors, and where their elements are. It
+/// writes to the first; they share no storage.
 fn zip_storages<F>(name: &'static str, target: &Tensor, source: &Tensor, body: F) -> Result<()>
 where
     F: FnOnce((&mut CpuStorage, Range<usize>), (&CpuStorage, Range<usize>)) -> CandleResult<()>,
@@ -189,8 +189,8 @@ pub(crate) fn edit_into(grad: &Tensor, target: &Tensor, edit: GradEdit<'_>) -> R
     })
 }
 
-/// Adds the edited `grad` to `sum`, or with `is_first` writes it there. Both are contiguous, and share no storage; `sum` is
-/// F64 for F64, else F32.
+/// Adds the edited `grad` to `sum`, or with `is_first` writes it there. Both are contiguous, and
+/// share no storage; `sum` is F64 for F64, else F32.
 pub(crate) fn accumulate(sum: &Tensor, grad: &Tensor, edit: Edit, is_first: bool) -> Result<()> {
     zip_storages("accumulate", sum, grad, |(sum, to), (grad, from)| {
         macro_rules! add {
@@ -224,7 +224,8 @@ pub(crate) fn round(target: &Tensor, sum: &Tensor, coef: f64) -> Result<()> {
     })
 }
 
-/// Takes an optimizer's step: writes the Var and its state. `grad` is contiguous and shares no storage with the Var.
+/// Takes an optimizer's step: writes the Var and its state. `grad` is contiguous and shares no
+/// storage with the Var.
 pub(crate) fn step(
     var: &Var,
     grad: &Tensor,

@@ -1,6 +1,7 @@
 //! Steps that a GPU decides: what the library asks of a backend that can, and what it tells.
 //!
-//! The numbers of such a step stay on the GPU until somebody asks for them. Only the backend for CUDA does this.
+//! The numbers of such a step stay on the GPU until somebody asks for them. Only the backend for
+//! CUDA does this.
 #![cfg_attr(not(feature = "cuda"), allow(dead_code))]
 
 use std::sync::Arc;
@@ -53,8 +54,8 @@ pub(crate) trait DeviceSteps: Send + Sync {
     fn device(&self) -> &Device;
     /// Waits for the GPU, and reads what it has counted.
     fn counted(&self) -> Result<Counted>;
-    /// Launches a step. The jobs' Vars are on this device, and at least one has elements. With `keeps_norms` the result has
-    /// the measurements of each gradient.
+    /// Launches a step. The jobs' Vars are on this device, and at least one has elements. With
+    /// `keeps_norms` the result has the measurements of each gradient.
     fn step(
         &mut self,
         jobs: &[UpdateJob<'_>],

@@ -1,8 +1,8 @@
 //! Where gradients are measured and edited: the only place that looks at a tensor's device.
 //!
 //! - [`Backend::Cpu`]: kernels over slices, in place, parallel over tensors and inside large ones.
-//! - [`Backend::Cuda`]: kernels over all tensors of a GPU, in place, a launch each for measuring, folding and
-//!   editing or updating. With the feature `cuda`.
+//! - [`Backend::Cuda`]: kernels over all tensors of a GPU, in place, a launch each for measuring,
+//!   folding and editing or updating. With the feature `cuda`.
 //! - [`Backend::CandleOps`]: candle's tensor operations only. It serves Metal, and any other
 //!   tensor when forced by [`with_backend`], which is how it is tested.
 
@@ -58,9 +58,10 @@ thread_local! {
     static FORCED: Cell<Option<Backend>> = const { Cell::new(None) };
 }
 
-/// Runs `f` with every gradient handled by `backend`, as far as this thread calls us (not a worker of
-/// rayon's pool, which may take up others' work in between): a means to test and to compare. ([`Backend::Cpu`] leaves tensors on other devices to `CandleOps`, [`Backend::Cuda`] those on CPU to `Cpu` and any others
-/// to `CandleOps`.)
+/// Runs `f` with every gradient handled by `backend`, as far as this thread calls us (not a worker
+/// of rayon's pool, which may take up others' work in between): a means to test and to compare.
+/// ([`Backend::Cpu`] leaves tensors on other devices to `CandleOps`, [`Backend::Cuda`] those on CPU
+/// to `Cpu` and any others to `CandleOps`.)
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -112,7 +113,8 @@ impl Backends {
     }
 }
 
-/// The edit of a whole gradient, for our CUDA kernels: gradients that are edited by units are measured elsewhere, and stay there.
+/// The edit of a whole gradient, for our CUDA kernels: gradients that are edited by units are
+/// measured elsewhere, and stay there.
 pub(crate) fn expect_uniform_edit(edit: GradEdit<'_>) -> Result<Edit> {
     match edit {
         GradEdit::All(edit) => Ok(edit),
@@ -122,7 +124,8 @@ pub(crate) fn expect_uniform_edit(edit: GradEdit<'_>) -> Result<Edit> {
     }
 }
 
-/// The edited `grad` of an entry, as a new tensor. If it is [`Place::Elsewhere`] it has been measured, unless the edit is a plain product.
+/// The edited `grad` of an entry, as a new tensor. If it is [`Place::Elsewhere`] it has been
+/// measured, unless the edit is a plain product.
 pub(crate) fn edit_to_new(grad: &Tensor, entry: &Entry<'_>, edit: GradEdit<'_>) -> Result<Tensor> {
     let place = entry.place;
     if place == Place::Elsewhere {

@@ -1,4 +1,5 @@
-//! In place of `cuda` where that is not built: candle then has no CUDA devices, so nothing ever comes here.
+//! In place of `cuda` where that is not built: candle then has no CUDA devices, so nothing ever
+//! comes here.
 
 use candle_core::{Device, Tensor};
 use candle_grad_clip_kernels::Edit;

@@ -1,7 +1,7 @@
 //! AdaGC: each Var's norm is limited to a little above its own running mean.
 //!
-//! Wang, Li, and others (2025), "AdaGC: Improving training stability for large language model pretraining", arXiv
-//! 2502.11034, algorithm 1.
+//! Wang, Li, and others (2025), "AdaGC: Improving training stability for large language model
+//! pretraining", arXiv 2502.11034, algorithm 1.
 
 use std::fmt;
 
@@ -14,7 +14,8 @@ use crate::check::{check_decay, check_limit};
 use crate::error::Result;
 use crate::gradients::Entry;
 
-/// AdaGC, of [`Clip::adagc`](crate::Clip::adagc): each Var's norm is limited to a little above its own running mean `c_i`.
+/// AdaGC, of [`Clip::adagc`](crate::Clip::adagc): each Var's norm is limited to a little above its
+/// own running mean `c_i`.
 ///
 /// ```text
 /// in the first `warmup` steps:  h   = min(1, lambda_abs / total_norm)               c_i <- min(c_i, |h g_i|)
@@ -22,8 +23,9 @@ use crate::gradients::Entry;
 /// g_i <- h_i g_i
 /// ```
 ///
-/// The first gradient of a Var sets `c_i` to its clipped norm. A gradient of zeros, or none, leaves `c_i` alone (a departure:
-/// in the paper a Var with one would stay at zero for ever), and the warm-up does not count a step in which all are so.
+/// The first gradient of a Var sets `c_i` to its clipped norm. A gradient of zeros, or none, leaves
+/// `c_i` alone (a departure: in the paper a Var with one would stay at zero for ever), and the
+/// warm-up does not count a step in which all are so.
 ///
 /// From a `c_i` that is far too low (after norms that were tiny) it rises by the factor `beta + (1 - beta) lambda_rel` a step, 1.001
 /// with the defaults.
@@ -41,7 +43,8 @@ use crate::gradients::Entry;
 pub struct AdaGc {
     /// The limit of the global norm in the warm-up. Default: 1.
     pub lambda_abs: f64,
-    /// How far above its mean a Var's norm may be. Default: 1.05. With 1 or less a mean can never rise.
+    /// How far above its mean a Var's norm may be. Default: 1.05. With 1 or less a mean can never
+    /// rise.
     pub lambda_rel: f64,
     /// How much of a Var's mean stays in a step, 0 to below 1. Default: 0.98.
     pub beta: f64,

@@ -1,7 +1,8 @@
-//! Adaptive gradient clipping by units: the norm of a unit's gradient is limited to a share of its weights' norm.
+//! Adaptive gradient clipping by units: the norm of a unit's gradient is limited to a share of its
+//! weights' norm.
 //!
-//! Brock, De, Smith, Simonyan (2021), "High-performance large-scale image recognition without normalization", arXiv
-//! 2102.06171, eq. 3; `timm.utils.agc` and `optax.adaptive_grad_clip`.
+//! Brock, De, Smith, Simonyan (2021), "High-performance large-scale image recognition without
+//! normalization", arXiv 2102.06171, eq. 3; `timm.utils.agc` and `optax.adaptive_grad_clip`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,21 +22,23 @@ use crate::error::{Error, Result};
 use crate::gradients::UnitPlan;
 use crate::vars::NamedVars;
 
-/// Adaptive gradient clipping, of [`Clip::agc`](crate::Clip::agc): the gradient of each unit `i` of each Var is limited to a share of the
-/// norm of its weights.
+/// Adaptive gradient clipping, of [`Clip::agc`](crate::Clip::agc): the gradient of each unit `i` of
+/// each Var is limited to a share of the norm of its weights.
 ///
 /// ```text
 /// g_i <- g_i * min(1, clipping * max(|w_i|, eps) / |g_i|)
 /// ```
 ///
-/// A unit is what [`AgcUnits`] says; by default what makes one output, a row of a matrix of candle's. The paper leaves the last linear
-/// layer out (`exclude`). The weights are read in each step as well, so it takes about twice the measuring of a norm clip.
+/// A unit is what [`AgcUnits`] says; by default what makes one output, a row of a matrix of
+/// candle's. The paper leaves the last linear layer out (`exclude`). The weights are read in each
+/// step as well, so it takes about twice the measuring of a norm clip.
 /// [`StepReport::clip_coef`](crate::StepReport::clip_coef) is the smallest of the coefficients, and
 /// [`StepRecord::num_clipped`](crate::StepRecord::num_clipped) counts the units that were clipped.
 ///
 /// # References
-/// Brock and others (2021), arXiv 2102.06171: clipping 0.01 for small batches, 0.08 and more for large ones. (timm and optax
-/// also keep `|g_i|` above 1e-6, which matters only where `clipping * eps` is below that.)
+/// Brock and others (2021), arXiv 2102.06171: clipping 0.01 for small batches, 0.08 and more for
+/// large ones. (timm and optax also keep `|g_i|` above 1e-6, which matters only where `clipping *
+/// eps` is below that.)
 ///
 /// ```
 /// use candle_grad_clip::{Agc, Clip};
@@ -47,11 +50,13 @@ use crate::vars::NamedVars;
 pub struct Agc {
     /// The share. Default: 0.01.
     pub clipping: f64,
-    /// The least norm of weights that counts, so that weights of zero can grow; above 0. Default: 1e-3.
+    /// The least norm of weights that counts, so that weights of zero can grow; above 0. Default:
+    /// 1e-3.
     pub eps: f64,
     /// What a unit is. Default: [`AgcUnits::Rows`].
     pub units: AgcUnits,
-    /// Vars that are left alone, by patterns of their whole name (`*`: any characters, `?`: one). Default: none.
+    /// Vars that are left alone, by patterns of their whole name (`*`: any characters, `?`: one).
+    /// Default: none.
     pub exclude: Vec<String>,
 }
 
@@ -66,14 +71,16 @@ pub struct Agc {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum AgcUnits {
-    /// Each index of the first dimension, as in timm: right for candle's and PyTorch's layouts, (out, in) and
-    /// (out, in, height, width).
+    /// Each index of the first dimension, as in timm: right for candle's and PyTorch's layouts,
+    /// (out, in) and (out, in, height, width).
     #[default]
     Rows,
-    /// Each index of the last dimension: right for the layouts of JAX, (in, out) and (height, width, in, out).
+    /// Each index of the last dimension: right for the layouts of JAX, (in, out) and (height,
+    /// width, in, out).
     Columns,
-    /// As optax without an `axis`: by rank, for the layouts of JAX. Rank 2 and 3: all but the first dimension; rank 4: each
-    /// index of the last; a Var with one dimension above 1: one unit. Others are an error.
+    /// As optax without an `axis`: by rank, for the layouts of JAX. Rank 2 and 3: all but the first
+    /// dimension; rank 4: each index of the last; a Var with one dimension above 1: one unit.
+    /// Others are an error.
     Optax,
 }
 

@@ -1,8 +1,8 @@
 //! AutoClip: the limit is a percentile of the norms so far, this step's included:
 //! `max_norm = percentile(norms, p)`, then `clip_coef = min(1, max_norm / (total_norm + eps))`.
 //!
-//! Seetharaman, Wichern, Pardo, Le Roux (2020), "AutoClip: Adaptive gradient clipping for source separation
-//! networks", arXiv 2007.14469: p = 10, all norms, linear interpolation.
+//! Seetharaman, Wichern, Pardo, Le Roux (2020), "AutoClip: Adaptive gradient clipping for source
+//! separation networks", arXiv 2007.14469: p = 10, all norms, linear interpolation.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,18 +14,21 @@ use super::options::{Options, Writer};
 use super::rule::{Method, Rule, Saved};
 use crate::error::{Error, Result};
 
-/// AutoClip, of [`Clip::autoclip`](crate::Clip::autoclip): clips to a percentile of the norms so far, this step's included.
+/// AutoClip, of [`Clip::autoclip`](crate::Clip::autoclip): clips to a percentile of the norms so
+/// far, this step's included.
 ///
 /// ```text
 /// max_norm = percentile(norms, p)                 linear between neighbours, as numpy.percentile
 /// g <- g * min(1, max_norm / (total_norm + eps))
 /// ```
 ///
-/// The history has a bounded length: `window` norms, [`AutoClip::DEFAULT_WINDOW`] where there is none. A step moves at most 8 bytes
-/// for each of them (800 kB with the default), and memory and checkpoints hold each norm (1.6 MB with the default).
+/// The history has a bounded length: `window` norms, [`AutoClip::DEFAULT_WINDOW`] where there is
+/// none. A step moves at most 8 bytes for each of them (800 kB with the default), and memory and
+/// checkpoints hold each norm (1.6 MB with the default).
 ///
-/// A gradient of norm 0 does not enter: there is nothing to clip. Norms that were tiny, before ordinary ones, hold the limit down
-/// until they are few enough in the window: at most for its length.
+/// A gradient of norm 0 does not enter: there is nothing to clip. Norms that were tiny, before
+/// ordinary ones, hold the limit down until they are few enough in the window: at most for its
+/// length.
 ///
 /// # References
 /// Seetharaman and others (2020), arXiv 2007.14469.
@@ -40,7 +43,8 @@ use crate::error::{Error, Result};
 pub struct AutoClip {
     /// The percentile, 0 to 100. Default: 10.
     pub percentile: f64,
-    /// How many of the latest norms count, this step's included; for `None`, the default, [`AutoClip::DEFAULT_WINDOW`].
+    /// How many of the latest norms count, this step's included; for `None`, the default,
+    /// [`AutoClip::DEFAULT_WINDOW`].
     pub window: Option<usize>,
 }
 
@@ -54,12 +58,14 @@ impl Default for AutoClip {
 }
 
 impl AutoClip {
-    /// The norms that count without a [`window`](Self::window), of a training that is longer: the latest 100,000.
+    /// The norms that count without a [`window`](Self::window), of a training that is longer: the
+    /// latest 100,000.
     ///
-    /// The paper takes all. While fewer steps were taken it is the same. From then on, where the norms' distribution does not change,
-    /// the limit is that of another percentile, with a standard error of `100 sqrt(q (1 - q) / window)` points, `q = percentile
-    /// / 100`: 0.1 points for the 10th, 0.16 for the median. Where it does change, the limit follows the latest norms, and that of
-    /// the full history lags.
+    /// The paper takes all. While fewer steps were taken it is the same. From then on, where the
+    /// norms' distribution does not change, the limit is that of another percentile, with a
+    /// standard error of `100 sqrt(q (1 - q) / window)` points, `q = percentile / 100`: 0.1 points
+    /// for the 10th, 0.16 for the median. Where it does change, the limit follows the latest norms,
+    /// and that of the full history lags.
     pub const DEFAULT_WINDOW: usize = 100_000;
 
     /// How many norms are kept.

@@ -1,7 +1,8 @@
 //! Clip by the root mean square of each Var: `g_i * min(1, max_rms / (rms_i + eps))`, with
 //! `rms_i = (sum |g|^p / n_i)^(1/p)` over its `n_i` elements.
 //!
-//! `optax.clip_by_block_rms` (optax 0.2.8), which has no eps; Adafactor (Shazeer, Stern, 2018) clips its updates so.
+//! `optax.clip_by_block_rms` (optax 0.2.8), which has no eps; Adafactor (Shazeer, Stern, 2018)
+//! clips its updates so.
 
 use std::fmt;
 

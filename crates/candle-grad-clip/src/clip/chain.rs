@@ -1,7 +1,9 @@
-//! Rules one after the other: each decides on what the ones before it leave, and all of it is one edit.
+//! Rules one after the other: each decides on what the ones before it leave, and all of it is one
+//! edit.
 //!
-//! The gradients are still read once. What a rule leaves is known from what was measured: one coefficient scales every norm,
-//! one a Var that Var's, one a unit that unit's; and a clamp's result is measured beside its input.
+//! The gradients are still read once. What a rule leaves is known from what was measured: one
+//! coefficient scales every norm, one a Var that Var's, one a unit that unit's; and a clamp's
+//! result is measured beside its input.
 
 use std::borrow::Cow;
 

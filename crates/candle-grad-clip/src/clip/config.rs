@@ -38,8 +38,9 @@ use crate::vars::NamedVars;
 /// | [`Clip::skip_above_norm`], [`Clip::skip_above_zscore`] | no step where the norm is too large |
 /// | [`Clip::chain`] | several of these, one after the other |
 ///
-/// What a method remembers of the training is kept by the [`ClippedOptimizer`](crate::ClippedOptimizer), which saves it in its
-/// checkpoints; a norm that is 0 or not finite, or of a step that was skipped or failed, never enters it. A limit that a method
+/// What a method remembers of the training is kept by the
+/// [`ClippedOptimizer`](crate::ClippedOptimizer), which saves it in its checkpoints; a norm that is
+/// 0 or not finite, or of a step that was skipped or failed, never enters it. A limit that a method
 /// chooses is never 0.
 ///
 /// As text ([`Clip::from_str`](#impl-FromStr-for-Clip), and with the feature `serde` as a string):
@@ -151,7 +152,8 @@ impl Clip {
         }
     }
 
-    /// This clip as a GPU can decide it by itself, if it can: without a history, and without an error to return at once.
+    /// This clip as a GPU can decide it by itself, if it can: without a history, and without an
+    /// error to return at once.
     pub(super) fn plan(&self) -> Option<Plan> {
         let [part] = &self.parts[..] else {
             return None;
@@ -204,8 +206,8 @@ impl Clip {
         }
     }
 
-    /// Sets the limit that a schedule moves: the `max_norm`, or where there is none the one other limit. Returns the place of its
-    /// method.
+    /// Sets the limit that a schedule moves: the `max_norm`, or where there is none the one other
+    /// limit. Returns the place of its method.
     ///
     /// # Errors
     /// A limit that is not above 0; no limit to set, or more than one. Nothing is changed then.
@@ -249,7 +251,8 @@ impl Part {
     }
 }
 
-/// Sets what holds for all clips of a list; a setting at its default gives way. False if another clip has set it otherwise.
+/// Sets what holds for all clips of a list; a setting at its default gives way. False if another
+/// clip has set it otherwise.
 fn merge<T: PartialEq + Copy>(whole: &mut T, clip: T, default: T) -> bool {
     if clip == default {
         return true;

@@ -12,8 +12,9 @@ use crate::check::check_limit;
 use crate::error::{Error, Result};
 use crate::skip_reason::SkipReason;
 
-/// A clipping rule of your own, for [`ClippedOptimizer::with_rule`](crate::ClippedOptimizer::with_rule): from norms to
-/// what is to be done. Measuring, applying, skipping and reporting stay the wrapper's.
+/// A clipping rule of your own, for
+/// [`ClippedOptimizer::with_rule`](crate::ClippedOptimizer::with_rule): from norms to what is to be
+/// done. Measuring, applying, skipping and reporting stay the wrapper's.
 ///
 /// Here one that limits the norm to twice its own running mean:
 ///
@@ -65,15 +66,18 @@ use crate::skip_reason::SkipReason;
 /// # }
 /// ```
 pub trait ClipRule: Send + Sync {
-    /// What is to be done with gradients that measured so. Not called where [`NonFinite`] has already refused the step.
+    /// What is to be done with gradients that measured so. Not called where [`NonFinite`] has
+    /// already refused the step.
     fn decide(&self, measured: &GradNorms) -> ClipDecision;
 
-    /// The step was taken as decided. Not called for a step that was skipped or failed, nor for a norm that is not finite.
+    /// The step was taken as decided. Not called for a step that was skipped or failed, nor for a
+    /// norm that is not finite.
     fn observe(&mut self, measured: &GradNorms, decision: &ClipDecision) {
         let _ = (measured, decision);
     }
 
-    /// Whether [`GradNorms::loss`] is asked for, which is a read of the device in each `backward_step`.
+    /// Whether [`GradNorms::loss`] is asked for, which is a read of the device in each
+    /// `backward_step`.
     fn reads_loss(&self) -> bool {
         false
     }
@@ -145,7 +149,8 @@ impl GradNorms {
         self.total_norm
     }
 
-    /// Norm of each Var's gradient, in the order of [`names`](Self::names); 0 for those without one.
+    /// Norm of each Var's gradient, in the order of [`names`](Self::names); 0 for those without
+    /// one.
     #[must_use]
     pub fn param_norms(&self) -> &[f64] {
         &self.param_norms
@@ -165,8 +170,8 @@ impl GradNorms {
     }
 }
 
-/// What a [`ClipRule`] wants done. Coefficients and bounds are checked: one that is negative, NaN or infinite is an error
-/// of the step, which changes nothing.
+/// What a [`ClipRule`] wants done. Coefficients and bounds are checked: one that is negative, NaN
+/// or infinite is an error of the step, which changes nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClipDecision {
     /// The step is taken with the gradients as they are.
@@ -175,7 +180,8 @@ pub enum ClipDecision {
     Scale(f64),
     /// Each Var's gradient is multiplied by its own: one for each of [`GradNorms::names`].
     ScaleEach(Vec<f64>),
-    /// Every element goes into `[-bound, bound]`. The gradients are then read a second time, for the report.
+    /// Every element goes into `[-bound, bound]`. The gradients are then read a second time, for
+    /// the report.
     Clamp(f64),
     /// The step is not taken.
     Skip,

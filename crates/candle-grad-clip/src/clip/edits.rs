@@ -7,7 +7,8 @@ use candle_grad_clip_kernels::{Edit, GradEdit, UnitEdit};
 use super::coef::smaller;
 use crate::gradients::UnitPlan;
 
-/// One edit for all Vars, one for each group of them, one for each of them, or one for each of their units.
+/// One edit for all Vars, one for each group of them, one for each of them, or one for each of
+/// their units.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Edits {
     All(Edit),

@@ -1,6 +1,8 @@
-//! A limit for each group of Vars, beside the one for all: `min(clip_coef, max_norm / (group norm + eps))`.
+//! A limit for each group of Vars, beside the one for all: `min(clip_coef, max_norm / (group norm +
+//! eps))`.
 //!
-//! Both norms are those before clipping, so the order of the groups does not matter, and both limits hold.
+//! Both norms are those before clipping, so the order of the groups does not matter, and both
+//! limits hold.
 
 use std::sync::Arc;
 

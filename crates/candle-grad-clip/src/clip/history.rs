@@ -1,18 +1,21 @@
-//! What holds for every rule with a history (`auto`, `quantile`, `zclip`, `adagc`, `skip`), so that none of them freezes a
-//! model in silence:
+//! What holds for every rule with a history (`auto`, `quantile`, `zclip`, `adagc`, `skip`), so that
+//! none of them freezes a model in silence:
 //!
-//! 1. A gradient of norm 0 enters no history, and no warm-up counts it ([`counts`]). There is nothing to clip in it: it comes
-//!    from a frozen phase, a masked batch or a loss that is exactly 0, and says nothing about the norms of other steps.
-//! 2. A limit that a history chose is never 0, nor is the coefficient of a finite norm above 0 ([`limit`]).
-//! 3. A spread of 0 condemns no step ([`spread`], [`loss_spread`]): after a plateau of equal norms the next one is not an
-//!    outlier because its last digit is another.
+//! 1. A gradient of norm 0 enters no history, and no warm-up counts it ([`counts`]). There is
+//!    nothing to clip in it: it comes from a frozen phase, a masked batch or a loss that is exactly
+//!    0, and says nothing about the norms of other steps.
+//! 2. A limit that a history chose is never 0, nor is the coefficient of a finite norm above 0
+//!    ([`limit`]).
+//! 3. A spread of 0 condemns no step ([`spread`], [`loss_spread`]): after a plateau of equal norms
+//!    the next one is not an outlier because its last digit is another.
 //! 4. A history has a bounded length.
 
-/// The least share of the mean that a deviation counts as. Norms and losses of minibatches spread more widely than that; equal
-/// ones that were computed in another order spread less.
+/// The least share of the mean that a deviation counts as. Norms and losses of minibatches spread
+/// more widely than that; equal ones that were computed in another order spread less.
 pub(super) const LEAST_SPREAD: f64 = 1e-3;
 
-/// The least deviation of losses: what rounding leaves of a loss near 1 in f32. It matters where their mean is 0 or close to it.
+/// The least deviation of losses: what rounding leaves of a loss near 1 in f32. It matters where
+/// their mean is 0 or close to it.
 const LEAST_LOSS_SPREAD: f64 = 1e-6;
 
 /// Whether a norm may enter a history.
@@ -20,7 +23,8 @@ pub(super) fn counts(norm: f64) -> bool {
     norm > 0.0 && norm.is_finite()
 }
 
-/// The limit that a history chose, for a gradient of this norm. It is raised only where it, or the coefficient, would be 0.
+/// The limit that a history chose, for a gradient of this norm. It is raised only where it, or the
+/// coefficient, would be 0.
 pub(super) fn limit(chosen: f64, norm: f64) -> f64 {
     let least_coef = f64::from_bits(1);
     let least = if counts(norm) { norm * least_coef } else { 0.0 };

@@ -1,6 +1,7 @@
 //! decide: from measurements to what is to be done. One method a file, pure arithmetic.
 //!
-//! A [`Clip`] is plain data. A [`Policy`] has its rules at work, with what they remember of the training.
+//! A [`Clip`] is plain data. A [`Policy`] has its rules at work, with what they remember of the
+//! training.
 
 mod adagc;
 mod agc;
@@ -59,9 +60,10 @@ use crate::error::Result;
 impl Clip {
     /// Measures and reports, and changes no gradient.
     ///
-    /// The policy for gradients that are not finite holds here as well: a step with a NaN is skipped
-    /// unless [`Clip::non_finite`] says otherwise. That policy looks at the gradients, not at the update: finite gradients near
-    /// the dtype's largest number can make weights NaN or infinite, and nothing limits them here.
+    /// The policy for gradients that are not finite holds here as well: a step with a NaN is
+    /// skipped unless [`Clip::non_finite`] says otherwise. That policy looks at the gradients, not
+    /// at the update: finite gradients near the dtype's largest number can make weights NaN or
+    /// infinite, and nothing limits them here.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -104,13 +106,16 @@ impl Clip {
         Self::new(Value { clip_value })
     }
 
-    /// Clips the norm of each Var's gradient to `max_norm`, each by itself: above zero, or infinite to measure only.
+    /// Clips the norm of each Var's gradient to `max_norm`, each by itself: above zero, or infinite
+    /// to measure only.
     ///
-    /// `g_i * min(1, max_norm / (param_norm_i + eps))`. The update's direction turns where some Vars are clipped and
-    /// others are not. [`StepReport::clip_coef`](crate::StepReport::clip_coef) is the smallest of the coefficients.
+    /// `g_i * min(1, max_norm / (param_norm_i + eps))`. The update's direction turns where some
+    /// Vars are clipped and others are not. [`StepReport::clip_coef`](crate::StepReport::clip_coef)
+    /// is the smallest of the coefficients.
     ///
     /// # References
-    /// Keras' `clipnorm`, burn's `GradientClippingConfig::Norm`; PyTorch's `clip_grad_norm_` called for each parameter.
+    /// Keras' `clipnorm`, burn's `GradientClippingConfig::Norm`; PyTorch's `clip_grad_norm_` called
+    /// for each parameter.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -124,20 +129,22 @@ impl Clip {
         Self::new(ParamNorm { max_norm })
     }
 
-    /// Clips the root mean square of each Var's gradient to `max_rms`, each by itself: above zero, or infinite to
-    /// measure only.
+    /// Clips the root mean square of each Var's gradient to `max_rms`, each by itself: above zero,
+    /// or infinite to measure only.
     ///
-    /// `g_i * min(1, max_rms / (rms_i + eps))` with `rms_i = sqrt(mean(g_i^2))`, and an `eps` of 0 unless
-    /// [`Clip::eps`] says otherwise. With another [`Clip::norm_type`] it is that power's mean.
+    /// `g_i * min(1, max_rms / (rms_i + eps))` with `rms_i = sqrt(mean(g_i^2))`, and an `eps` of 0
+    /// unless [`Clip::eps`] says otherwise. With another [`Clip::norm_type`] it is that power's
+    /// mean.
     ///
     /// # References
     /// `optax.clip_by_block_rms` (optax 0.2.8).
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::block_rms(1.0))?;
-    /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
-    /// assert!((report.record()?.clipped_norm - 2f64.sqrt()).abs() < 1e-12); // two elements of rms 1
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::block_rms(1.0))?; let report =
+    /// opt.backward_step_report(&loss)?; // the gradient is (3, 4)
+    /// assert!((report.record()?.clipped_norm - 2f64.sqrt()).abs() < 1e-12); // two elements of rms
+    /// 1
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     #[must_use]
@@ -145,7 +152,8 @@ impl Clip {
         Self::new(BlockRms { max_rms })
     }
 
-    /// AutoClip: clips the global norm to a percentile (0 to 100) of the norms so far; the paper's is 10.
+    /// AutoClip: clips the global norm to a percentile (0 to 100) of the norms so far; the paper's
+    /// is 10.
     ///
     /// See [`AutoClip`] for the equation, and for a history of bounded length.
     ///
@@ -169,7 +177,8 @@ impl Clip {
         .into()
     }
 
-    /// Clips the global norm to a limit that a share of the norms stays below, followed by one number.
+    /// Clips the global norm to a limit that a share of the norms stays below, followed by one
+    /// number.
     ///
     /// See [`QuantileClip`] for the equation and its rate.
     ///
@@ -193,7 +202,8 @@ impl Clip {
         .into()
     }
 
-    /// ZClip with the defaults of its authors: clips norms far above the mean of those before, and all to 1.
+    /// ZClip with the defaults of its authors: clips norms far above the mean of those before, and
+    /// all to 1.
     ///
     /// See [`ZClip`] for the equations and options.
     ///
@@ -231,7 +241,8 @@ impl Clip {
         AdaGc::default().into()
     }
 
-    /// AGC with the defaults of its paper: clips each unit (a row) of each Var to 0.01 of the norm of its weights.
+    /// AGC with the defaults of its paper: clips each unit (a row) of each Var to 0.01 of the norm
+    /// of its weights.
     ///
     /// See [`Agc`] for the equation, for other units, and for Vars to leave out.
     ///
@@ -273,7 +284,8 @@ impl Clip {
         .into()
     }
 
-    /// Takes no step whose norm is more than `z` standard deviations above the mean of the 128 before.
+    /// Takes no step whose norm is more than `z` standard deviations above the mean of the 128
+    /// before.
     ///
     /// See [`SkipSteps`] for the equation and other windows.
     ///
@@ -300,7 +312,8 @@ impl Clip {
         .into()
     }
 
-    /// The norm that [`Clip::norm`] limits and that reports show. Default: L2. (`NormType::P(2.0)` is taken as L2.)
+    /// The norm that [`Clip::norm`] limits and that reports show. Default: L2. (`NormType::P(2.0)`
+    /// is taken as L2.)
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -315,8 +328,9 @@ impl Clip {
         self
     }
 
-    /// What [`Clip::norm`] adds to the norm before it divides by it. Default: 1e-6, as in PyTorch. (For [`Clip::agc`] the least norm of
-    /// weights, [`Agc::eps`].) Of several clips it is set for all; each can have its own before they go into [`Clip::chain`].
+    /// What [`Clip::norm`] adds to the norm before it divides by it. Default: 1e-6, as in PyTorch.
+    /// (For [`Clip::agc`] the least norm of weights, [`Agc::eps`].) Of several clips it is set for
+    /// all; each can have its own before they go into [`Clip::chain`].
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -367,12 +381,13 @@ impl Clip {
 
     /// Several clips, one after the other: each sees the gradients as those before it leave them.
     ///
-    /// [`Clip::norm_type`], [`Clip::non_finite`] and [`Clip::max_skips`] hold for the whole list: they may be set in any of
-    /// the clips, or afterwards. A rule that skips a step ends the list. The report's norms are those before the first and after the
-    /// last, its `clip_coef` the product of all. [`Clip::none`] is left out.
+    /// [`Clip::norm_type`], [`Clip::non_finite`] and [`Clip::max_skips`] hold for the whole list:
+    /// they may be set in any of the clips, or afterwards. A rule that skips a step ends the list.
+    /// The report's norms are those before the first and after the last, its `clip_coef` the
+    /// product of all. [`Clip::none`] is left out.
     ///
-    /// What is measured stays one read of the gradients, so these are errors: a method that comes twice; [`Clip::value`]
-    /// after a clip that scales, or together with [`Clip::agc`].
+    /// What is measured stays one read of the gradients, so these are errors: a method that comes
+    /// twice; [`Clip::value`] after a clip that scales, or together with [`Clip::agc`].
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]

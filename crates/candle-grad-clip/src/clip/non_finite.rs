@@ -44,8 +44,9 @@ pub enum NonFinite {
     /// More than [`Clip::max_skips`](crate::Clip::max_skips) in a row are an error. In a free
     /// function, which has no step to skip, the gradients are left alone.
     ///
-    /// Gradients are looked at, the update is not: finite gradients near the dtype's largest number can make weights NaN or
-    /// infinite (3e38 times a learning rate of 10 in f32) where nothing limits them: [`Clip::none`](crate::Clip::none), an infinite limit, the first step of
+    /// Gradients are looked at, the update is not: finite gradients near the dtype's largest number
+    /// can make weights NaN or infinite (3e38 times a learning rate of 10 in f32) where nothing
+    /// limits them: [`Clip::none`](crate::Clip::none), an infinite limit, the first step of
     /// [`Clip::quantile`](crate::Clip::quantile). A limit of ordinary size keeps the update so.
     ///
     /// ```

@@ -1,6 +1,7 @@
 //! Clip by the norm of each Var: `g_i * min(1, max_norm / (param_norm_i + eps))`.
 //!
-//! Keras' `clipnorm` (3.10), burn's `GradientClipping::Norm`; `optax.clip_by_block_rms` without the mean.
+//! Keras' `clipnorm` (3.10), burn's `GradientClipping::Norm`; `optax.clip_by_block_rms` without the
+//! mean.
 
 use std::fmt;
 

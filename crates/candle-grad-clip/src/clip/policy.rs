@@ -169,8 +169,8 @@ impl Policy {
         is_plain.then(|| self.clip.plan()).flatten()
     }
 
-    /// Asked before [`decide`](Self::decide): a bound that the gradients are to be measured with as well. `step` is the step's
-    /// number.
+    /// Asked before [`decide`](Self::decide): a bound that the gradients are to be measured with as
+    /// well. `step` is the step's number.
     pub(crate) fn ask(
         &mut self,
         measured: &Measurements<'_>,
@@ -204,8 +204,8 @@ impl Policy {
         Ok(None)
     }
 
-    /// What is to be done with gradients that measured so. What this step adds to the histories waits for
-    /// [`observe`](Self::observe).
+    /// What is to be done with gradients that measured so. What this step adds to the histories
+    /// waits for [`observe`](Self::observe).
     pub(crate) fn decide(&mut self, measured: &Measurements<'_>) -> Decision {
         let bad = measured.total.stats.non_finite() > 0;
         let zero_non_finite = match self.clip.non_finite {
@@ -249,8 +249,8 @@ impl Policy {
         rules.flat_map(|rule| rule.save().numbers).collect()
     }
 
-    /// What a checkpoint has of a policy, checked for this one; `custom` is of a user's rule, which takes it at once: let nothing
-    /// else fail after this.
+    /// What a checkpoint has of a policy, checked for this one; `custom` is of a user's rule, which
+    /// takes it at once: let nothing else fail after this.
     pub(crate) fn resumed(
         &mut self,
         (clip, record, custom): (&Clip, &RuleRecord, &[f64]),

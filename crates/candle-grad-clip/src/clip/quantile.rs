@@ -1,8 +1,8 @@
-//! A quantile of the norms in one number: after each step `max_norm <- max_norm * exp(-rate * (b - target))`, with b = 1
-//! for a norm within the limit and 0 for one above.
+//! A quantile of the norms in one number: after each step `max_norm <- max_norm * exp(-rate * (b -
+//! target))`, with b = 1 for a norm within the limit and 0 for one above.
 //!
-//! Andrew, Thakkar, McMahan, Ramaswamy (2021), "Differentially private learning with adaptive clipping", arXiv
-//! 1905.03871 (eq. 2): there of the share of examples, without noise here.
+//! Andrew, Thakkar, McMahan, Ramaswamy (2021), "Differentially private learning with adaptive
+//! clipping", arXiv 1905.03871 (eq. 2): there of the share of examples, without noise here.
 
 use std::fmt;
 
@@ -14,18 +14,19 @@ use super::rule::{Method, Rule, Saved};
 use crate::check::check_limit;
 use crate::error::{Error, Result};
 
-/// A limit that a given share of the norms stays below, of [`Clip::quantile`](crate::Clip::quantile).
+/// A limit that a given share of the norms stays below, of
+/// [`Clip::quantile`](crate::Clip::quantile).
 ///
 /// ```text
 /// g <- g * min(1, max_norm / (total_norm + eps))
 /// max_norm <- max_norm * exp(-rate * (b - target))    b = 1 if total_norm <= max_norm, else 0
 /// ```
 ///
-/// It starts as the first norm that is not 0, and a gradient of norm 0 leaves it alone. One number is kept, however long the
-/// training; AutoClip keeps a window of norms.
-/// Where the norms' distribution does not change, the limit goes to their `target` quantile, and around it in steps of
-/// `rate`. From a limit that is far too low (after norms that were tiny) it rises by `exp(rate * target)` a step: `ln(norm / max_norm) /
-/// (rate * target)` steps.
+/// It starts as the first norm that is not 0, and a gradient of norm 0 leaves it alone. One number
+/// is kept, however long the training; AutoClip keeps a window of norms. Where the norms'
+/// distribution does not change, the limit goes to their `target` quantile, and around it in steps
+/// of `rate`. From a limit that is far too low (after norms that were tiny) it rises by `exp(rate *
+/// target)` a step: `ln(norm / max_norm) / (rate * target)` steps.
 ///
 /// # References
 /// Andrew and others (2021), arXiv 1905.03871; Opacus' `AdaClipDPOptimizer`.

@@ -1,4 +1,5 @@
-//! How checkpoints write a [`Clip`], as its text, and the history of its rules: numbers, by the name of the method.
+//! How checkpoints write a [`Clip`], as its text, and the history of its rules: numbers, by the
+//! name of the method.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +9,8 @@ use super::config::Clip;
 use super::methods::AnyMethod;
 use super::rule::{Rule, Saved};
 
-/// For `#[serde(with)]`. Apart from the feature `serde`, so that the format does not hang on how other data is written.
+/// For `#[serde(with)]`. Apart from the feature `serde`, so that the format does not hang on how
+/// other data is written.
 pub(crate) mod clip {
     use serde::{Deserialize, Deserializer, Serializer};
 

@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::gradients::{Measurements, UnitPlan};
 use crate::vars::NamedVars;
 
-/// The config of a method: plain data. Each method is a file of this folder and a row of the table in `methods.rs`.
+/// The config of a method: plain data. Each method is a file of this folder and a row of the table
+/// in `methods.rs`.
 pub(super) trait Method {
     /// From the options of a text, which are checked later.
     fn parse(options: &mut Options<'_>) -> Result<Self>
@@ -42,7 +43,8 @@ pub(super) trait Method {
         None
     }
 
-    /// The limit of the global norm, if there is nothing else to decide by: then a GPU can. Infinite for none.
+    /// The limit of the global norm, if there is nothing else to decide by: then a GPU can.
+    /// Infinite for none.
     fn device_max_norm(&self) -> Option<f64> {
         None
     }
@@ -53,7 +55,8 @@ pub(super) trait Method {
     }
 }
 
-/// What a method may change: on that hangs what it can follow, and whether it can stand beside groups with settings of their own.
+/// What a method may change: on that hangs what it can follow, and whether it can stand beside
+/// groups with settings of their own.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scope {
     Nothing,
@@ -81,14 +84,17 @@ pub(super) enum LimitKind {
     Other,
 }
 
-/// A rule at work, with what it remembers of the steps that were taken: a built-in method, or a [`ClipRule`](crate::ClipRule).
+/// A rule at work, with what it remembers of the steps that were taken: a built-in method, or a
+/// [`ClipRule`](crate::ClipRule).
 pub(super) trait Rule: Send + Sync {
-    /// Asked before [`decide`](Self::decide): a bound that the gradients are to be measured with as well.
+    /// Asked before [`decide`](Self::decide): a bound that the gradients are to be measured with as
+    /// well.
     fn ask(&mut self, _asked: &Asked<'_>) -> Result<Option<f64>> {
         Ok(None)
     }
 
-    /// What is to be done. What the step adds to the history is kept apart, until [`observe`](Self::observe).
+    /// What is to be done. What the step adds to the history is kept apart, until
+    /// [`observe`](Self::observe).
     fn decide(&mut self, given: &Given<'_>) -> Decision;
 
     /// The step was taken as last decided. Not called for a step that was skipped or failed.
@@ -107,7 +113,8 @@ pub(super) trait Rule: Send + Sync {
         Saved::default()
     }
 
-    /// Goes on from what [`save`](Self::save) returned, of the same method with perhaps other settings.
+    /// Goes on from what [`save`](Self::save) returned, of the same method with perhaps other
+    /// settings.
     ///
     /// # Errors
     /// What is wrong with the numbers. The rule must then be as it was.

@@ -12,8 +12,8 @@ use crate::gradients::{Entry, GradStats, Measurements, norm_of};
 pub(crate) struct SetAside(Vec<(usize, GradStats)>);
 
 impl Limits {
-    /// Takes the Vars of groups without clipping out of `measured`, all but what is not finite in them. Under `Propagate` that
-    /// goes too, as it would make the others' coefficient NaN.
+    /// Takes the Vars of groups without clipping out of `measured`, all but what is not finite in
+    /// them. Under `Propagate` that goes too, as it would make the others' coefficient NaN.
     pub(crate) fn set_aside(
         &self,
         measured: &mut Measurements<'_>,
@@ -38,7 +38,8 @@ impl Limits {
         Some(SetAside(aside))
     }
 
-    /// Undoes [`Limits::set_aside`] for the reports, and takes the Vars out of what was decided, but for the loss's `scale`.
+    /// Undoes [`Limits::set_aside`] for the reports, and takes the Vars out of what was decided,
+    /// but for the loss's `scale`.
     pub(crate) fn put_back(
         &self,
         set_aside: Option<SetAside>,
@@ -69,7 +70,8 @@ impl Limits {
         }
     }
 
-    /// The same edits, with none for those Vars but for zeros where they are not finite, and the division by `scale`.
+    /// The same edits, with none for those Vars but for zeros where they are not finite, and the
+    /// division by `scale`.
     fn without_aside(&self, edits: Edits, scale: f64) -> Edits {
         let leave = |zero_non_finite| {
             let edit = Edit::Scale {

@@ -1,7 +1,8 @@
-//! Rules that skip a step whose norm or loss is too large: above a fixed limit, or too many standard deviations above the mean
-//! of those before.
+//! Rules that skip a step whose norm or loss is too large: above a fixed limit, or too many
+//! standard deviations above the mean of those before.
 //!
-//! Megatron-LM's check of the norm before a step (fixed limit); OLMo-core's `SkipStepOptimizer` (z-score, window 128).
+//! Megatron-LM's check of the norm before a step (fixed limit); OLMo-core's `SkipStepOptimizer`
+//! (z-score, window 128).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,10 +16,12 @@ use crate::check::check_limit;
 use crate::error::{Error, Result};
 use crate::skip_reason::SkipReason;
 
-/// Steps that are skipped since their norm or loss is too large, of [`Clip::skip_above_norm`](crate::Clip::skip_above_norm) and [`Clip::skip_above_zscore`](crate::Clip::skip_above_zscore).
+/// Steps that are skipped since their norm or loss is too large, of
+/// [`Clip::skip_above_norm`](crate::Clip::skip_above_norm) and
+/// [`Clip::skip_above_zscore`](crate::Clip::skip_above_zscore).
 ///
-/// With the mean `m` and the unbiased standard deviation `s` of the last `window` norms, this step's not included, and the same of the
-/// losses:
+/// With the mean `m` and the unbiased standard deviation `s` of the last `window` norms, this
+/// step's not included, and the same of the losses:
 ///
 /// ```text
 /// skip if total_norm > norm, or if total_norm - m > z * s           (once there are max(2, window / 2) norms)
@@ -26,19 +29,24 @@ use crate::skip_reason::SkipReason;
 /// else g <- g * min(1, max_norm / (total_norm + eps))
 /// ```
 ///
-/// A deviation counts as at least 0.001 of the mean's size (and 1e-6 for losses): after a plateau of equal norms a step with one that is
-/// slightly larger is taken. A step whose norm is 0 is taken and enters neither window, as there is nothing to clip.
+/// A deviation counts as at least 0.001 of the mean's size (and 1e-6 for losses): after a plateau
+/// of equal norms a step with one that is slightly larger is taken. A step whose norm is 0 is taken
+/// and enters neither window, as there is nothing to clip.
 ///
-/// A skipped step changes nothing, neither weights nor optimizer state nor the windows. (In OLMo-core the norms of skipped steps
-/// enter the window; here [`Clip::max_skips`](crate::Clip::max_skips) ends a training whose norms have risen for good.) Skipped steps are
-/// in the report, with [`SkipReason::LargeNorm`](crate::SkipReason::LargeNorm) or
+/// A skipped step changes nothing, neither weights nor optimizer state nor the windows. (In
+/// OLMo-core the norms of skipped steps enter the window; here
+/// [`Clip::max_skips`](crate::Clip::max_skips) ends a training whose norms have risen for good.)
+/// Skipped steps are in the report, with [`SkipReason::LargeNorm`](crate::SkipReason::LargeNorm) or
 /// [`SkipReason::LargeLoss`](crate::SkipReason::LargeLoss), and warned of.
 ///
 /// # The loss
-/// With a `loss_z`, `backward_step` and [`backward_step_report`](crate::ClippedOptimizer::backward_step_report) read the loss, which must be
-/// one number: on a GPU that waits for it. [`step`](candle_nn::Optimizer::step) and [`step_report`](crate::ClippedOptimizer::step_report)
-/// know of no loss: the norm decides alone then, and nothing enters the losses. Give it to
-/// [`step_report_with_loss`](crate::ClippedOptimizer::step_report_with_loss). A loss that is not finite enters nothing.
+/// With a `loss_z`, `backward_step` and
+/// [`backward_step_report`](crate::ClippedOptimizer::backward_step_report) read the loss, which
+/// must be one number: on a GPU that waits for it. [`step`](candle_nn::Optimizer::step) and
+/// [`step_report`](crate::ClippedOptimizer::step_report) know of no loss: the norm decides alone
+/// then, and nothing enters the losses. Give it to
+/// [`step_report_with_loss`](crate::ClippedOptimizer::step_report_with_loss). A loss that is not
+/// finite enters nothing.
 ///
 /// # References
 /// OLMo-core's `SkipStepOptimizer`: window 128, z 6 on norm or loss. Megatron-LM: a fixed limit.

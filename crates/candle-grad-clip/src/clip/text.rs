@@ -1,4 +1,5 @@
-//! A [`Clip`] as text, as command lines write it: `name:option=value,option=value`, the main option without its name.
+//! A [`Clip`] as text, as command lines write it: `name:option=value,option=value`, the main option
+//! without its name.
 
 use std::fmt::{self, Display};
 use std::str::FromStr;
@@ -33,9 +34,9 @@ const POLICIES: &[(&str, NonFinite)] = &[
 /// | `agc` | `clipping` (0.01), `eps` (0.001), `units` (`rows`, `columns`, `optax`), `exclude` (patterns with `\|` between them) |
 /// | `skip` | `norm`, `z` (6 if none of the three is given), `loss_z`, `window` (128), `max_norm` (inf) |
 ///
-/// The first option of a name may come without its own name: `norm:1` is `norm:max_norm=1`. All take `norm_type` (1, 2,
-/// inf, any p), `eps`, `non_finite` (`error`, `skip_step`, `zero`, `propagate`) and `max_skips` as well. The clip is checked: `norm:0`
-/// is an error here.
+/// The first option of a name may come without its own name: `norm:1` is `norm:max_norm=1`. All
+/// take `norm_type` (1, 2, inf, any p), `eps`, `non_finite` (`error`, `skip_step`, `zero`,
+/// `propagate`) and `max_skips` as well. The clip is checked: `norm:0` is an error here.
 ///
 /// `+` puts clips one after the other, as [`Clip::chain`] does: `value:0.1+norm:1`.
 ///
@@ -97,7 +98,8 @@ fn one(text: &str) -> Result<Clip> {
     Ok(clip)
 }
 
-/// Text that [`Clip`]'s `FromStr` reads back as the same clip: `none`, `norm:1`, `zclip:z=3,max_norm=inf`, `value:0.1+norm:1`.
+/// Text that [`Clip`]'s `FromStr` reads back as the same clip: `none`, `norm:1`,
+/// `zclip:z=3,max_norm=inf`, `value:0.1+norm:1`.
 impl Display for Clip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = Writer { f, written: 0 };

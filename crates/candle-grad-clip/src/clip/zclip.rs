@@ -1,7 +1,8 @@
 //! ZClip: clips norms that are far above the mean of those before, measured in standard deviations.
 //!
-//! Kumar, Owen, Chowdhury, Güra (2025), "ZClip: Adaptive spike mitigation for LLM pre-training", arXiv 2504.02507,
-//! and the authors' PyTorch code, which this follows where the paper leaves a choice.
+//! Kumar, Owen, Chowdhury, Güra (2025), "ZClip: Adaptive spike mitigation for LLM pre-training",
+//! arXiv 2504.02507, and the authors' PyTorch code, which this follows where the paper leaves a
+//! choice.
 
 use std::fmt;
 
@@ -15,7 +16,8 @@ use crate::check::{check_decay, check_limit, check_not_negative};
 use crate::error::{Error, Result};
 use crate::skip_reason::SkipReason;
 
-/// ZClip, of [`Clip::zclip`](crate::Clip::zclip): clips norms that are far above the mean of those before.
+/// ZClip, of [`Clip::zclip`](crate::Clip::zclip): clips norms that are far above the mean of those
+/// before.
 ///
 /// With the running mean `m` and variance `v` of the norms:
 ///
@@ -29,14 +31,17 @@ use crate::skip_reason::SkipReason;
 /// v <- alpha v + (1 - alpha) (x - m)^2         with the new m
 /// ```
 ///
-/// The first `warmup` norms make the first mean and variance (of the population); meanwhile only `max_norm` holds.
-/// (The last `eps` is [`Clip::eps`](crate::Clip::eps).) A gradient of norm 0 enters nothing, and the warm-up does not count it. `sqrt(v)` counts as at
-/// least `0.001 m` in `z` and the limits, so that a plateau of equal norms makes no spike of the next. A row of `max(warmup, 100)` norms, each above a million times its limit, is a new level and no spike: they make
-/// the mean and variance anew, with a warning. (These three are departures: the authors' code clips to 0 for ever after zeros.)
+/// The first `warmup` norms make the first mean and variance (of the population); meanwhile only
+/// `max_norm` holds. (The last `eps` is [`Clip::eps`](crate::Clip::eps).) A gradient of norm 0
+/// enters nothing, and the warm-up does not count it. `sqrt(v)` counts as at least `0.001 m` in `z`
+/// and the limits, so that a plateau of equal norms makes no spike of the next. A row of
+/// `max(warmup, 100)` norms, each above a million times its limit, is a new level and no spike:
+/// they make the mean and variance anew, with a warning. (These three are departures: the authors'
+/// code clips to 0 for ever after zeros.)
 ///
 /// # References
-/// Kumar and others (2025), arXiv 2504.02507, and the authors' code: `z_thresh`, `max_grad_norm`, `warmup_steps`,
-/// `clip_factor` and `skip_update_on_spike` there.
+/// Kumar and others (2025), arXiv 2504.02507, and the authors' code: `z_thresh`, `max_grad_norm`,
+/// `warmup_steps`, `clip_factor` and `skip_update_on_spike` there.
 ///
 /// ```
 /// use candle_grad_clip::{Clip, ZClip};
@@ -278,7 +283,8 @@ impl Live {
         }
     }
 
-    /// Of a norm that was clipped to next to nothing: what lasts is no spike, and the statistics start anew.
+    /// Of a norm that was clipped to next to nothing: what lasts is no spike, and the statistics
+    /// start anew.
     fn observe_beyond(&mut self, norm: f64, limit: f64) {
         let Some(statistics) = &mut self.statistics else {
             return;

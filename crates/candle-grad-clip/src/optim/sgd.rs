@@ -95,8 +95,8 @@ impl Sgd {
     /// Takes other hyper-parameters, from the next step on.
     ///
     /// # Errors
-    /// As [`Sgd::from_named_vars`]; a momentum of 0 after another one, or the other way round, as that
-    /// decides what is kept. The old ones stay then.
+    /// As [`Sgd::from_named_vars`]; a momentum of 0 after another one, or the other way round, as
+    /// that decides what is kept. The old ones stay then.
     pub fn set_params(&mut self, params: impl Into<ParamsSgd>) -> Result<()> {
         let params = params.into();
         check_sgd(&params)?;

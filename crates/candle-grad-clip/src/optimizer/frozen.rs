@@ -1,4 +1,5 @@
-//! Steps in a row whose coefficient is next to 0, whatever the rule: a model that stands still is told.
+//! Steps in a row whose coefficient is next to 0, whatever the rule: a model that stands still is
+//! told.
 
 use crate::clip::TINY_COEF;
 
@@ -12,8 +13,8 @@ pub(crate) struct TinyCoefs {
 }
 
 impl TinyCoefs {
-    /// Counts a step that was taken, and warns once of a row. A step of norm 0, in which nothing was clipped, neither counts nor
-    /// ends it.
+    /// Counts a step that was taken, and warns once of a row. A step of norm 0, in which nothing
+    /// was clipped, neither counts nor ends it.
     pub(crate) fn count(&mut self, step: u64, total_norm: f64, clip_coef: f64) -> u64 {
         if total_norm == 0.0 {
             return self.in_a_row;

@@ -32,8 +32,8 @@ pub use record::{StepPath, StepRecord};
 pub use report::StepReport;
 use step::Grads;
 
-/// An optimizer and what to clip before each of its steps: the config of [`ClippedOptimizer`], for code
-/// that makes its optimizer from Vars and a config.
+/// An optimizer and what to clip before each of its steps: the config of [`ClippedOptimizer`], for
+/// code that makes its optimizer from Vars and a config.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -87,25 +87,29 @@ pub struct ClippedConfig<C> {
 ///
 /// # Who is changed
 /// `backward_step` owns the gradients, so it edits them in place. `step(&GradStore)` never changes
-/// the caller's: if something is to be clipped, the inner optimizer gets copies, in a buffer that is
-/// kept for the next step. An inner optimizer that keeps the gradient *tensors* themselves, rather
-/// than numbers computed from them, would see them overwritten by the next `step`; with
+/// the caller's: if something is to be clipped, the inner optimizer gets copies, in a buffer that
+/// is kept for the next step. An inner optimizer that keeps the gradient *tensors* themselves,
+/// rather than numbers computed from them, would see them overwritten by the next `step`; with
 /// `backward_step` each step has its own.
 ///
 /// # What counts
-/// The Vars that the wrapper has, as far as they get a gradient. Of [`optim`](crate::optim)'s optimizers it knows which Vars they train: one
-/// that the wrapper was not given is an error (unless it is [allowed](Self::wrap_allow_unclipped)), and those that
-/// they don't train are left out.
+/// The Vars that the wrapper has, as far as they get a gradient. Of [`optim`](crate::optim)'s
+/// optimizers it knows which Vars they train: one that the wrapper was not given is an error
+/// (unless it is [allowed](Self::wrap_allow_unclipped)), and those that they don't train are left
+/// out.
 ///
-/// Of other optimizers it can't know. Give it exactly the Vars that they train: the gradients of a frozen layer would count in the
-/// global norm (or take its group out by [`no_clip`](crate::optim::ParamGroup::no_clip)), and entries of the store that belong
-/// to none of the wrapper's Vars are handed on unclipped, only without the scale of a [`LossScaler`](crate::LossScaler). A store does not tell
-/// Vars from constants. So `backward_step`, which has the loss, warns once of Vars that the wrapper was not given, and
+/// Of other optimizers it can't know. Give it exactly the Vars that they train: the gradients of a
+/// frozen layer would count in the global norm (or take its group out by
+/// [`no_clip`](crate::optim::ParamGroup::no_clip)), and entries of the store that belong to none of
+/// the wrapper's Vars are handed on unclipped, only without the scale of a
+/// [`LossScaler`](crate::LossScaler). A store does not tell Vars from constants. So
+/// `backward_step`, which has the loss, warns once of Vars that the wrapper was not given, and
 /// `step(&GradStore)` can't.
 ///
 /// # One in another
-/// A wrapper may be the inner optimizer of another: the outer one clips first, and its report says `skipped` where the inner one
-/// skipped. Only the outermost may have a [`LossScaler`](crate::LossScaler).
+/// A wrapper may be the inner optimizer of another: the outer one clips first, and its report says
+/// `skipped` where the inner one skipped. Only the outermost may have a
+/// [`LossScaler`](crate::LossScaler).
 ///
 /// # Failure
 /// Everything is checked before anything is written, and the inner optimizer is only called with
@@ -113,11 +117,13 @@ pub struct ClippedConfig<C> {
 /// state of the inner optimizer. (What this can't promise: an inner `step` that itself fails half
 /// way.)
 ///
-/// [`NonFinite`](crate::NonFinite) is about gradients, not about the update: without a limit ([`Clip::none`], an infinite one, the first step of
-/// [`Clip::quantile`]) finite gradients near the dtype's largest number can make weights NaN or infinite.
+/// [`NonFinite`](crate::NonFinite) is about gradients, not about the update: without a limit
+/// ([`Clip::none`], an infinite one, the first step of [`Clip::quantile`]) finite gradients near
+/// the dtype's largest number can make weights NaN or infinite.
 ///
-/// A coefficient below 1e-6 in ten steps in a row, which leaves next to nothing of the gradients, is warned of once, whatever the
-/// rule: see [`StepRecord::tiny_coefs_in_a_row`](crate::StepRecord::tiny_coefs_in_a_row).
+/// A coefficient below 1e-6 in ten steps in a row, which leaves next to nothing of the gradients,
+/// is warned of once, whatever the rule: see
+/// [`StepRecord::tiny_coefs_in_a_row`](crate::StepRecord::tiny_coefs_in_a_row).
 pub struct ClippedOptimizer<O: Optimizer> {
     pub(crate) inner: O,
     pub(crate) core: Core,
@@ -141,12 +147,14 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         Self::wrap_allow_unclipped(inner, vars, clip, &[])
     }
 
-    /// As [`wrap`](Self::wrap), around one of [`optim`](crate::optim)'s optimizers that also trains Vars without clipping: those that are not
-    /// among `vars` and whose names in `inner` match one of these (`*` stands for any characters).
+    /// As [`wrap`](Self::wrap), around one of [`optim`](crate::optim)'s optimizers that also trains
+    /// Vars without clipping: those that are not among `vars` and whose names in `inner` match one
+    /// of these (`*` stands for any characters).
     ///
-    /// They are neither measured nor clipped, and no policy looks at them: what is not finite reaches their weights. A
-    /// [`LossScaler`](crate::LossScaler)'s scale is taken out of them. A group with [`no_clip`](crate::optim::ParamGroup::no_clip) is not clipped
-    /// either, but under the policy.
+    /// They are neither measured nor clipped, and no policy looks at them: what is not finite
+    /// reaches their weights. A [`LossScaler`](crate::LossScaler)'s scale is taken out of them. A
+    /// group with [`no_clip`](crate::optim::ParamGroup::no_clip) is not clipped either, but under
+    /// the policy.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -188,8 +196,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// Takes a step, as [`Optimizer::step`], with its report and with this crate's typed error.
     ///
-    /// The caller's gradients are not changed: what is to be clipped is copied into a buffer that the
-    /// next step writes over. An inner optimizer must not keep these tensors (see above).
+    /// The caller's gradients are not changed: what is to be clipped is copied into a buffer that
+    /// the next step writes over. An inner optimizer must not keep these tensors (see above).
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -208,15 +216,17 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// Gradients that are not finite under [`NonFinite::Error`](crate::NonFinite::Error); too many skipped steps in a row; a
-    /// gradient whose shape, dtype or device is not its Var's, or of an integer or 8-bit dtype; an
-    /// error of the inner optimizer. But for the last, nothing is changed.
+    /// Gradients that are not finite under [`NonFinite::Error`](crate::NonFinite::Error); too many
+    /// skipped steps in a row; a gradient whose shape, dtype or device is not its Var's, or of an
+    /// integer or 8-bit dtype; an error of the inner optimizer. But for the last, nothing is
+    /// changed.
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
         self.step_lent(grads, None)
     }
 
-    /// As [`step_report`](Self::step_report), with the loss of the step, for a rule that looks at it
-    /// ([`SkipSteps::loss_z`](crate::SkipSteps::loss_z)): the loss itself, not scaled by a [`LossScaler`](crate::LossScaler).
+    /// As [`step_report`](Self::step_report), with the loss of the step, for a rule that looks at
+    /// it ([`SkipSteps::loss_z`](crate::SkipSteps::loss_z)): the loss itself, not scaled by a
+    /// [`LossScaler`](crate::LossScaler).
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -266,7 +276,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// As [`ClippedOptimizer::step_report`], and those of `backward`; a loss that is not one number for a rule that looks at it.
+    /// As [`ClippedOptimizer::step_report`], and those of `backward`; a loss that is not one number
+    /// for a rule that looks at it.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
         let mut inner = Inner::of(&mut self.inner);
         self.core.check_before_step(&inner)?;
@@ -292,8 +303,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.core.last_report.as_ref()
     }
 
-    /// How many steps were taken: not skipped, and without an error. What a schedule of learning rates counts by, while
-    /// [`StepReport::step`] counts skipped steps too. A checkpoint has it.
+    /// How many steps were taken: not skipped, and without an error. What a schedule of learning
+    /// rates counts by, while [`StepReport::step`] counts skipped steps too. A checkpoint has it.
     ///
     /// Where a GPU decides the steps, this waits until it has decided those that were launched.
     ///

@@ -1,7 +1,7 @@
 //! A wrapper whose inner optimizer has a wrapper in it, anywhere.
 //!
-//! Types don't tell it (there may be an optimizer of the user's between them), so the inner one tells the outer one while it
-//! steps: on the same thread.
+//! Types don't tell it (there may be an optimizer of the user's between them), so the inner one
+//! tells the outer one while it steps: on the same thread.
 
 use std::cell::Cell;
 

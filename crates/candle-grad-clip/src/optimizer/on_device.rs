@@ -20,7 +20,8 @@ use crate::optim::Clipped;
 use crate::pipeline::measure::walk;
 
 impl Core {
-    /// Takes all that a GPU has counted: from here on the host decides, or another GPU. Waits for it, if it has the lead.
+    /// Takes all that a GPU has counted: from here on the host decides, or another GPU. Waits for
+    /// it, if it has the lead.
     pub(super) fn settle(&mut self, inner: &mut Inner<'_>) -> Result<()> {
         self.pending.settle(self.vars.names(), &mut self.skips)?;
         match inner {
@@ -29,8 +30,9 @@ impl Core {
         }
     }
 
-    /// A step that a GPU decides, without waiting for it, where that can be: the inner optimizer is one of ours, the clip one
-    /// of the global norm, to a value or none, and all gradients are on one GPU.
+    /// A step that a GPU decides, without waiting for it, where that can be: the inner optimizer is
+    /// one of ours, the clip one of the global norm, to a value or none, and all gradients are on
+    /// one GPU.
     pub(super) fn step_on_device(
         &mut self,
         inner: &mut Inner<'_>,

@@ -37,7 +37,8 @@ impl Overflow {
     }
 }
 
-/// Finds the first gradient that its edit would make infinite. Reads the gradients, if any coefficient is above 1.
+/// Finds the first gradient that its edit would make infinite. Reads the gradients, if any
+/// coefficient is above 1.
 pub(super) fn find(
     vars: &NamedVars,
     units: Option<&Arc<UnitPlan>>,

@@ -93,7 +93,8 @@ impl PendingStep {
             units: None,
             loss: None,
         };
-        // The GPU has decided so by the same numbers; the last bit of its coefficient may be another.
+        // The GPU has decided so by the same numbers; the last bit of its coefficient may be
+        // another.
         let decision = Policy::of_norms(self.clip.clone()).decide(&measured);
         let non_finite = self.clip.non_finite;
         let mut record =
@@ -104,7 +105,8 @@ impl PendingStep {
         Ok(self.record.get_or_init(|| record))
     }
 
-    /// The norm of each of `vars` Vars' gradients, 0 for those without one; nothing if they were not asked for.
+    /// The norm of each of `vars` Vars' gradients, 0 for those without one; nothing if they were
+    /// not asked for.
     pub(crate) fn param_norms(&self, vars: usize) -> Result<Option<&[f64]>> {
         if let Some(norms) = self.param_norms.get() {
             return Ok(Some(norms));
@@ -128,7 +130,8 @@ impl PendingStep {
     }
 }
 
-/// The steps whose results nobody has looked at yet, the oldest first, and what those before have told.
+/// The steps whose results nobody has looked at yet, the oldest first, and what those before have
+/// told.
 #[derive(Default)]
 pub(crate) struct PendingSteps {
     waiting: VecDeque<Arc<PendingStep>>,

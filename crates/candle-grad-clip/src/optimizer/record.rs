@@ -29,8 +29,10 @@ pub enum StepPath {
     InPlace,
     /// Edited copies in the wrapper's own buffer, as the store was the caller's.
     Copied,
-    /// As they came, by one of [`optim`](crate::optim)'s optimizers, which edits them on the way into its update. Where a GPU
-    /// decides, [`StepReport::path`](crate::StepReport::path) says so of skipped steps too, as it waits for nothing; [`StepReport::record`](crate::StepReport::record) knows.
+    /// As they came, by one of [`optim`](crate::optim)'s optimizers, which edits them on the way
+    /// into its update. Where a GPU decides, [`StepReport::path`](crate::StepReport::path) says so
+    /// of skipped steps too, as it waits for nothing;
+    /// [`StepReport::record`](crate::StepReport::record) knows.
     Fused,
     /// The inner optimizer was not called.
     Skipped,
@@ -57,21 +59,21 @@ pub struct StepRecord {
     pub step: u64,
     /// Which norm the norms are.
     pub norm_type: NormType,
-    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but of
-    /// the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
+    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but
+    /// of the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub total_norm: f64,
     /// The same after clipping; 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clipped_norm: f64,
-    /// What every gradient was multiplied by, at most 1 (the smallest where each Var or unit has its own); 1 for a value clip, 0
-    /// for a skipped step.
+    /// What every gradient was multiplied by, at most 1 (the smallest where each Var or unit has
+    /// its own); 1 for a value clip, 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
     /// Whether clipping changed anything.
     pub was_clipped: bool,
-    /// Elements that a value clip changed, or units that [`Clip::agc`](crate::Clip::agc) changed; 0 for a norm clip, which changes all
-    /// or none.
+    /// Elements that a value clip changed, or units that [`Clip::agc`](crate::Clip::agc) changed; 0
+    /// for a norm clip, which changes all or none.
     pub num_clipped: u64,
     /// Whether the step was skipped.
     pub skipped: bool,
@@ -90,9 +92,10 @@ pub struct StepRecord {
     /// without one; empty unless asked for.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float::named"))]
     pub param_norms: Vec<(String, f64)>,
-    /// How many steps in a row, up to this one, had a [`clip_coef`](Self::clip_coef) below 1e-6: a model that stands still. At the
-    /// tenth there is a warning. Skipped steps, and those of norm 0, neither count nor end the row. 0 for a step that a GPU decides,
-    /// where only the warning tells.
+    /// How many steps in a row, up to this one, had a [`clip_coef`](Self::clip_coef) below 1e-6: a
+    /// model that stands still. At the tenth there is a warning. Skipped steps, and those of norm
+    /// 0, neither count nor end the row. 0 for a step that a GPU decides, where only the warning
+    /// tells.
     #[cfg_attr(feature = "serde", serde(default))]
     pub tiny_coefs_in_a_row: u64,
 }

@@ -118,8 +118,8 @@ impl StepReport {
         self.known.path
     }
 
-    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but of
-    /// the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
+    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but
+    /// of the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
     ///
     /// # Errors
     /// As [`record`](Self::record).

@@ -16,9 +16,9 @@ use crate::loss_scaler::LossScaler;
 impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// Takes another [`Clip`], from the next step on: also in the middle of training.
     ///
-    /// A clip of the same method keeps what the one before has seen of the training (a shorter window keeps the latest
-    /// norms); another method starts anew.
-    /// A limit that follows the step: [`with_max_norm_schedule`](Self::with_max_norm_schedule).
+    /// A clip of the same method keeps what the one before has seen of the training (a shorter
+    /// window keeps the latest norms); another method starts anew. A limit that follows the step:
+    /// [`with_max_norm_schedule`](Self::with_max_norm_schedule).
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -36,19 +36,22 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// As [`wrap`](Self::wrap); a [`Clip::value`] or [`Clip::agc`] beside groups with limits. The old one stays then.
+    /// As [`wrap`](Self::wrap); a [`Clip::value`] or [`Clip::agc`] beside groups with limits. The
+    /// old one stays then.
     pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
         self.core.policy.set_clip(clip, &self.core.vars)
     }
 
-    /// Settings of their own for some Vars, by name: a limit for the norm of each group's gradients, and, if the inner
-    /// optimizer is one of [`optim`](crate::optim)'s, learning rate and weight decay. Other optimizers
-    /// have but one of each: see [`GroupedOptimizer`](crate::optim::GroupedOptimizer). There is an example at
+    /// Settings of their own for some Vars, by name: a limit for the norm of each group's
+    /// gradients, and, if the inner optimizer is one of [`optim`](crate::optim)'s, learning rate
+    /// and weight decay. Other optimizers have but one of each: see
+    /// [`GroupedOptimizer`](crate::optim::GroupedOptimizer). There is an example at
     /// [`ParamGroups`](crate::optim::ParamGroups).
     ///
     /// # Errors
-    /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that can't have its own for
-    /// a group; a group's limit beside [`Clip::value`]; a group without clipping beside [`Clip::agc`], which has patterns of its own.
+    /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that
+    /// can't have its own for a group; a group's limit beside [`Clip::value`]; a group without
+    /// clipping beside [`Clip::agc`], which has patterns of its own.
     pub fn with_param_groups(mut self, groups: ParamGroups) -> Result<Self> {
         self.core
             .set_groups(&mut Inner::of(&mut self.inner), groups, type_name::<O>())?;
@@ -110,12 +113,15 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     }
 
     /// Lets `loss_scaler` scale the losses. The gradients that [`step`](Optimizer::step) and
-    /// [`step_report`](Self::step_report) get must then be those of [`scale_loss`](Self::scale_loss); `backward_step` and
-    /// [`backward_step_report`](Self::backward_step_report) scale the loss themselves. The scale changes in steps only, so all
-    /// micro-batches of a [`GradAccumulator`](crate::GradAccumulator) have the same.
+    /// [`step_report`](Self::step_report) get must then be those of
+    /// [`scale_loss`](Self::scale_loss); `backward_step` and
+    /// [`backward_step_report`](Self::backward_step_report) scale the loss themselves. The scale
+    /// changes in steps only, so all micro-batches of a [`GradAccumulator`](crate::GradAccumulator)
+    /// have the same.
     ///
-    /// Reports, limits and the policy are about the unscaled gradients; what an overflow does is said at [`LossScaler`]. Around
-    /// an optimizer that is not one of [`optim`](crate::optim)'s, unscaling writes the gradients (in place or into the wrapper's buffer) as a clip does, and
+    /// Reports, limits and the policy are about the unscaled gradients; what an overflow does is
+    /// said at [`LossScaler`]. Around an optimizer that is not one of [`optim`](crate::optim)'s,
+    /// unscaling writes the gradients (in place or into the wrapper's buffer) as a clip does, and
     /// gradients of f16 Vars that vanish without a scale vanish there.
     ///
     /// ```
@@ -147,8 +153,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.core.loss_scaler.as_ref()
     }
 
-    /// The loss times the current scale: what to call `backward` of for [`step`](Optimizer::step) or a
-    /// [`GradAccumulator`](crate::GradAccumulator). Without a [`LossScaler`] the loss itself.
+    /// The loss times the current scale: what to call `backward` of for [`step`](Optimizer::step)
+    /// or a [`GradAccumulator`](crate::GradAccumulator). Without a [`LossScaler`] the loss itself.
     ///
     /// # Errors
     /// As [`LossScaler::scale`].
@@ -156,11 +162,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.core.scale_loss(loss)
     }
 
-    /// Lets a rule of your own decide, in front of the inner optimizer as any [`Clip`] is. The wrapper's `Clip` must be
-    /// [`Clip::none`], whose [`norm_type`](Clip::norm_type), [`non_finite`](Clip::non_finite) and
-    /// [`max_skips`](Clip::max_skips) hold; groups may have limits of their own. There is an example at [`ClipRule`].
+    /// Lets a rule of your own decide, in front of the inner optimizer as any [`Clip`] is. The
+    /// wrapper's `Clip` must be [`Clip::none`], whose [`norm_type`](Clip::norm_type),
+    /// [`non_finite`](Clip::non_finite) and [`max_skips`](Clip::max_skips) hold; groups may have
+    /// limits of their own. There is an example at [`ClipRule`].
     ///
-    /// A checkpoint has what [`ClipRule::save`] returns: give the rule to the wrapper before it loads one.
+    /// A checkpoint has what [`ClipRule::save`] returns: give the rule to the wrapper before it
+    /// loads one.
     ///
     /// # Errors
     /// A clip that is not `Clip::none()`.
@@ -169,23 +177,25 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         Ok(self)
     }
 
-    /// Takes the limit of each step from a function of the step's number, which counts from 1 and includes skipped steps: the number in
-    /// the report, not [`steps_taken`](Self::steps_taken).
+    /// Takes the limit of each step from a function of the step's number, which counts from 1 and
+    /// includes skipped steps: the number in the report, not [`steps_taken`](Self::steps_taken).
     ///
-    /// It is the `max_norm` of [`Clip::norm`] or [`Clip::param_norm`]; in a clip without these that of [`ZClip`](crate::ZClip) or
-    /// [`SkipSteps`](crate::SkipSteps); without those the limit of [`Clip::value`] or [`Clip::block_rms`]. [`clip`](Self::clip) shows the limit of the latest step.
-    /// A checkpoint has the step's number, not the function: a resumed run gives it again, and goes on where it was.
+    /// It is the `max_norm` of [`Clip::norm`] or [`Clip::param_norm`]; in a clip without these that
+    /// of [`ZClip`](crate::ZClip) or [`SkipSteps`](crate::SkipSteps); without those the limit of
+    /// [`Clip::value`] or [`Clip::block_rms`]. [`clip`](Self::clip) shows the limit of the latest
+    /// step. A checkpoint has the step's number, not the function: a resumed run gives it again,
+    /// and goes on where it was.
     ///
-    /// The function is called once in every call that takes a step, skips it or fails. A step that has failed is tried again with
-    /// the same number.
+    /// The function is called once in every call that takes a step, skips it or fails. A step that
+    /// has failed is tried again with the same number.
     ///
     /// A linear warm-up, from 0.1 to 1 in 1000 steps:
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
-    /// let warm_up = |step: u64| 0.1 + 0.9 * (step as f64 / 1000.0).min(1.0);
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_max_norm_schedule(warm_up)?;
-    /// let report = opt.backward_step_report(&loss)?; // norm 5, step 1
+    /// let warm_up = |step: u64| 0.1 + 0.9 * (step as f64 / 1000.0).min(1.0); let mut opt =
+    /// ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_max_norm_schedule(warm_up)?; let
+    /// report = opt.backward_step_report(&loss)?; // norm 5, step 1
     /// assert!((report.record()?.clipped_norm - 0.1009).abs() < 1e-6);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```

@@ -63,7 +63,8 @@ struct Edited {
 }
 
 impl Core {
-    /// What ends a step before it began, whatever its gradients are; and what is looked for at each step.
+    /// What ends a step before it began, whatever its gradients are; and what is looked for at each
+    /// step.
     pub(super) fn check_before_step(&mut self, inner: &Inner<'_>) -> Result<()> {
         if self.loss_scaler.is_some() && nested::is_inside() {
             return Err(Error::NestedLossScaler);
@@ -227,8 +228,8 @@ impl Core {
 
     /// The first gradient that its edit would make infinite, unless the policy lets that pass.
     ///
-    /// The clips multiply by 1 at most. Only a loss scale below 1 and a rule of the user's make gradients larger; then they are read
-    /// once more.
+    /// The clips multiply by 1 at most. Only a loss scale below 1 and a rule of the user's make
+    /// gradients larger; then they are read once more.
     fn overflow(
         &self,
         inner: &Inner<'_>,
@@ -247,7 +248,8 @@ impl Core {
         }
     }
 
-    /// A step of an inner optimizer that is one of ours, with what was decided folded into its update.
+    /// A step of an inner optimizer that is one of ours, with what was decided folded into its
+    /// update.
     fn fused_step(
         &mut self,
         fused: &mut dyn Fused,

@@ -1,4 +1,5 @@
-//! Whether the inner optimizer trains the Vars that the wrapper has: known of our own optimizers, looked for in others.
+//! Whether the inner optimizer trains the Vars that the wrapper has: known of our own optimizers,
+//! looked for in others.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, TensorId, Var};
@@ -28,7 +29,8 @@ pub(crate) struct TrainedVars {
 }
 
 impl TrainedVars {
-    /// Looks at the Vars of `inner`, and returns those of `given` that it trains, as far as that can be known.
+    /// Looks at the Vars of `inner`, and returns those of `given` that it trains, as far as that
+    /// can be known.
     pub(super) fn new(
         inner: &Inner<'_>,
         inner_name: &'static str,
@@ -62,7 +64,8 @@ impl TrainedVars {
         Ok((trained, given.filtered(is_trained)))
     }
 
-    /// Gives one of our optimizers the wrapper's names, once it is found to train the wrapper's Vars.
+    /// Gives one of our optimizers the wrapper's names, once it is found to train the wrapper's
+    /// Vars.
     pub(crate) fn adopt(&self, fused: &mut dyn Fused, vars: &NamedVars) -> Result<()> {
         if fused.trained().has_adopted(vars) {
             return Ok(());
@@ -116,8 +119,8 @@ impl TrainedVars {
         );
     }
 
-    /// Warns once of Vars with a gradient that the wrapper was not given, for an inner optimizer that may train them.
-    /// `found` is how many of the store's gradients are of the wrapper's Vars.
+    /// Warns once of Vars with a gradient that the wrapper was not given, for an inner optimizer
+    /// that may train them. `found` is how many of the store's gradients are of the wrapper's Vars.
     pub(super) fn notice_unknown(&mut self, loss: &Tensor, grads: &GradStore, found: usize) {
         let others = grads.get_ids().count() - found;
         // The graph is searched again only when it has changed: constants have gradients, too.
@@ -141,8 +144,8 @@ impl TrainedVars {
     }
 }
 
-/// The gradients of `grads` that are not of the wrapper's Vars, without the loss's scale: which of them are of Vars that
-/// the inner optimizer trains, a store does not tell.
+/// The gradients of `grads` that are not of the wrapper's Vars, without the loss's scale: which of
+/// them are of Vars that the inner optimizer trains, a store does not tell.
 pub(super) fn unscaled_others(
     vars: &NamedVars,
     grads: &GradStore,

@@ -87,7 +87,8 @@ fn disagreement(var: &Var, grad: &Tensor, name: String) -> Error {
     }
 }
 
-/// The error of a store that has gradients, but none for any of `vars`: those of another model would pass unclipped.
+/// The error of a store that has gradients, but none for any of `vars`: those of another model
+/// would pass unclipped.
 pub(crate) fn check_any_match(vars: &[Var], grads: &GradStore) -> Result<()> {
     // The first Var has one, most often.
     if vars.is_empty() || vars.iter().any(|var| grads.get(var).is_some()) {
@@ -109,8 +110,8 @@ pub(crate) fn readable<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
         .filter(|_| entry.place != Place::Elsewhere && entry.elements > 0)
 }
 
-/// Copies of the gradients, by index, that our kernels can't read while they write tensors with these storages: those that
-/// are not contiguous, and those that share one of the storages.
+/// Copies of the gradients, by index, that our kernels can't read while they write tensors with
+/// these storages: those that are not contiguous, and those that share one of the storages.
 pub(crate) fn copies_of_unreadable(
     entries: &[Entry<'_>],
     written: &FxHashSet<usize>,

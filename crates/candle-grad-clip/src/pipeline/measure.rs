@@ -16,7 +16,8 @@ use crate::vars::VarList;
 /// Vars that one task collects and measures.
 const VARS_PER_TASK: usize = 64;
 
-/// As [`measure`], of the gradients divided by `scale`, a power of two; `clip_value` is that of the divided ones, too.
+/// As [`measure`], of the gradients divided by `scale`, a power of two; `clip_value` is that of the
+/// divided ones, too.
 pub(crate) fn measure_unscaled<'g>(
     vars: VarList<'_>,
     grads: &'g GradStore,

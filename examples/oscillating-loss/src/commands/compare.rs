@@ -35,7 +35,8 @@ pub fn run(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<Run>> {
 /// The folder of each run.
 ///
 /// # Errors
-/// If one can't be made, or has something of this program's names in it that the program has not written.
+/// If one can't be made, or has something of this program's names in it that the program has not
+/// written.
 pub fn folders(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<OutDir>> {
     settings
         .iter()

@@ -1,4 +1,5 @@
-//! The bare command: my weighted power loss oscillates; does clipping help, how, and with which limit?
+//! The bare command: my weighted power loss oscillates; does clipping help, how, and with which
+//! limit?
 
 use anyhow::Result;
 

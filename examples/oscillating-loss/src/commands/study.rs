@@ -1,6 +1,8 @@
-//! Every way of clipping, on both optimizers and two powers of the loss, with more seeds: which to take?
+//! Every way of clipping, on both optimizers and two powers of the loss, with more seeds: which to
+//! take?
 //!
-//! A run that is done is a line of `runs.jsonl`, and is not done again: the study goes on where it was stopped.
+//! A run that is done is a line of `runs.jsonl`, and is not done again: the study goes on where it
+//! was stopped.
 
 use std::fs;
 use std::path::Path;
@@ -21,8 +23,8 @@ use crate::settings::{OptimizerKind, Settings};
 use crate::source::Source;
 use crate::study_table;
 
-/// The rules of the library with the defaults of their papers or, where these have none, limits that suit the
-/// example.
+/// The rules of the library with the defaults of their papers or, where these have none, limits
+/// that suit the example.
 pub const ARMS: &str = "none,norm:1,value:0.1,param-norm:1,block-rms:0.1,auto,quantile,zclip,zclip:max_norm=inf,adagc,agc,skip";
 
 /// The powers of the loss.
@@ -68,8 +70,8 @@ impl Study {
         self.plan_with(of)
     }
 
-    /// Only the `count` rates of each arm, optimizer and power that have the lowest test loss at the end with the first
-    /// seed, of all that are `done`.
+    /// Only the `count` rates of each arm, optimizer and power that have the lowest test loss at
+    /// the end with the first seed, of all that are `done`.
     #[must_use]
     pub fn plan_best(&self, done: &[Outcome], count: usize) -> Vec<Settings> {
         self.plan_with(|settings| {
@@ -119,7 +121,8 @@ impl Study {
     }
 }
 
-/// Does what `runs.jsonl` lacks of the study (`best`: see [`Study::plan_best`]), and writes `tables.md` from all that is in it.
+/// Does what `runs.jsonl` lacks of the study (`best`: see [`Study::plan_best`]), and writes
+/// `tables.md` from all that is in it.
 ///
 /// # Errors
 /// If a run fails, or a file can't be read or written.
@@ -175,7 +178,8 @@ fn write_down(file: &Path, outcomes: &mut Vec<Outcome>) -> Result<()> {
     Ok(())
 }
 
-/// Writes each run down as it ends. Where the disk is full, it is tried again at the end of the next.
+/// Writes each run down as it ends. Where the disk is full, it is tried again at the end of the
+/// next.
 struct Log<'a> {
     total: Total,
     file: &'a Path,

@@ -11,7 +11,8 @@ use crate::run::Run;
 use crate::settings::Settings;
 use crate::train::{Extras, GradientWatch, train_with};
 
-/// Trains and writes all files, with histograms of the gradients in the event file every so many steps; what earlier parts of a resumed run did is in them as well.
+/// Trains and writes all files, with histograms of the gradients in the event file every so many
+/// steps; what earlier parts of a resumed run did is in them as well.
 ///
 /// # Errors
 /// If the run fails or a file can't be written.

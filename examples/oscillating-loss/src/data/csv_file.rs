@@ -18,8 +18,8 @@ impl Weather {
     /// (cubed, ...) standard deviations of the target.
     ///
     /// # Errors
-    /// If the file can't be read, `target` is missing or not a number, a value is not a finite number
-    /// (with its line and column), or there are too few rows for one window to test on.
+    /// If the file can't be read, `target` is missing or not a number, a value is not a finite
+    /// number (with its line and column), or there are too few rows for one window to test on.
     pub fn from_csv(path: &Path, target: &str) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("can't read `{}`", path.display()))?;
         let mut reader = csv::ReaderBuilder::new()

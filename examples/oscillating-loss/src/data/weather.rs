@@ -43,8 +43,8 @@ impl Weather {
     /// Four years of daily weather in two cities, in the file's order: 2,126 windows to train on,
     /// 668 to test on.
     ///
-    /// Inputs: maximum and minimum temperature as (°C - 15) / 10 and (°C - 8) / 10, rain in cm, wind
-    /// in 5 m/s, sine and cosine of the day of the year, the city (0 or 1).
+    /// Inputs: maximum and minimum temperature as (°C - 15) / 10 and (°C - 8) / 10, rain in cm,
+    /// wind in 5 m/s, sine and cosine of the day of the year, the city (0 or 1).
     ///
     /// # Errors
     /// Only if the embedded file were broken.

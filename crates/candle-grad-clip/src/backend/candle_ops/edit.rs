@@ -40,7 +40,8 @@ pub(crate) fn round(sum: &Tensor, coef: f64, dtype: DType) -> Result<Tensor> {
     Ok(times(sum, coef)?.to_dtype(dtype)?)
 }
 
-/// The edited gradient in f32, or in f64 for f64, not rounded back. `is_finite` says whether all its elements are.
+/// The edited gradient in f32, or in f64 for f64, not rounded back. `is_finite` says whether all
+/// its elements are.
 pub(super) fn edit_wide(grad: &Tensor, edit: GradEdit<'_>, is_finite: bool) -> Result<Tensor> {
     let x = wide(grad)?;
     if !is_finite && tells_apart(edit) {

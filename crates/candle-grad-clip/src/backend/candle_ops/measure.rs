@@ -12,8 +12,8 @@ use crate::gradients::{Entry, GradStats, Place, Request};
 use crate::tensors::by_device;
 use crate::threads::{Work, run};
 
-/// Measures the gradients that only candle's operations handle: one read per device. On the caller's thread, since
-/// candle's CUDA devices use a stream per thread.
+/// Measures the gradients that only candle's operations handle: one read per device. On the
+/// caller's thread, since candle's CUDA devices use a stream per thread.
 pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
     let elsewhere = |entry: &Entry<'_>| entry.place == Place::Elsewhere;
     let grads = entries.iter().map(|e| e.grad.filter(|_| elsewhere(e)));
@@ -77,8 +77,8 @@ fn bound(grad: &Tensor, request: Request) -> Option<f64> {
     Some(bound).filter(|bound| bound.is_finite())
 }
 
-/// A gradient with elements that are not finite: the kernels on CPU count them. The norm is that of the device with zeros
-/// in their place.
+/// A gradient with elements that are not finite: the kernels on CPU count them. The norm is that of
+/// the device with zeros in their place.
 fn measure_on_cpu(grad: &Tensor, request: Request) -> Result<GradStats> {
     let here = on_cpu(grad)?;
     let mut entry = Entry {

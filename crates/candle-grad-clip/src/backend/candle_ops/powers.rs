@@ -1,5 +1,6 @@
-//! Power sums by sums and maxima of rows. What is not finite is found on the host: sums carry NaN and infinity by themselves,
-//! whereas a comparison on a device may be compiled as if there were none (Metal's fast math).
+//! Power sums by sums and maxima of rows. What is not finite is found on the host: sums carry NaN
+//! and infinity by themselves, whereas a comparison on a device may be compiled as if there were
+//! none (Metal's fast math).
 
 use candle_core::{D, DType, Tensor};
 use candle_grad_clip_kernels::{NormType, ScaledPowerSum, Units};
@@ -82,10 +83,12 @@ impl<'a> Job<'a> {
     }
 }
 
-/// The power of each unit of some tensors of one device. Of ordinary values that is one read of it; `extra` is read on the way.
+/// The power of each unit of some tensors of one device. Of ordinary values that is one read of it;
+/// `extra` is read on the way.
 ///
-/// Squares of f32 can vanish or overflow. Where their sum shows that they may have, the largest element is asked for, and
-/// then the sum of the elements divided by that. (As products: a fast division by a large number can give 0.)
+/// Squares of f32 can vanish or overflow. Where their sum shows that they may have, the largest
+/// element is asked for, and then the sum of the elements divided by that. (As products: a fast
+/// division by a large number can give 0.)
 pub(super) fn powers(
     jobs: &[Job<'_>],
     norm_type: NormType,
@@ -112,8 +115,8 @@ pub(super) fn powers(
     Ok((found, extra))
 }
 
-/// Reads the same count of numbers for each unit of the tensors with an open one, and lets `tell` say what they show.
-/// Returns the numbers of `extra`.
+/// Reads the same count of numbers for each unit of the tensors with an open one, and lets `tell`
+/// say what they show. Returns the numbers of `extra`.
 fn ask(
     jobs: &[Job<'_>],
     found: &mut [Vec<Found>],
@@ -151,7 +154,8 @@ fn plain_sums(job: &Job<'_>, norm_type: NormType) -> Result<Tensor> {
 }
 
 fn of_plain_sums(dtype: DType, norm_type: NormType, sums: &[f64]) -> Found {
-    // Squares that vanish are below 1e-37 (2e-308 in f64), so those of a row below a millionth of an ulp of this.
+    // Squares that vanish are below 1e-37 (2e-308 in f64), so those of a row below a millionth of
+    // an ulp of this.
     let least = match (norm_type, dtype) {
         (NormType::L1, _) => 0.0,
         (_, DType::F64) => 1e-270,
@@ -165,7 +169,8 @@ fn of_plain_sums(dtype: DType, norm_type: NormType, sums: &[f64]) -> Found {
     }
 }
 
-/// Of each unit, the scaled sums of its rows, which are finite if all elements are, and the largest of each row.
+/// Of each unit, the scaled sums of its rows, which are finite if all elements are, and the largest
+/// of each row.
 fn largest(job: &Job<'_>, _: &[Found]) -> Result<Tensor> {
     let abs = job.matrix()?.abs()?;
     let sums = row_sums(&times(&abs, DOWN)?)?;
@@ -189,7 +194,8 @@ fn of_largest(norm_type: NormType, numbers: &[f64]) -> Found {
     }
 }
 
-/// Two factors, each of which the dtype holds, that bring a number to 1: their product may be too large or too small.
+/// Two factors, each of which the dtype holds, that bring a number to 1: their product may be too
+/// large or too small.
 fn inverse(largest: f64, dtype: DType) -> [f64; 2] {
     let half = 2f64.powi(-(largest.log2() / 2.0).floor() as i32);
     let rest = (largest * half).recip();

@@ -1,4 +1,5 @@
-//! An optimizer's step by candle's tensor operations: the equations of the kernels' `AdamW` and `Sgd`.
+//! An optimizer's step by candle's tensor operations: the equations of the kernels' `AdamW` and
+//! `Sgd`.
 
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd, Wide};
@@ -16,7 +17,8 @@ pub(crate) struct Stepped {
     pub(crate) state: State,
 }
 
-/// Computes a step and changes nothing. `is_finite` says whether all of the gradient's elements are.
+/// Computes a step and changes nothing. `is_finite` says whether all of the gradient's elements
+/// are.
 pub(crate) fn step(
     var: &Var,
     grad: &Tensor,
@@ -49,7 +51,8 @@ pub(crate) fn step(
     })
 }
 
-/// The master, but the Var where that was set from outside, so that the master no longer rounds to it.
+/// The master, but the Var where that was set from outside, so that the master no longer rounds to
+/// it.
 fn renewed(master: &Tensor, var: &Var) -> Result<Tensor> {
     let var = var.as_detached_tensor();
     let is_same = master.to_dtype(var.dtype())?.eq(&var)?;

@@ -9,7 +9,8 @@ use crate::backend::cpu;
 use crate::error::Result;
 use crate::threads::{Work, run};
 
-/// Measures the units of tensors that are not on CPU, into the stats beside them: one read per device.
+/// Measures the units of tensors that are not on CPU, into the stats beside them: one read per
+/// device.
 pub(crate) fn measure_units(
     tensors: Vec<(&Tensor, Units, &mut [Stats])>,
     norm_type: NormType,
@@ -25,8 +26,8 @@ pub(crate) fn measure_units(
     Ok(())
 }
 
-/// Measures each unit of some tensors of one device into the stats beside them, with one read of it if all is finite and of
-/// ordinary size.
+/// Measures each unit of some tensors of one device into the stats beside them, with one read of it
+/// if all is finite and of ordinary size.
 fn measure_on_device(
     tensors: Vec<(&Tensor, Units, &mut [Stats])>,
     norm_type: NormType,
@@ -57,8 +58,8 @@ fn measure_on_device(
     Ok(())
 }
 
-/// A tensor with elements that are not finite: the kernels on CPU count them. The norms are those of the device with zeros in
-/// their place.
+/// A tensor with elements that are not finite: the kernels on CPU count them. The norms are those
+/// of the device with zeros in their place.
 fn measure_on_cpu(
     tensor: &Tensor,
     units: Units,

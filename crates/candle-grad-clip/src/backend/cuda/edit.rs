@@ -38,8 +38,8 @@ pub(crate) fn edit(jobs: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {
         let function = gpu.function(Kernel::EDIT)?;
         let mut launch = gpu.stream.launch_builder(&function);
         launch.arg(&table.rows).arg(&table.count).arg(&table.chunk);
-        // SAFETY: the kernel's arguments in their order. It reads the rows' gradients and writes as many elements of their
-        // targets; the caller holds both, and no two rows share a target.
+        // SAFETY: the kernel's arguments in their order. It reads the rows' gradients and writes as
+        // many elements of their targets; the caller holds both, and no two rows share a target.
         unsafe { launch_blocks(Kernel::EDIT, &mut launch, table.chunks)? };
         will_write(&gpu, targets())?;
         have_read(&gpu, indices.iter().map(|&i| jobs[i].0))?;

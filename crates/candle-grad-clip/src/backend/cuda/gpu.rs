@@ -17,8 +17,9 @@ pub(super) const THREADS: u32 = 256;
 
 static SYNCS: AtomicU64 = AtomicU64::new(0);
 
-/// How often this process has waited for a GPU on this crate's account: a step of a fused optimizer with a plain norm or value clip
-/// never does, reading its [`StepReport`](crate::StepReport) does once, other steps do once a device.
+/// How often this process has waited for a GPU on this crate's account: a step of a fused optimizer
+/// with a plain norm or value clip never does, reading its [`StepReport`](crate::StepReport) does
+/// once, other steps do once a device.
 #[must_use]
 pub fn device_sync_count() -> u64 {
     SYNCS.load(Ordering::Relaxed)
@@ -29,7 +30,8 @@ pub(super) fn count_sync() {
     SYNCS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A kernel, and the module that it is in: candle keeps those by name, so each version of this crate has its own.
+/// A kernel, and the module that it is in: candle keeps those by name, so each version of this
+/// crate has its own.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
     pub(super) name: &'static str,
@@ -88,8 +90,8 @@ impl Gpu {
         Ok(Self { device, stream })
     }
 
-    /// The kernel, loaded if it is not yet: the driver compiles it for the GPU then. That can fail, so a kernel that writes
-    /// is asked for twice: before anything is written, and for its launch.
+    /// The kernel, loaded if it is not yet: the driver compiles it for the GPU then. That can fail,
+    /// so a kernel that writes is asked for twice: before anything is written, and for its launch.
     pub(super) fn function(&self, kernel: Kernel) -> Result<CudaFunction> {
         let Kernel { name, module, ptx } = kernel;
         let function = self.device.get_or_load_custom_func(name, module, ptx);
@@ -120,7 +122,8 @@ impl Gpu {
 }
 
 /// # Safety
-/// `launch` has the kernel's arguments, and what they point to is valid for what the kernel does with `blocks` blocks.
+/// `launch` has the kernel's arguments, and what they point to is valid for what the kernel does
+/// with `blocks` blocks.
 pub(super) unsafe fn launch_blocks(
     kernel: Kernel,
     launch: &mut LaunchArgs<'_>,

@@ -253,7 +253,8 @@ macro_rules! device_repr {
     ($($name:ident: $size:literal),*) => {
         $(
             const _: () = assert!(size_of::<$name>() == $size);
-            // SAFETY: `repr(C)`, of numbers only, with the fields of the kernels' struct in their order.
+            // SAFETY: `repr(C)`, of numbers only, with the fields of the kernels' struct in their
+            // order.
             unsafe impl DeviceRepr for $name {}
         )*
     };

@@ -1,5 +1,5 @@
-//! measure: one launch reads all gradients of a device, one folds what it found to a few numbers a gradient, and these are
-//! read back.
+//! measure: one launch reads all gradients of a device, one folds what it found to a few numbers a
+//! gradient, and these are read back.
 
 use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
@@ -12,7 +12,8 @@ use crate::error::Result;
 use crate::gradients::{Entry, GradStats, Plan, Request};
 use crate::tensors::by_device;
 
-/// Measures the gradients that our kernels read, with one read back a device; returns what they are together.
+/// Measures the gradients that our kernels read, with one read back a device; returns what they are
+/// together.
 pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<GradStats> {
     let mut total = GradStats::ZERO;
     // The host decides: the fold only adds up.
@@ -137,8 +138,8 @@ pub(super) fn launch_measure(
     let mut launch = gpu.stream.launch_builder(&function);
     launch.arg(&table.rows).arg(&table.count);
     launch.arg(&request).arg(&results);
-    // SAFETY: the kernel's arguments in their order. It reads the rows' gradients, whose tensors the caller holds, and writes one
-    // place a block of results that have `chunks` places.
+    // SAFETY: the kernel's arguments in their order. It reads the rows' gradients, whose tensors
+    // the caller holds, and writes one place a block of results that have `chunks` places.
     unsafe { launch_blocks(kernel, &mut launch, table.chunks) }
 }
 
@@ -155,7 +156,7 @@ pub(super) fn launch_fold(
     let mut launch = gpu.stream.launch_builder(&function);
     launch.arg(&table.rows).arg(&table.count);
     launch.arg(&policy).arg(&parts).arg(tensors).arg(&state);
-    // SAFETY: the kernel's arguments in their order; `tensors` has a place a row, and what `state` points to, if it does, the
-    // caller holds.
+    // SAFETY: the kernel's arguments in their order; `tensors` has a place a row, and what `state`
+    // points to, if it does, the caller holds.
     unsafe { launch_blocks(Kernel::FOLD, &mut launch, table.count) }
 }

@@ -1,4 +1,5 @@
-//! What a step that the GPU decides tells, later: each step has a slot of its own, in memory that the GPU can write to.
+//! What a step that the GPU decides tells, later: each step has a slot of its own, in memory that
+//! the GPU can write to.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,8 +86,8 @@ impl StepResult for Slot {
         let Some(memory) = &self.memory else {
             unreachable!("taken on drop only")
         };
-        // SAFETY: the copy into it is done, and the next is not launched before this slot is dropped. Not `as_slice`, which would
-        // wait once more.
+        // SAFETY: the copy into it is done, and the next is not launched before this slot is
+        // dropped. Not `as_slice`, which would wait once more.
         let (outcome, _guard) = unsafe { memory.stream_synced_slice(&self.gpu.stream) };
         let outcome = outcome[0];
         Ok(Outcome {
@@ -111,7 +112,8 @@ impl StepResult for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // Nobody may have its memory, nor free it, before the copy is done; what fails shows elsewhere.
+        // Nobody may have its memory, nor free it, before the copy is done; what fails shows
+        // elsewhere.
         let _ = self.wait();
         if let Some(memory) = self.memory.take() {
             let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);

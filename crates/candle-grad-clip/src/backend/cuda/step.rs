@@ -1,4 +1,5 @@
-//! A fused optimizer's step that the GPU decides: measure, fold and decide, update, without waiting for any of it.
+//! A fused optimizer's step that the GPU decides: measure, fold and decide, update, without waiting
+//! for any of it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! The table of tensors that a launch works on: built anew for each step, as gradients move, and uploaded in one copy.
+//! The table of tensors that a launch works on: built anew for each step, as gradients move, and
+//! uploaded in one copy.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
@@ -9,8 +10,8 @@ use super::gpu::{Gpu, failed};
 use super::layout::{Address, Row, ZERO_NON_FINITE};
 use crate::error::Result;
 
-/// Elements of a chunk, the work of one block: small ones spread small models over the GPU, large ones keep the table of their
-/// results short.
+/// Elements of a chunk, the work of one block: small ones spread small models over the GPU, large
+/// ones keep the table of their results short.
 fn chunk_of(elements: u64) -> u32 {
     const MI: u64 = 1024 * 1024;
     if elements <= 16 * MI {
@@ -133,8 +134,9 @@ macro_rules! with_slice {
     };
 }
 
-/// Where the elements of a contiguous tensor are. Work that other streams do on them is waited for on ours; the caller sees to
-/// it that the tensor lives until the kernel is launched: its memory is freed in the order of the stream.
+/// Where the elements of a contiguous tensor are. Work that other streams do on them is waited for
+/// on ours; the caller sees to it that the tensor lives until the kernel is launched: its memory is
+/// freed in the order of the stream.
 pub(super) fn address(gpu: &Gpu, tensor: &Tensor) -> Result<Address> {
     let (storage, layout) = tensor.storage_and_layout();
     let (Storage::Cuda(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets())
@@ -148,8 +150,9 @@ pub(super) fn address(gpu: &Gpu, tensor: &Tensor) -> Result<Address> {
     Ok(base + bytes as u64)
 }
 
-/// Tells tensors that a kernel writes to them, for those who use several streams: other streams' work on them is waited for
-/// before a launch, and ours by others after it. With candle's devices as they come there is one stream, and nothing to do.
+/// Tells tensors that a kernel writes to them, for those who use several streams: other streams'
+/// work on them is waited for before a launch, and ours by others after it. With candle's devices
+/// as they come there is one stream, and nothing to do.
 pub(super) fn will_write<'a>(gpu: &Gpu, tensors: impl Iterator<Item = &'a Tensor>) -> Result<()> {
     if gpu.stream.context().is_managing_stream_synchronization() {
         for tensor in tensors.filter(|tensor| tensor.elem_count() > 0) {

@@ -102,8 +102,9 @@ pub(super) fn launch_update<'a, I: Iterator<Item = &'a UpdateJob<'a>>>(
     let mut launch = gpu.stream.launch_builder(&function);
     launch.arg(&table.rows).arg(&table.count).arg(&table.chunk);
     launch.arg(rules).arg(&decided);
-    // SAFETY: the kernel's arguments in their order. It writes the Vars and states of the jobs, each of them in one row only,
-    // and reads their gradients, which share no storage with them; the caller holds all.
+    // SAFETY: the kernel's arguments in their order. It writes the Vars and states of the jobs,
+    // each of them in one row only, and reads their gradients, which share no storage with them;
+    // the caller holds all.
     unsafe { launch_blocks(kernel, &mut launch, table.chunks)? };
     will_write(gpu, jobs().flat_map(UpdateJob::written))?;
     have_read(gpu, jobs().map(|job| job.grad))
