@@ -1,22 +1,22 @@
 //! accumulate: the gradients of several micro-batches, added up for one clip and one step.
 
+mod sums;
+
 use std::fmt;
 use std::sync::LazyLock;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use candle_grad_clip_kernels::{Edit, NormType};
-use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::backend::{self, Backends};
+use crate::backend::{self};
 use crate::clip::NonFinite;
 use crate::error::{Error, Result};
-use crate::gradients::{Entry, Place, Request, route_cuda_to_candle_ops};
-use crate::pipeline::collect::{check_any_match, copies_of_unreadable, readable};
-use crate::pipeline::edit::run_all;
+use crate::gradients::{Entry, Request, route_cuda_to_candle_ops};
+use crate::pipeline::collect::check_any_match;
 use crate::pipeline::measure::{measure, non_finite_error, walk};
-use crate::tensors::{storage_address, wide_dtype};
 use crate::vars::NamedVars;
+use sums::Sums;
 
 /// Adds up the gradients of micro-batches, for one clip and one step with all of them.
 ///
@@ -69,7 +69,7 @@ use crate::vars::NamedVars;
 /// # Missing gradients
 /// A Var without a gradient in a micro-batch has the gradient 0 there, as in the sum of the losses:
 /// the mean divides by the number of micro-batches, for each Var. A Var without one in all of them
-/// has none in [`finish`](Self::take_grads)'s store, so the report of the step names it.
+/// has none in [`take_grads`](Self::take_grads)'s store, so the report of the step names it.
 ///
 /// # References
 /// Gradient accumulation of PyTorch (`loss / k`, `backward` k times, one `step`); PyTorch issue 986
@@ -78,20 +78,17 @@ pub struct GradAccumulator {
     vars: NamedVars,
     is_mean: bool,
     non_finite: NonFinite,
-    /// One for each Var.
-    sums: Vec<Sum>,
-    /// Where the buffers of `sums` on CPU are.
-    storages: FxHashSet<usize>,
-    /// What `finish` lends.
+    sums: Sums,
+    /// What `take_grads` lends.
     store: GradStore,
     micro_batches: u64,
-    /// The sum of the weights since the last `finish`, in units of `unit`.
+    /// The sum of the weights since the last `take_grads`, in units of `unit`.
     weight: f64,
     /// The power of two below the first of these weights: sums of very small or large weights stay
     /// in f32's range.
     unit: f64,
     dropped: u64,
-    /// Micro-batches since the last `finish` that are not in the sum.
+    /// Micro-batches since the last `take_grads` that are not in the sum.
     left_out: u64,
     empty_in_a_row: u32,
     max_skips: u32,
@@ -106,16 +103,6 @@ static HIDES_OVERFLOW: LazyLock<Option<Tensor>> =
 pub(crate) fn hides_overflow(grads: &GradStore) -> bool {
     let marker = HIDES_OVERFLOW.as_ref();
     marker.is_some_and(|marker| grads.get(marker).is_some())
-}
-
-/// The sum of one Var's gradients.
-#[derive(Default)]
-struct Sum {
-    /// In full precision; what it holds counts only with `has_grad`.
-    wide: Option<Tensor>,
-    /// Room for the result, for half-precision Vars on CPU.
-    rounded: Option<Tensor>,
-    has_grad: bool,
 }
 
 impl GradAccumulator {
@@ -158,11 +145,10 @@ impl GradAccumulator {
 
     fn new(vars: NamedVars, is_mean: bool) -> Self {
         Self {
-            sums: vars.vars().iter().map(|_| Sum::default()).collect(),
+            sums: Sums::new(vars.vars().len()),
             vars,
             is_mean,
             non_finite: NonFinite::Propagate,
-            storages: FxHashSet::default(),
             store: GradStore::default(),
             micro_batches: 0,
             weight: 0.0,
@@ -209,8 +195,8 @@ impl GradAccumulator {
         self
     }
 
-    /// How many windows in a row (from one [`finish`](Self::take_grads) to the next) may end empty,
-    /// as all their micro-batches were dropped or had weight 0, before `finish` is an error.
+    /// How many windows in a row (from one [`take_grads`](Self::take_grads) to the next) may end empty,
+    /// as all their micro-batches were dropped or had weight 0, before `take_grads` is an error.
     /// Default: 10, as [`Clip::max_skips`](crate::Clip::max_skips).
     #[must_use]
     pub fn max_skips(mut self, max_skips: u32) -> Self {
@@ -284,17 +270,7 @@ impl GradAccumulator {
             clip_coef: weight / unit,
             zero_non_finite: self.non_finite == NonFinite::Zero,
         };
-        let elsewhere = self.add_elsewhere(&entries, edit)?;
-        let owned = copies_of_unreadable(&entries, &self.storages)?;
-        self.make_buffers(&entries)?;
-        // From here on nothing is expected to fail.
-        self.add_on_cpu(&entries, &owned, edit)?;
-        for (index, wide) in elsewhere {
-            self.sums[index].wide = Some(wide);
-        }
-        for (sum, entry) in self.sums.iter_mut().zip(&entries) {
-            sum.has_grad |= entry.grad.is_some();
-        }
+        self.sums.add(&self.vars, &entries, edit)?;
         self.micro_batches += 1;
         (self.weight, self.unit) = (sum_of_weights, unit);
         Ok(())
@@ -318,7 +294,7 @@ impl GradAccumulator {
         } else {
             self.unit
         };
-        let mut store = self.rounded(coef)?;
+        let mut store = self.sums.rounded(&self.vars, coef)?;
         if matches!(self.non_finite, NonFinite::SkipStep | NonFinite::Zero)
             && let Some(marker) = &*HIDES_OVERFLOW
         {
@@ -330,13 +306,11 @@ impl GradAccumulator {
         Ok(Some(&mut self.store))
     }
 
-    /// Forgets the micro-batches since the last [`finish`](Self::take_grads).
+    /// Forgets the micro-batches since the last [`take_grads`](Self::take_grads).
     pub fn clear(&mut self) {
         self.micro_batches = 0;
         self.left_out = 0;
-        for sum in &mut self.sums {
-            sum.has_grad = false;
-        }
+        self.sums.clear();
     }
 
     /// Micro-batches in the sum, without those that were dropped.
@@ -402,105 +376,6 @@ impl GradAccumulator {
             "micro-batch dropped: gradients are not finite"
         );
         Ok(None)
-    }
-
-    /// The next sums of the Vars that candle's operations add up.
-    fn add_elsewhere(&self, entries: &[Entry<'_>], edit: Edit) -> Result<Vec<(usize, Tensor)>> {
-        let mut sums = Vec::new();
-        for (index, (entry, sum)) in entries.iter().zip(&self.sums).enumerate() {
-            if let (Some(grad), Place::Elsewhere) = (entry.grad, entry.place) {
-                let before = sum.wide.as_ref().filter(|_| sum.has_grad);
-                let sum = backend::candle_ops::accumulate(before, grad, edit, entry.is_finite())?;
-                sums.push((index, sum));
-            }
-        }
-        Ok(sums)
-    }
-
-    /// The buffers of the Vars on CPU that get a gradient for the first time.
-    fn make_buffers(&mut self, entries: &[Entry<'_>]) -> Result<()> {
-        for ((entry, sum), var) in entries.iter().zip(&mut self.sums).zip(self.vars.vars()) {
-            if entry.grad.is_none() || entry.place == Place::Elsewhere {
-                continue;
-            }
-            let wide = wide_dtype(var.dtype());
-            let mut make = |place: &mut Option<Tensor>, dtype: DType| -> Result<()> {
-                if place.is_none() {
-                    let buffer = Tensor::zeros(var.shape(), dtype, var.device())?;
-                    self.storages.insert(storage_address(&buffer));
-                    *place = Some(buffer);
-                }
-                Ok(())
-            };
-            make(&mut sum.wide, wide)?;
-            if wide != var.dtype() {
-                make(&mut sum.rounded, var.dtype())?;
-            }
-        }
-        Ok(())
-    }
-
-    fn add_on_cpu(
-        &self,
-        entries: &[Entry<'_>],
-        owned: &FxHashMap<usize, Tensor>,
-        edit: Edit,
-    ) -> Result<()> {
-        let mut jobs = Vec::with_capacity(entries.len());
-        for (index, (entry, sum)) in entries.iter().zip(&self.sums).enumerate() {
-            if let (Some(grad), Some(wide)) = (readable(entry), &sum.wide) {
-                let grad = owned.get(&index).unwrap_or(grad);
-                jobs.push((entry.elements, grad, wide, !sum.has_grad));
-            }
-        }
-        run_all(
-            &jobs,
-            self.vars.list().work,
-            |(elements, ..)| *elements,
-            |(_, grad, ..)| grad,
-            |(_, grad, wide, is_first)| backend::cpu::accumulate(wide, grad, edit, *is_first),
-        )
-    }
-
-    /// A store with all sums times `coef`, in the Vars' dtypes.
-    fn rounded(&self, coef: f64) -> Result<GradStore> {
-        let backends = Backends::current();
-        let mut store = GradStore::default();
-        let mut jobs = Vec::with_capacity(self.sums.len());
-        for (sum, var) in self.sums.iter().zip(self.vars.vars()) {
-            let Some(wide) = sum.wide.as_ref().filter(|_| sum.has_grad) else {
-                continue;
-            };
-            let result = match (backends.place(wide), &sum.rounded) {
-                (Place::Cpu, Some(rounded)) => rounded,
-                (Place::Cpu, None) if wide.dtype() == var.dtype() => wide,
-                _ => {
-                    store.insert(var, backend::candle_ops::round(wide, coef, var.dtype())?);
-                    continue;
-                }
-            };
-            store.insert(var, result.clone());
-            let elements = var.elem_count();
-            if elements > 0 {
-                jobs.push((elements, wide, result));
-            }
-        }
-        let scale = Edit::Scale {
-            clip_coef: coef,
-            zero_non_finite: false,
-        };
-        run_all(
-            &jobs,
-            self.vars.list().work,
-            |(elements, ..)| *elements,
-            |(_, wide, _)| wide,
-            |(_, wide, result)| match result.dtype() == wide.dtype() {
-                true if coef == 1.0 => Ok(()),
-                true => backend::cpu::edit_in_place(wide, scale.into()),
-                false => backend::cpu::round(result, wide, coef),
-            },
-        )?;
-        Ok(store)
     }
 }
 
