@@ -85,7 +85,7 @@ fn every_case_agrees_on_cpu() {
 }
 
 #[test]
-fn every_case_agrees_on_composed() {
+fn every_case_agrees_on_candle_ops() {
     every_case_agrees_on(Backend::CandleOps);
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::optim::{AdamW, Sgd};
-use candle_grad_clip::{Clip, ClippedOptimizer, Error, LossScaler, NonFinite};
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, LossScaler, NonFinite, SkipReason};
 use candle_nn::{Optimizer, ParamsAdamW};
 use support::device::on_every_backend;
 use support::gradients::{
@@ -156,6 +156,7 @@ fn skips<O: Optimizer + 'static>(
     )?;
     if report.skipped()? {
         assert_eq!(report.record()?.non_finite, 0);
+        assert_eq!(report.record()?.skip_reason, Some(SkipReason::Overflow));
         assert_eq!(bits_of_vars(&vars)?, before);
         assert_eq!(opt.loss_scaler().unwrap().current_scale(), 0.25);
         let error = opt.step_report(&store).unwrap_err();

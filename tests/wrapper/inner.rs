@@ -189,6 +189,9 @@ fn a_skip_of_a_wrapper_inside_is_seen_outside() -> Result<()> {
     assert_eq!(report.record()?.skip_reason, Some(SkipReason::LargeNorm));
     assert!(report.skipped()?);
     assert_eq!(report.path(), StepPath::Skipped);
+    let record = report.record()?; // as of any skipped step
+    assert_eq!((record.clip_coef, record.clipped_norm), (0.0, 0.0));
+    assert_eq!((record.was_clipped, record.num_clipped), (false, 0));
     assert_eq!(w.to_vec1::<f64>()?, [3.0, 4.0]);
     let report = opt.step_report(&(loss * 0.25)?.backward()?)?; // a norm of 1.25
     assert!(!report.skipped()?);

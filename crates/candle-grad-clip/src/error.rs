@@ -116,7 +116,7 @@ pub enum Error {
         skips: u32,
         /// How many are allowed.
         max_skips: u32,
-        /// Name of the first Var whose gradient is non-finite, for [`SkipReason::NonFinite`].
+        /// Name of the first Var at fault, for [`SkipReason::NonFinite`] and [`SkipReason::Overflow`].
         var: Option<String>,
         /// The norm of the finite elements of all gradients.
         total_norm: f64,
@@ -365,6 +365,13 @@ fn too_many_skips(
         return format!(
             "gradients were not finite in {skips} step(s) in a row, more than max_skips = {max_skips}: the first bad Var is \
              {var}; {weights}; lower the learning rate or look at the data"
+        );
+    }
+    if reason == SkipReason::Overflow {
+        let var = var.unwrap_or("unknown");
+        return format!(
+            "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the clipped gradient of {var} would not \
+             be finite in the dtype that it is kept in; {weights}; clip to a smaller norm"
         );
     }
     let start =

@@ -14,8 +14,12 @@
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// Gradients were NaN or infinite, under [`NonFinite::SkipStep`](crate::NonFinite::SkipStep).
+    /// Gradients were NaN or infinite, under [`NonFinite::SkipStep`](crate::NonFinite::SkipStep) or
+    /// with a [`LossScaler`](crate::LossScaler)'s scale above 1.
     NonFinite,
+    /// Gradients were finite, but scaling them up would have made one infinite: with a loss scale
+    /// below 1, or by a [`ClipRule`](crate::ClipRule).
+    Overflow,
     /// The norm was too large for the rule; the gradients were finite.
     LargeNorm,
     /// The loss was too large for the rule; the gradients were finite.

@@ -83,7 +83,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         self.core.trained.adopt(&mut self.inner, &self.core.vars)?; // `inner_mut` may have put another in its place
         let path = path.as_ref();
-        let steps_taken = self.core.steps_taken()?;
+        let (steps_taken, skips) = (self.core.steps_taken()?, self.core.skips_in_a_row()?);
         let (vars, policy) = (&self.core.vars, &mut self.core.policy);
         let mut resumed = None;
         let mut check = |wrapper: &WrapperRecord| {
@@ -96,13 +96,14 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
                 self.core.policy.resume(resumed);
             }
             self.core.step = wrapper.step;
-            self.core.steps_taken = wrapper.steps_taken;
-            self.core.skips.in_a_row = wrapper.skips_in_a_row;
+            self.core.counters.steps_taken = wrapper.steps_taken;
+            self.core.counters.skips.in_a_row = wrapper.skips_in_a_row;
             if let Some(scaling) = wrapper.loss_scaler {
                 self.core.loss_scaler = Some(LossScaler(scaling));
             }
         } else {
-            self.core.steps_taken = steps_taken;
+            self.core.counters.steps_taken = steps_taken;
+            self.core.counters.skips.in_a_row = skips;
         }
         self.core.forget_last_steps();
         Ok(())

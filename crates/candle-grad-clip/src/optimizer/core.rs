@@ -1,14 +1,13 @@
-//! All of a wrapper but its inner optimizer, and its settings.
+//! All of a wrapper but its inner optimizer.
 
 use candle_core::{DType, Device, Tensor};
 
-use super::frozen::TinyCoefs;
+use super::counters::Counters;
 use super::inner::Inner;
 use super::missing::Missing;
 use super::pending::PendingSteps;
 use super::report::StepReport;
-use super::schedule::Schedule;
-use super::skips::Skips;
+use super::tiny_coefs::TinyCoefs;
 use super::trained_vars::TrainedVars;
 use crate::clip::{Clip, Policy};
 use crate::error::{Error, Result};
@@ -16,6 +15,9 @@ use crate::groups::ParamGroups;
 use crate::loss_scaler::LossScaler;
 use crate::pipeline::edit::Scratch;
 use crate::vars::NamedVars;
+
+/// `limit(step)`.
+pub(super) struct Schedule(pub(super) Box<dyn Fn(u64) -> f64 + Send + Sync>);
 
 pub(crate) struct Core {
     pub(crate) vars: NamedVars,
@@ -28,13 +30,10 @@ pub(crate) struct Core {
     pub(crate) loss_scaler: Option<LossScaler>,
     /// The number of the last step, taken or skipped.
     pub(crate) step: u64,
-    /// Steps taken, as far as the host knows: `pending` counts those that a GPU decided.
-    pub(crate) steps_taken: u64,
-    pub(crate) skips: Skips,
+    pub(crate) counters: Counters,
     pub(crate) pending: PendingSteps,
     /// Copies of gradients for `step(&GradStore)`.
     pub(super) scratch: Scratch,
-    pub(crate) tiny_coefs: TinyCoefs,
     pub(crate) last_report: Option<StepReport>,
 }
 
@@ -62,11 +61,9 @@ impl Core {
             with_param_norms: false,
             loss_scaler: None,
             step: 0,
-            steps_taken: 0,
-            skips: Skips::default(),
+            counters: Counters::default(),
             pending: PendingSteps::default(),
             scratch: Scratch::default(),
-            tiny_coefs: TinyCoefs::default(),
             last_report: None,
         })
     }
@@ -99,19 +96,19 @@ impl Core {
     }
 
     pub(crate) fn steps_taken(&self) -> Result<u64> {
-        Ok(self.steps_taken + self.pending.steps_taken()?)
+        Ok(self.counters.steps_taken + self.pending.steps_taken()?)
     }
 
     /// The skips in a row, once a GPU that decides has decided all steps.
     pub(crate) fn skips_in_a_row(&self) -> Result<u32> {
         let last = self.pending.skips_in_a_row()?;
-        Ok(last.unwrap_or(self.skips.in_a_row))
+        Ok(last.unwrap_or(self.counters.skips.in_a_row))
     }
 
-    /// What the steps before a load have left.
+    /// Forgets what the steps before a load have left behind.
     pub(crate) fn forget_last_steps(&mut self) {
         self.pending = PendingSteps::default();
-        self.tiny_coefs = TinyCoefs::default();
+        self.counters.tiny_coefs = TinyCoefs::default();
         self.last_report = None;
     }
 

@@ -1,7 +1,7 @@
 //! The wrapper: a thin, generic face over [`Core`], which is compiled once.
 
 mod core;
-mod frozen;
+mod counters;
 mod inner;
 mod missing;
 mod nested;
@@ -10,10 +10,10 @@ mod overflow;
 mod pending;
 mod record;
 mod report;
-mod schedule;
 mod settings;
 mod skips;
 mod step;
+mod tiny_coefs;
 mod trained_vars;
 
 use std::any::type_name;

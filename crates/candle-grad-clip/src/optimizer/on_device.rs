@@ -23,7 +23,7 @@ impl Core {
     /// Takes all that a GPU has counted: from here on the host decides, or another GPU. Waits for
     /// it, if it has the lead.
     pub(super) fn settle(&mut self, inner: &mut Inner<'_>) -> Result<()> {
-        self.pending.settle(self.vars.names(), &mut self.skips)?;
+        self.pending.settle(self.vars.names(), &mut self.counters)?;
         match inner {
             Inner::Fused(fused) => fused.trained_mut().settle(),
             Inner::Foreign(_) => Ok(()),
@@ -46,8 +46,8 @@ impl Core {
         };
         self.trained.adopt(*fused, &self.vars)?;
         if !fused.trained().gpu_leads() {
-            // It did, and `inner_mut` has ended that.
-            self.pending.settle(self.vars.names(), &mut self.skips)?;
+            // The host decided last, so it has to know all that a GPU has counted before.
+            self.pending.settle(self.vars.names(), &mut self.counters)?;
         }
         let entries = walk(self.vars.list(), grads, None)?;
         let edit = match plan.request.clip_value {
@@ -64,8 +64,12 @@ impl Core {
             edits: &Edits::All(edit),
             others: Edit::NOTHING,
         };
-        let result =
-            fused.device_step(clipped, &plan, self.skips.in_a_row, self.with_param_norms)?;
+        let result = fused.device_step(
+            clipped,
+            &plan,
+            self.counters.skips.in_a_row,
+            self.with_param_norms,
+        )?;
         let Some(result) = result else {
             return Ok(None);
         };

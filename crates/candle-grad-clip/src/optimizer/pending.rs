@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::frozen::TinyCoefs;
+use super::counters::Counters;
 use super::record::{StepPath, StepRecord};
-use super::skips::{Skip, Skips};
+use super::skips::Skip;
 use crate::backend::{Outcome, StepResult};
 use crate::clip::{Clip, Policy};
 use crate::error::Result;
@@ -56,7 +56,7 @@ impl PendingStep {
     }
 
     /// Whether reading would not wait.
-    fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         self.result().is_none_or(|result| result.is_ready())
     }
 
@@ -108,10 +108,11 @@ impl PendingStep {
     /// The norm of each of `vars` Vars' gradients, 0 for those without one; nothing if they were
     /// not asked for.
     pub(crate) fn param_norms(&self, vars: usize) -> Result<Option<&[f64]>> {
+        // In this order: the result is forgotten once the norms are there.
+        let result = self.result().filter(|_| self.keeps_norms);
         if let Some(norms) = self.param_norms.get() {
             return Ok(Some(norms));
         }
-        let result = self.result().filter(|_| self.keeps_norms);
         let Some(grads) = result
             .map(|result| result.read_grads())
             .transpose()?
@@ -124,20 +125,17 @@ impl PendingStep {
         for (&index, GradStats { stats, .. }) in self.with_grad.iter().zip(grads) {
             norms[index] = norm_of(stats, norm_type);
         }
+        let norms = self.param_norms.get_or_init(|| norms);
         self.outcome()?;
         self.forget_result();
-        Ok(Some(self.param_norms.get_or_init(|| norms)))
+        Ok(Some(norms))
     }
 }
 
-/// The steps whose results nobody has looked at yet, the oldest first, and what those before have
-/// told.
+/// The steps whose results nobody has looked at yet, the oldest first.
 #[derive(Default)]
 pub(crate) struct PendingSteps {
     waiting: VecDeque<Arc<PendingStep>>,
-    /// Steps taken, of those whose results were looked at.
-    steps_taken: u64,
-    tiny_coefs: TinyCoefs,
 }
 
 impl PendingSteps {
@@ -146,17 +144,17 @@ impl PendingSteps {
     }
 
     /// Looks at the results that have arrived, waiting for none.
-    pub(super) fn notice(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
+    pub(super) fn notice(&mut self, names: &[String], counters: &mut Counters) -> Result<()> {
         while self.waiting.front().is_some_and(|step| step.is_ready()) {
-            self.look_at_first(names, skips)?;
+            self.look_at_first(names, counters)?;
         }
         Ok(())
     }
 
     /// Waits for all results, and counts their skips.
-    pub(super) fn settle(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
+    pub(super) fn settle(&mut self, names: &[String], counters: &mut Counters) -> Result<()> {
         while !self.waiting.is_empty() {
-            self.look_at_first(names, skips)?;
+            self.look_at_first(names, counters)?;
         }
         Ok(())
     }
@@ -167,16 +165,16 @@ impl PendingSteps {
         Ok(last.transpose()?.map(|outcome| outcome.skips_in_a_row))
     }
 
-    /// Steps taken, of all that were launched. Waits for their results.
+    /// Steps taken, of those that nobody has looked at. Waits for their results.
     pub(crate) fn steps_taken(&self) -> Result<u64> {
-        let mut taken = self.steps_taken;
+        let mut taken = 0;
         for step in &self.waiting {
             taken += u64::from(!step.outcome()?.skipped);
         }
         Ok(taken)
     }
 
-    fn look_at_first(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
+    fn look_at_first(&mut self, names: &[String], counters: &mut Counters) -> Result<()> {
         let Some(step) = self.waiting.front().cloned() else {
             return Ok(());
         };
@@ -185,14 +183,16 @@ impl PendingSteps {
         let stats = outcome.total.stats;
         let norm_type = step.clip.request().norm_type;
         if !outcome.skipped {
-            skips.end();
-            self.steps_taken += 1;
+            counters.skips.end();
+            counters.steps_taken += 1;
             let total_norm = norm_of(stats, norm_type);
-            self.tiny_coefs
+            counters
+                .tiny_coefs
                 .count(step.step, total_norm, outcome.clip_coef);
             return Ok(());
         }
         let bad = step.with_grad.get(outcome.first_bad);
+        let skips = &mut counters.skips;
         skips.in_a_row = outcome.skips_in_a_row.saturating_sub(1); // the GPU has counted this one
         skips.count(Skip {
             reason: SkipReason::NonFinite,

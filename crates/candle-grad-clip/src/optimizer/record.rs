@@ -128,6 +128,16 @@ impl StepRecord {
         norms
     }
 
+    /// Makes it the record of a skipped step.
+    pub(super) fn skip(&mut self, reason: SkipReason) {
+        self.skipped = true;
+        self.skip_reason = Some(reason);
+        self.path = StepPath::Skipped;
+        (self.clip_coef, self.clipped_norm) = (0.0, 0.0);
+        (self.was_clipped, self.num_clipped) = (false, 0);
+        self.groups.clear();
+    }
+
     /// What is known of a step that a GPU is still to decide.
     pub(crate) fn launched(step: u64, norm_type: NormType) -> Self {
         Self {

@@ -48,10 +48,14 @@ pub struct StepReport {
     pub(super) record: OnceLock<Arc<StepRecord>>,
 }
 
-/// Shows [`StepReport::record`].
+/// Shows [`StepReport::record`], or the step's number where that would wait for a GPU.
 impl std::fmt::Debug for StepReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("StepReport").field(&self.record()).finish()
+        let mut shown = f.debug_tuple("StepReport");
+        match &self.pending {
+            Some(pending) if !pending.is_ready() => shown.field(&self.known.step).finish(),
+            _ => shown.field(&self.record()).finish(),
+        }
     }
 }
 

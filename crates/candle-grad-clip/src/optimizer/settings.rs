@@ -6,8 +6,8 @@ use candle_core::Tensor;
 use candle_nn::Optimizer;
 
 use super::ClippedOptimizer;
+use super::core::Schedule;
 use super::inner::Inner;
-use super::schedule::Schedule;
 use crate::clip::{Clip, ClipRule};
 use crate::error::Result;
 use crate::groups::ParamGroups;

@@ -14,7 +14,7 @@ pub(crate) struct Skips {
 pub(super) struct Skip<'a> {
     pub(super) reason: SkipReason,
     pub(super) step: u64,
-    /// The first Var whose gradient is non-finite.
+    /// The first Var at fault, if one is.
     pub(super) var: Option<String>,
     /// Elements that are non-finite.
     pub(super) non_finite: u64,
@@ -63,6 +63,14 @@ impl Skips {
                     var,
                     non_finite,
                     "step skipped: gradients are not finite"
+                );
+            }
+            SkipReason::Overflow => {
+                let var = var.unwrap_or_default();
+                tracing::warn!(
+                    step,
+                    var,
+                    "step skipped: a clipped gradient would not be finite"
                 );
             }
             SkipReason::LargeNorm => {

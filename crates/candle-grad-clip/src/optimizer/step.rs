@@ -1,18 +1,17 @@
 //! The step: schedule, collect and measure, decide, apply, report, observe.
 
-use candle_core::backprop::GradStore;
 use std::sync::OnceLock;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Tensor, TensorId};
 use candle_grad_clip_kernels::Edit;
 
-use super::core::Core;
+use super::core::{Core, Schedule};
 use super::inner::{Foreign, Inner};
 use super::nested;
 use super::overflow::{self, Overflow};
 use super::record::{StepPath, StepRecord};
 use super::report::StepReport;
-use super::schedule::Schedule;
 use super::skips::Skip;
 use super::trained_vars::unscaled_others;
 use crate::accumulate::hides_overflow;
@@ -81,7 +80,7 @@ impl Core {
         grads: Grads<'_>,
         loss: Option<f64>,
     ) -> Result<StepReport> {
-        self.pending.notice(self.vars.names(), &mut self.skips)?;
+        self.pending.notice(self.vars.names(), &mut self.counters)?;
         self.set_scheduled_limit()?;
         if let Some(report) = self.step_on_device(inner, grads.store())? {
             return Ok(report);
@@ -189,8 +188,8 @@ impl Core {
         }
         match self.overflow(inner, grads, &decision.action)? {
             Some(overflow) => {
-                self.skip(SkipReason::NonFinite, measured, Some(overflow))?;
-                Ok(Decision::skip(SkipReason::NonFinite))
+                self.skip(SkipReason::Overflow, measured, Some(overflow))?;
+                Ok(Decision::skip(SkipReason::Overflow))
             }
             None => Ok(decision),
         }
@@ -204,7 +203,8 @@ impl Core {
         overflow: Option<Overflow>,
     ) -> Result<()> {
         let names = self.vars.names();
-        if reason == SkipReason::NonFinite && self.policy.clip().non_finite == NonFinite::Error {
+        let is_fault = matches!(reason, SkipReason::NonFinite | SkipReason::Overflow);
+        if is_fault && self.policy.clip().non_finite == NonFinite::Error {
             return Err(match overflow {
                 Some(overflow) => overflow.error(names),
                 None => non_finite_error(self.vars.list(), measured),
@@ -212,13 +212,11 @@ impl Core {
         }
         let first = overflow.map(|overflow| overflow.index);
         let first = first.or_else(|| measured.first_non_finite());
-        let is_finite = reason != SkipReason::NonFinite;
-        self.skips.count(Skip {
+        let name = |index: usize| names[index].clone();
+        self.counters.skips.count(Skip {
             reason,
             step: self.step + 1,
-            var: first
-                .filter(|_| !is_finite)
-                .map(|index| names[index].clone()),
+            var: first.filter(|_| is_fault).map(name),
             non_finite: measured.total.stats.non_finite(),
             total_norm: measured.norm().value(),
             loss: measured.loss,
@@ -258,9 +256,10 @@ impl Core {
         action: &Action,
     ) -> Result<()> {
         self.trained.adopt(fused, &self.vars)?; // again, as `inner_mut` may have put another in its place
+        let nothing = Edits::All(Edit::NOTHING);
         let edits = match action {
             Action::Edit(edits) => edits,
-            Action::Keep | Action::Skip(_) => &Edits::All(Edit::NOTHING),
+            _ => &nothing,
         };
         let clipped = Clipped {
             vars: &self.vars,
@@ -331,15 +330,13 @@ impl Core {
     fn finish(&mut self, mut report: StepReport, skipped_inside: Option<SkipReason>) -> StepReport {
         let record = &mut report.known;
         if let Some(reason) = skipped_inside {
-            record.skipped = true;
-            record.skip_reason = Some(reason);
-            record.path = StepPath::Skipped;
+            record.skip(reason);
         }
         self.step = record.step;
         if !record.skipped {
             self.policy.observe();
-            self.steps_taken += 1;
-            self.skips.end();
+            self.counters.steps_taken += 1;
+            self.counters.skips.end();
         }
         nested::tell(record.skip_reason);
         let is_finite = record.non_finite == 0;
@@ -359,9 +356,9 @@ impl Core {
         } = *record;
         tracing::debug!(step, total_norm, clipped_norm, clip_coef, skipped, "step");
         record.tiny_coefs_in_a_row = if skipped {
-            self.tiny_coefs.in_a_row()
+            self.counters.tiny_coefs.in_a_row()
         } else {
-            self.tiny_coefs.count(step, total_norm, clip_coef)
+            self.counters.tiny_coefs.count(step, total_norm, clip_coef)
         };
         self.last_report = Some(report.clone());
         report

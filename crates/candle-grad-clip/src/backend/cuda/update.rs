@@ -76,7 +76,7 @@ pub(crate) fn update(jobs: &[UpdateJob<'_>], rules: &[StepRule]) -> Result<()> {
 pub(super) fn kernel_of(rules: &[StepRule]) -> Kernel {
     match rules.first() {
         Some(StepRule::Sgd(_)) => Kernel::SGD,
-        _ => Kernel::ADAMW,
+        Some(StepRule::AdamW(_)) | None => Kernel::ADAMW,
     }
 }
 
