@@ -1,6 +1,6 @@
-//! Why a step was skipped.
+//! The reasons for skipping a step.
 
-/// Why a step was skipped: of [`StepRecord::skip_reason`](crate::StepRecord::skip_reason).
+/// Why a step was skipped; see [`StepRecord::skip_reason`](crate::StepRecord::skip_reason).
 ///
 /// ```
 #[doc = include_str!("step_example.md")]
@@ -14,12 +14,13 @@
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// Gradients were NaN or infinite, under [`NonFinite::SkipStep`](crate::NonFinite::SkipStep).
+    /// Gradients had NaN or infinite elements, under
+    /// [`NonFinite::SkipStep`](crate::NonFinite::SkipStep).
     NonFinite,
-    /// The norm was too large for the rule; the gradients were finite.
+    /// The norm was too large for the rule. The gradients were finite.
     LargeNorm,
-    /// The loss was too large for the rule; the gradients were finite.
+    /// The loss was too large for the rule. The gradients were finite.
     LargeLoss,
-    /// A [`ClipRule`](crate::ClipRule) said so.
+    /// A [`ClipRule`](crate::ClipRule) decided to skip.
     Rule,
 }
