@@ -91,7 +91,9 @@ impl Default for ClipGradNorm {
 /// the coefficient is exactly 1, nothing is written. `max_norm` 0 gives zero gradients. An infinite
 /// `max_norm` only measures (PyTorch can write NaN then).
 ///
-/// # In place On CPU and CUDA the caller's clones of a gradient change too, because they share its storage. A gradient gets new storage in these cases:
+/// # In place
+/// On CPU and CUDA the caller's clones of a gradient change too, because they share its storage. A
+/// gradient gets new storage in these cases:
 ///
 /// - It is itself a Var, or shares storage with one of `vars`.
 /// - It shares storage with an entry of the store that does not belong to `vars`.

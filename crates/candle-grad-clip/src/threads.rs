@@ -60,7 +60,9 @@ impl Work {
 /// work runs on the caller's thread only, since waking a thread costs more. Each tensor of a task
 /// has at most one block.
 ///
-/// # Errors That of the first task that failed; the other tasks have run. If the system can't create threads, no task has run.
+/// # Errors
+/// That of the first task that failed; the other tasks have run. If the system can't create
+/// threads, no task has run.
 pub(crate) fn for_each<T: Send>(
     work: Work,
     mut tasks: impl Iterator<Item = T> + Send,
@@ -103,7 +105,8 @@ pub(crate) fn for_each<T: Send>(
 /// Calls `f` for each large item, one after the other inside a private pool, since each item is
 /// parallel inside. Small work has no large items.
 ///
-/// # Errors That of `f`, or the system can't create threads.
+/// # Errors
+/// That of `f`, or the system can't create threads.
 pub(crate) fn for_each_large<T: Send>(
     work: Work,
     items: impl Iterator<Item = T> + Send,
@@ -119,7 +122,8 @@ pub(crate) fn for_each_large<T: Send>(
 /// Runs `f`. Large work runs inside a private pool, where slices of more than one block are
 /// processed in parallel.
 ///
-/// # Errors That of `f`. If the system can't create threads, `f` has not run.
+/// # Errors
+/// That of `f`. If the system can't create threads, `f` has not run.
 pub(crate) fn run<R: Send>(work: Work, f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
     if work == Work::Small || IS_OURS.get() {
         return f(); // a private pool's thread already has its pool
