@@ -1,4 +1,4 @@
-//! All of a wrapper but its inner optimizer, and its settings.
+//! The state of a wrapper, apart from its inner optimizer.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -21,18 +21,18 @@ pub(crate) struct Core {
     pub(crate) vars: NamedVars,
     pub(crate) trained: TrainedVars,
     pub(crate) policy: Policy,
-    /// The limit of each step, in place of the clip's.
+    /// The limit of each step, which replaces the clip's.
     pub(super) schedule: Option<Schedule>,
     pub(super) missing: Missing,
     pub(super) with_param_norms: bool,
     pub(crate) loss_scaler: Option<LossScaler>,
     /// The number of the last step, taken or skipped.
     pub(crate) step: u64,
-    /// Steps taken, as far as the host knows: `pending` counts those that a GPU decided.
+    /// Steps taken, without those that a GPU decided: `pending` counts these.
     pub(crate) steps_taken: u64,
     pub(crate) skips: Skips,
     pub(crate) pending: PendingSteps,
-    /// Copies of gradients for `step(&GradStore)`.
+    /// Buffers for copies of gradients in `step(&GradStore)`.
     pub(super) scratch: Scratch,
     pub(crate) tiny_coefs: TinyCoefs,
     pub(crate) last_report: Option<StepReport>,
@@ -51,7 +51,7 @@ impl Core {
         let policy = Policy::new(clip, &vars)?;
         if let Inner::Fused(fused) = &mut inner {
             trained.adopt(*fused, &vars)?;
-            fused.trained_mut().settle()?; // another wrapper's skips are not ours
+            fused.trained_mut().settle()?; // another wrapper's skips don't count here
         }
         Ok(Self {
             vars,
@@ -102,13 +102,13 @@ impl Core {
         Ok(self.steps_taken + self.pending.steps_taken()?)
     }
 
-    /// The skips in a row, once a GPU that decides has decided all steps.
+    /// The current number of skips in a row. Waits until a GPU has decided its launched steps.
     pub(crate) fn skips_in_a_row(&self) -> Result<u32> {
         let last = self.pending.skips_in_a_row()?;
         Ok(last.unwrap_or(self.skips.in_a_row))
     }
 
-    /// What the steps before a load have left.
+    /// Drops the results of earlier steps, when a checkpoint is loaded.
     pub(crate) fn forget_last_steps(&mut self) {
         self.pending = PendingSteps::default();
         self.tiny_coefs = TinyCoefs::default();
@@ -127,7 +127,7 @@ impl Core {
         }
     }
 
-    /// The loss as a number, read from its device, if the rule looks at it.
+    /// The loss as a number, read from its device, if the rule uses it.
     pub(super) fn loss_value(&self, loss: &Tensor) -> Result<Option<f64>> {
         if !self.policy.reads_loss() {
             return Ok(None);

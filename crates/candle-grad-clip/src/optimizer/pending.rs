@@ -1,4 +1,4 @@
-//! Steps that a GPU decides: their results stay there until somebody asks.
+//! Steps that a GPU decides: their results stay there until they are read.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,15 +12,15 @@ use crate::error::Result;
 use crate::gradients::{GradStats, Measurements, norm_of};
 use crate::skip_reason::SkipReason;
 
-/// A step whose numbers are on a GPU, or were.
+/// A step whose results are, or were, on a GPU.
 pub(crate) struct PendingStep {
-    /// What holds memory of the GPU's: until the numbers are here.
+    /// Holds GPU memory; `None` after the results are read.
     result: Mutex<Option<Arc<dyn StepResult>>>,
     outcome: OnceLock<Outcome>,
     keeps_norms: bool,
     clip: Clip,
     step: u64,
-    /// The places of the Vars that got a gradient.
+    /// The indices of the Vars with a gradient.
     with_grad: Arc<[usize]>,
     record: OnceLock<StepRecord>,
     param_norms: OnceLock<Vec<f64>>,
@@ -55,14 +55,14 @@ impl PendingStep {
         *self.result.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Whether reading would not wait.
+    /// Whether reading would return without waiting.
     fn is_ready(&self) -> bool {
         self.result().is_none_or(|result| result.is_ready())
     }
 
-    /// What the GPU told. Waits for it once.
+    /// The GPU's outcome. Waits for the GPU once.
     fn outcome(&self) -> Result<Outcome> {
-        // In this order: the result is forgotten once the outcome is there.
+        // Take the result first: it is dropped once the outcome is set.
         let result = self.result();
         if let Some(outcome) = self.outcome.get() {
             return Ok(*outcome);
@@ -80,7 +80,7 @@ impl PendingStep {
         Ok(outcome)
     }
 
-    /// What the step measured and did, but for what depends on names. Waits for the GPU once.
+    /// The step's record without the fields that need names. Waits for the GPU once.
     pub(crate) fn record(&self) -> Result<&StepRecord> {
         if let Some(record) = self.record.get() {
             return Ok(record);
@@ -93,8 +93,7 @@ impl PendingStep {
             units: None,
             loss: None,
         };
-        // The GPU has decided so by the same numbers; the last bit of its coefficient may be
-        // another.
+        // The GPU decided from the same numbers, but the last bit of its coefficient may differ.
         let decision = Policy::of_norms(self.clip.clone()).decide(&measured);
         let non_finite = self.clip.non_finite;
         let mut record =
@@ -105,8 +104,7 @@ impl PendingStep {
         Ok(self.record.get_or_init(|| record))
     }
 
-    /// The norm of each of `vars` Vars' gradients, 0 for those without one; nothing if they were
-    /// not asked for.
+    /// The norm of each Var's gradient, 0 for those without one. `None` if the norms were not kept.
     pub(crate) fn param_norms(&self, vars: usize) -> Result<Option<&[f64]>> {
         if let Some(norms) = self.param_norms.get() {
             return Ok(Some(norms));
@@ -130,12 +128,11 @@ impl PendingStep {
     }
 }
 
-/// The steps whose results nobody has looked at yet, the oldest first, and what those before have
-/// told.
+/// The steps whose results were not yet processed, oldest first, and the totals of earlier ones.
 #[derive(Default)]
 pub(crate) struct PendingSteps {
     waiting: VecDeque<Arc<PendingStep>>,
-    /// Steps taken, of those whose results were looked at.
+    /// The number of processed steps that were taken.
     steps_taken: u64,
     tiny_coefs: TinyCoefs,
 }
@@ -145,7 +142,7 @@ impl PendingSteps {
         self.waiting.push_back(step);
     }
 
-    /// Looks at the results that have arrived, waiting for none.
+    /// Processes the results that have arrived, without waiting.
     pub(super) fn notice(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
         while self.waiting.front().is_some_and(|step| step.is_ready()) {
             self.look_at_first(names, skips)?;
@@ -153,7 +150,7 @@ impl PendingSteps {
         Ok(())
     }
 
-    /// Waits for all results, and counts their skips.
+    /// Waits for all results, and processes them.
     pub(super) fn settle(&mut self, names: &[String], skips: &mut Skips) -> Result<()> {
         while !self.waiting.is_empty() {
             self.look_at_first(names, skips)?;
@@ -161,13 +158,13 @@ impl PendingSteps {
         Ok(())
     }
 
-    /// The skips in a row after the last step, if its result was not looked at: for a save.
+    /// The skips in a row after the last step, if it is not yet processed; for a save.
     pub(super) fn skips_in_a_row(&self) -> Result<Option<u32>> {
         let last = self.waiting.back().map(|last| last.outcome());
         Ok(last.transpose()?.map(|outcome| outcome.skips_in_a_row))
     }
 
-    /// Steps taken, of all that were launched. Waits for their results.
+    /// The number of launched steps that were taken. Waits for their results.
     pub(crate) fn steps_taken(&self) -> Result<u64> {
         let mut taken = self.steps_taken;
         for step in &self.waiting {
@@ -193,7 +190,7 @@ impl PendingSteps {
             return Ok(());
         }
         let bad = step.with_grad.get(outcome.first_bad);
-        skips.in_a_row = outcome.skips_in_a_row.saturating_sub(1); // the GPU has counted this one
+        skips.in_a_row = outcome.skips_in_a_row.saturating_sub(1); // the GPU counted this skip already
         skips.count(Skip {
             reason: SkipReason::NonFinite,
             step: step.step,
