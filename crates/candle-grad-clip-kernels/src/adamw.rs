@@ -11,7 +11,7 @@ use crate::wide::Wide;
 /// ```
 ///
 /// With a third moment array (`AMSGrad`), `v_hat` uses the largest `v` so far. With two moment
-/// arrays, the update is without AMSGrad.
+/// arrays, the update is without `AMSGrad`.
 ///
 /// # References
 /// Loshchilov, Hutter (2019), "Decoupled weight decay regularization", algorithm 2; Reddi, Kale,
@@ -34,8 +34,8 @@ pub struct AdamW {
     /// Decay rate of the second moment.
     pub beta2: f64,
     /// Added to the root of the second moment. A value below [`Wide::SMALLEST_EPS`] is raised to
-    /// it: otherwise a zero gradient gives 0 / 0, and one whose square underflows an infinite
-    /// update.
+    /// it. Otherwise a zero gradient would give 0 / 0, and a gradient whose square underflows an
+    /// infinite update.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,

@@ -167,7 +167,7 @@ impl Norm {
 
     /// `min(1, max_norm / (norm + eps))`, also correct if the norm overflows f64.
     ///
-    /// An infinite `max_norm` gives 1, and 0 gives 0, also for a zero norm.
+    /// An infinite `max_norm` gives 1, and a `max_norm` of 0 gives 0, also for a zero norm.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::Norm;

@@ -30,7 +30,7 @@
 //! 4. Measure the gradients, and decide whether to skip the step.
 //! 5. Clip, and take the optimizer step.
 //! 6. Set the learning rate of the next step
-//! ([`set_learning_rate`](candle_nn::Optimizer::set_learning_rate)).
+//!    ([`set_learning_rate`](candle_nn::Optimizer::set_learning_rate)).
 //!
 //! A learning rate schedule can be any function of the step:
 //!
@@ -64,8 +64,8 @@
 //! Metal (feature `metal`) candle's tensor operations clip the gradients, with one read from the
 //! device per step.
 //!
-//! The CUDA code was tested on a CPU emulation of the CUDA driver, not yet on a GPU. The Metal path
-//! is untested.
+//! The CUDA code has run on a CPU emulation of the CUDA driver, not yet on a GPU. The Metal path is
+//! untested.
 //!
 //! # Features
 //! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.

@@ -61,8 +61,8 @@ impl Work {
 /// has at most one block.
 ///
 /// # Errors
-/// That of the first task that failed; the other tasks have run. If the system can't create
-/// threads, no task has run.
+/// That of the first task that failed. Of large work, all other tasks have run; small work stops
+/// there. If the system can't create threads, no task has run.
 pub(crate) fn for_each<T: Send>(
     work: Work,
     mut tasks: impl Iterator<Item = T> + Send,

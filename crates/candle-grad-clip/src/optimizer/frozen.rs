@@ -6,7 +6,7 @@ use crate::clip::TINY_COEF;
 /// The warning comes at this many such steps in a row.
 const TOLD_AT: u64 = 10;
 
-/// Counts them.
+/// Counts the steps in a row with a tiny coefficient.
 #[derive(Debug, Default)]
 pub(crate) struct TinyCoefs {
     in_a_row: u64,

@@ -57,7 +57,7 @@ impl TrainedVars {
         }
         tracing::info!(
             ?untrained,
-            "Vars that the inner optimizer does not train are left out: they count in no norm"
+            "Vars that the inner optimizer does not train are ignored: no norm includes them"
         );
         let theirs = ids(fused.trained().vars());
         let is_trained = |var: &Var| theirs.contains(&var.id()) || !var.dtype().is_float();
@@ -115,7 +115,7 @@ impl TrainedVars {
         tracing::warn!(
             ?new,
             "Vars that were added to the VarMap after `wrap` are not clipped, and not trained unless the inner optimizer \
-             was given them: make the optimizer and its wrapper when the model is whole"
+             was given them: create the optimizer and its wrapper after the model is complete"
         );
     }
 
@@ -140,7 +140,7 @@ impl TrainedVars {
             unknown = unknown.len(),
             ?shapes,
             "Vars that the wrapper was not given have gradients: if the inner optimizer trains them, they are neither \
-             measured nor clipped; wrap with all that it trains"
+             measured nor clipped. Pass all Vars that it trains to `wrap`"
         );
     }
 }

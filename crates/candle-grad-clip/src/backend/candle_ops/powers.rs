@@ -23,7 +23,7 @@ pub(super) struct Job<'a> {
     pub(super) bound: Option<f64>,
 }
 
-/// What is known about a unit so far.
+/// The intermediate or final result of a unit.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Found {
     Nothing,

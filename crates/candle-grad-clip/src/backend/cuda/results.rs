@@ -1,5 +1,5 @@
-//! Results of steps that the GPU decides, for reading later: the GPU writes each step's result to
-//! its own pinned memory.
+//! Results of steps that the GPU decides, for reading later: the GPU writes each step's result to a
+//! separate block of pinned memory.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -112,8 +112,8 @@ impl StepResult for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // The memory must not be reused or freed before the copy is done. A later call
-        // reports an error.
+        // The memory must not be reused or freed before the copy is done. If the wait
+        // fails, a later call reports it.
         let _ = self.wait();
         if let Some(memory) = self.memory.take() {
             let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -120,7 +120,7 @@ impl DeviceSteps for CudaSteps {
 /// The freed memory may still be in use on the stream of another thread.
 impl Drop for CudaSteps {
     fn drop(&mut self) {
-        let _ = self.gpu.stream.context().synchronize(); // a later call reports an error
+        let _ = self.gpu.stream.context().synchronize(); // if this fails, a later call reports it
     }
 }
 

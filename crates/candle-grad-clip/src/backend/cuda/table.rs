@@ -172,7 +172,7 @@ pub(super) fn have_read<'a>(gpu: &Gpu, tensors: impl Iterator<Item = &'a Tensor>
     Ok(())
 }
 
-/// Waits for other streams' work on a tensor and records ours, without changing the tensor.
+/// Waits for other streams' work on a tensor and records this one's, without changing the tensor.
 struct Touch<'a>(&'a Gpu);
 
 impl InplaceOp1 for Touch<'_> {
