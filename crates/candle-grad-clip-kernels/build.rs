@@ -7,11 +7,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     cudaforge::KernelBuilder::new()
         .source_dir("cuda")
         .watch(["cuda"])
-        // Not the capability of this machine's GPU: PTX runs on all later ones.
+        // A fixed capability: its PTX runs on all later GPUs.
         .compute_cap(75)
         .arg("-std=c++17")
         .arg("-O3")
-        // As on CPU: the bits are those of one operation at a time.
+        // As on CPU: no fused multiply-add.
         .arg("-fmad=false")
         .build_ptx()?
         .write(out_dir.join("ptx.rs"))?;

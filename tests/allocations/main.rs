@@ -1,4 +1,4 @@
-//! What clipping allocates: nothing of a gradient's size, and little else.
+//! Clipping allocates much less memory than the gradients take.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::System;
@@ -22,16 +22,16 @@ use support::optimizers::Recorder;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// The counters are the process's: one test at a time.
+/// The counters cover the whole process, so tests run one at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// For what is done once a call, and for what the test harness may do meanwhile.
+/// Allocations per call, and those of the test harness meanwhile.
 const CONSTANT: usize = 128;
 
-/// Tensors of several sizes, one of them large.
+/// Tensors of several sizes; one is large.
 fn sets() -> Result<Vec<Vec<Tensor>>> {
     let lengths: [Vec<usize>; 3] = [
         vec![50_000; 40],
@@ -53,7 +53,7 @@ fn bytes(gradients: &[Tensor]) -> usize {
     gradients.iter().map(of).sum()
 }
 
-/// What `f` allocates once everything is warm (rayon's threads, candle's caches).
+/// The allocations of `f` after a warm-up (rayon's threads, candle's caches).
 fn allocated(mut f: impl FnMut() -> Result<()>) -> Result<Stats> {
     f()?;
     let region = Region::new(ALLOCATOR);
@@ -61,7 +61,7 @@ fn allocated(mut f: impl FnMut() -> Result<()>) -> Result<Stats> {
     Ok(region.change())
 }
 
-/// At most two small allocations a tensor, and a constant.
+/// At most two small allocations per tensor, plus a constant.
 fn assert_little(stats: Stats, gradients: &[Tensor], what: &str) {
     let count = stats.allocations + stats.reallocations;
     let allowed = 2 * gradients.len() + CONSTANT;
@@ -69,7 +69,7 @@ fn assert_little(stats: Stats, gradients: &[Tensor], what: &str) {
         count <= allowed,
         "{what}: {count} allocations, {allowed} allowed"
     );
-    // All of them together are far below the gradients, so none has a gradient's size.
+    // The total is far below the gradients' size, so no single allocation has it.
     let (ours, theirs) = (stats.bytes_allocated, bytes(gradients));
     assert!(
         ours < theirs / 5,
@@ -84,7 +84,7 @@ fn clipping_in_place_allocates_nothing_of_a_gradients_size() -> Result<()> {
     let _alone = alone();
     let edits: [(&str, Edit); 4] = [
         ("norm", |store, vars| {
-            // Each time below the norm before, so that it always clips.
+            // Always below the current norm, so that every call clips.
             let norm = total_norm(store, vars, NormType::L2)?;
             clip_grad_norm(store, vars, norm / 2.0).map(drop)
         }),
@@ -107,7 +107,7 @@ fn clipping_in_place_allocates_nothing_of_a_gradients_size() -> Result<()> {
     Ok(())
 }
 
-/// Of vectors, each of which is one unit, with weights of zero.
+/// AGC for vectors, each of which is one unit, with zero weights.
 fn agc() -> Clip {
     "agc:clipping=0.1".parse().unwrap()
 }
@@ -149,7 +149,7 @@ fn a_step_keeps_one_buffer() -> Result<()> {
     Ok(())
 }
 
-/// Clip and step: all that a step allocates, together, is an upper bound for its peak.
+/// Clip and step. The total allocated by a step is an upper bound of its peak.
 #[test]
 fn a_fused_step_stays_below_its_memory() -> Result<()> {
     const MIB: usize = 1 << 20;
@@ -166,7 +166,7 @@ fn a_fused_step_stays_below_its_memory() -> Result<()> {
     Ok(())
 }
 
-/// 10,000 tensors of 64 to 4096 elements, as the benchmark's set C.
+/// 10,000 tensors of 64 to 4096 elements, like set C of the benchmark.
 fn many_small() -> Result<Vec<Tensor>> {
     let lengths = (0..10_000).map(|i| 64 + (i * 7919) % 4033);
     let gradient = |n: usize| host_tensor(&vec![0.5; n], n, DType::F32);
@@ -189,7 +189,7 @@ fn fused<O: Optimizer<Config: Clone> + 'static>(
         assert_eq!(opt.last_report().unwrap().path(), StepPath::Fused);
         assert_little(stats, gradients, &what);
         let bytes = stats.bytes_allocated;
-        // For units there are the numbers of each beside, of gradients and weights.
+        // Units also need the stats of each unit's gradient and weights.
         let limit = if what.contains("agc") {
             2 * limit
         } else {
@@ -200,7 +200,7 @@ fn fused<O: Optimizer<Config: Clone> + 'static>(
     Ok(())
 }
 
-/// The units of matrices: some numbers for each, far below the matrix.
+/// The units of matrices need some numbers each, far less than the matrix.
 #[test]
 fn units_of_matrices_allocate_little() -> Result<()> {
     let _alone = alone();
@@ -212,7 +212,7 @@ fn units_of_matrices_allocate_little() -> Result<()> {
         for is_fused in [true, false] {
             let (vars, _) = store_of(&gradients)?;
             for (i, var) in vars.iter().enumerate() {
-                // Weights that differ, so that coefficients do.
+                // Different weights give different coefficients.
                 let ramp = Tensor::arange(0f32, var.elem_count() as f32, &Device::Cpu)?;
                 var.set(&(ramp.reshape(var.shape())? * f64::from(i as u32 + 1))?)?;
             }
@@ -231,7 +231,7 @@ fn units_of_matrices_allocate_little() -> Result<()> {
             };
             let what = format!("{units}, fused {is_fused}");
             let (ours, theirs) = (stats.bytes_allocated, bytes(&gradients));
-            // The columns' tasks gather in buffers of 4 KiB each.
+            // Each task of columns gathers in a buffer of 4 KiB.
             assert!(
                 ours < theirs / 2,
                 "{what}: {ours} bytes for gradients of {theirs}"
@@ -241,7 +241,7 @@ fn units_of_matrices_allocate_little() -> Result<()> {
     Ok(())
 }
 
-/// After the first micro-batch, also with the next round.
+/// From the second micro-batch on, also in the next round.
 #[test]
 fn accumulating_keeps_its_buffers() -> Result<()> {
     let _alone = alone();
@@ -278,7 +278,7 @@ fn the_counter_counts() -> Result<()> {
     Ok(())
 }
 
-/// Saving takes a buffer, loading takes a buffer and the state, whatever a file claims.
+/// Saving allocates a buffer, and loading a buffer and the state, whatever the file claims.
 #[test]
 fn checkpoints_are_not_held_in_memory() -> Result<()> {
     const BUFFER: usize = (1 << 20) + (64 << 10);
@@ -322,7 +322,7 @@ fn checkpoints_are_not_held_in_memory() -> Result<()> {
         )
     };
     let (whole, _) = split(&bytes)?;
-    assert_eq!(claims(whole)?, 0); // 2.4 MB that are not there
+    assert_eq!(claims(whole)?, 0); // the header claims 2.4 MB that the file does not have
     let many = "0,".repeat(100_000) + "0";
     for header in [
         format!("{{\"a\":{{\"dtype\":\"F32\",\"shape\":[{many}],\"data_offsets\":[0,0]}}}}"),

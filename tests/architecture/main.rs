@@ -1,4 +1,4 @@
-//! The floors of both crates: imports point down, and no files import each other in a circle.
+//! The layers of both crates: imports go down, and no files import each other in a cycle.
 #![allow(clippy::unwrap_used)]
 
 mod imports;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use imports::{faults, imports_of};
 
-/// From the ground up. An import goes to a lower floor, or stays in its own file or folder.
+/// From bottom to top. An import goes to a lower layer, or stays within its file or folder.
 const LIBRARY: &[&[&str]] = &[
     &["serde_float", "skip_reason"],
     &["error"],

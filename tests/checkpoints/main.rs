@@ -1,4 +1,4 @@
-//! A resumed run ends with the bits of one that was not interrupted, and no file can do harm.
+//! A resumed run ends with the same bits as an uninterrupted one, and malformed files are refused.
 #![allow(clippy::unwrap_used)]
 
 mod contents;

@@ -1,5 +1,5 @@
-//! CUDA without a GPU: the stand-in driver of `ci/cuda-on-host` itself, candle's operations on it,
-//! and clipping of gradients that live there, compared with the same on CPU.
+//! The CUDA backend without a GPU: the emulated driver of `ci/cuda-on-host`, candle's operations on
+//! it, and clipping compared with the CPU.
 
 /// Launches a kernel with arguments.
 macro_rules! launch {
@@ -9,8 +9,8 @@ macro_rules! launch {
         let stream = $device.cuda_stream();
         let mut builder = stream.launch_builder(&function);
         $(builder.arg($argument);)*
-        // SAFETY: the arguments are those of the kernel in selftest.cu, the buffers as long as it
-        // says.
+        // SAFETY: the arguments match the kernel's in selftest.cu, and the buffers have the lengths
+        // that it expects.
         unsafe { builder.launch($config) }.map(|_| ())
     }};
 }
@@ -27,7 +27,7 @@ use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use support::gradients::values;
 
-/// That each element differs by at most `tolerance` of the largest; NaN only equals NaN.
+/// Asserts that each element differs by at most `tolerance` times the largest. NaN equals only NaN.
 fn assert_close(got: &Tensor, want: &Tensor, tolerance: f64, what: &str) -> Result<()> {
     let (got, want) = (values(got)?, values(want)?);
     ensure!(got.len() == want.len(), "{what}: other shapes");

@@ -1,4 +1,4 @@
-//! The free functions: what they return, write and refuse, for any gradients.
+//! The free functions: results, in-place writes and errors, for any gradients.
 #![allow(clippy::unwrap_used)]
 
 mod aliasing;

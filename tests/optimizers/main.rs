@@ -1,4 +1,4 @@
-//! The fused optimizers are those of candle to the bit.
+//! The fused optimizers match candle's bit for bit.
 #![allow(clippy::unwrap_used)]
 
 mod fused;

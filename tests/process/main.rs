@@ -1,6 +1,7 @@
-//! What concerns the whole process: threads, its pool, its log, its end.
+//! Properties of the whole process: threads and their number, determinism, tracing events, and the
+//! soak test.
 //!
-//! A test that needs a process of its own starts this binary again with the name of one test.
+//! A test that needs a separate process starts this binary again with the test's name.
 #![allow(clippy::unwrap_used)]
 
 mod determinism;

@@ -1,4 +1,4 @@
-//! Methods that choose their own limit, each against its equation written out again, over random
+//! Adaptive methods compared with an independent implementation of their equations, over random
 //! histories.
 #![allow(clippy::unwrap_used)]
 
@@ -25,16 +25,16 @@ use candle_nn::{Optimizer, SGD};
 use support::device::device;
 use support::gradients::{tensor, values, without_names};
 
-/// The gradients of a step: of each Var that has one.
+/// The gradients of a step: `None` for a Var without one.
 pub(crate) type Gradients = Vec<Option<Vec<f64>>>;
 
-/// Vars by name.
+/// Vars with their names.
 pub(crate) type Named = Vec<(String, Var)>;
 
 pub(crate) const SIZES: [usize; 3] = [3, 1, 4];
 
-/// Vars at zero, so that a step of rate 1 leaves in them what the optimizer got, with its sign
-/// turned and no rounding.
+/// Vars at zero: after a step with learning rate 1 they hold the negated gradient that the
+/// optimizer got, without rounding.
 pub(crate) fn zeros() -> Result<Named> {
     let var = |(i, n): (usize, &usize)| -> Result<_> {
         Ok((format!("layer{i}"), Var::zeros(*n, DType::F64, device())?))
@@ -52,7 +52,7 @@ pub(crate) fn store(named: &[(String, Var)], gradients: &[Option<Vec<f64>>]) -> 
     Ok(store)
 }
 
-/// What the inner optimizer got in a step, with the report.
+/// Takes a step. Returns the gradients that the inner optimizer got, and the report.
 pub(crate) fn step<O: Optimizer + 'static>(
     opt: &mut ClippedOptimizer<O>,
     named: &[(String, Var)],
@@ -68,21 +68,21 @@ pub(crate) fn step<O: Optimizer + 'static>(
     Ok((named.iter().map(got).collect::<Result<_>>()?, report))
 }
 
-/// candle's SGD in the wrapper, at rate 1.
+/// candle's SGD in the wrapper, with learning rate 1.
 pub(crate) fn plain(clip: Clip) -> Result<(Named, ClippedOptimizer<SGD>)> {
     let named = zeros()?;
     let sgd = SGD::new(without_names(&named), 1.0)?;
     Ok((named.clone(), ClippedOptimizer::wrap(sgd, named, clip)?))
 }
 
-/// The fused one.
+/// The fused SGD in the wrapper, with learning rate 1.
 pub(crate) fn fused(clip: Clip) -> Result<(Named, ClippedOptimizer<Sgd>)> {
     let named = zeros()?;
     let sgd = Sgd::from_named_vars(named.clone(), 1.0)?;
     Ok((named.clone(), ClippedOptimizer::wrap(sgd, named, clip)?))
 }
 
-/// Random gradients whose size wanders and jumps; now and then a Var has none, or zeros.
+/// Random gradients whose size drifts and jumps. Sometimes a Var has none, or zeros.
 pub(crate) fn random_history(seed: u64, steps: usize) -> Vec<Gradients> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut level = 10f64.powf(4.0 * rng.f64() - 2.0);
@@ -107,7 +107,7 @@ pub(crate) fn random_history(seed: u64, steps: usize) -> Vec<Gradients> {
     (0..steps).map(&mut one).collect()
 }
 
-/// All methods with a history, with settings that make it matter within 40 steps.
+/// All methods with a history, with settings that take effect within 40 steps.
 pub(crate) fn with_history() -> Vec<Clip> {
     [
         "auto:40",

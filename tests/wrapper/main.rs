@@ -1,4 +1,4 @@
-//! `ClippedOptimizer` around any optimizer: what a step does, reports and refuses.
+//! `ClippedOptimizer` around any optimizer: steps, reports and errors.
 #![allow(clippy::unwrap_used)]
 
 mod accumulation;

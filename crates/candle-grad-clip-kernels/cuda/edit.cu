@@ -1,4 +1,4 @@
-// apply: scale, clamp or clean all gradients in one launch, in place or into copies.
+// Scales, clamps or cleans all gradients in one launch, in place or into copies.
 
 #include "edit.cuh"
 

@@ -1,4 +1,4 @@
-// What a clip does to one element, as `Edit` in Rust.
+// The edit of one element, as `Edit` in Rust.
 #pragma once
 
 #include "table.cuh"
@@ -29,7 +29,7 @@ template <> struct ElementEdit<double> {
 };
 
 template <> struct ElementEdit<float> {
-    // The coefficient as two factors, the second 1 unless it is below float's normal range.
+    // The coefficient as two factors; the second is 1 unless it is below float's normal range.
     float factors[2];
     float clip_value;
     bool zero_non_finite;

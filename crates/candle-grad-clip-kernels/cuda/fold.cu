@@ -1,5 +1,6 @@
-// The chunks' stats, folded to one for each tensor, and then, in the block that ends last, to those of all gradients and to a
-// decision: the coefficient of a norm clip, and whether the step is skipped. No number travels to the host.
+// Folds the stats of chunks to one per tensor. The block that ends last folds these to the total
+// and decides: the coefficient of a norm clip, and whether to skip the step. The host reads
+// nothing.
 
 #include "step.cuh"
 
@@ -17,12 +18,12 @@ struct Parts {
     const u64 *num_clipped;
 };
 
-// Null in `outcome`: the host decides.
+// `outcome` is null if the host decides.
 struct State {
     Outcome *outcome;
     Clock *clock;
-    const u64 *counts;  // how often a tensor has been updated, by `Row::state`
-    RowStep *row_steps; // what this update of it goes by, by row
+    const u64 *counts;  // the number of updates of a tensor, by `Row::state`
+    RowStep *row_steps; // the parameters of this update, by row
     const Rule *rules;
 };
 
@@ -58,7 +59,7 @@ __device__ inline GradStats fold_chunks(const Row &row, const Policy &policy, co
     return merge_block(own, policy.norm);
 }
 
-// Whether this is the last block of the launch to come here; it sees what all others have written.
+// Whether this block is the last of the launch to get here. It sees all writes of the others.
 __device__ inline bool is_last_block(Clock *clock) {
     __shared__ bool is_last;
     __syncthreads();
@@ -97,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     GradStats own = no_grad_stats();
     u32 first_bad = count;
     for (u32 row = threadIdx.x; row < count; row += THREADS) {
-        // Around the first-level cache, which other blocks' writes do not reach.
+        // Bypasses the L1 cache, which does not see other blocks' writes.
         GradStats tensor;
         const u64 *from = (const u64 *)(tensors + row);
         u64 *to = (u64 *)&tensor;

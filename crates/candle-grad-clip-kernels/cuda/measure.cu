@@ -1,8 +1,8 @@
-// measure: one read of every gradient, one launch for all of them. `measure_chunk` in Rust is the plain version.
+// Reads every gradient once, in one launch. `measure_chunk` in Rust is the reference version.
 //
-// A block sums its chunk in double precision, in which the square of a float is exact and a sum of them can't overflow:
-// a sum that is not finite says that an element is not. Only then, and where doubles leave the safe range, the chunk is read
-// again, with a scale.
+// A block sums its chunk in double precision. There the square of a float is exact and a sum of
+// squares can't overflow, so a non-finite sum means a non-finite element. Only then, or if a sum of
+// doubles leaves the safe range, the chunk is read again, with a scale.
 
 #include "stats.cuh"
 
@@ -20,8 +20,9 @@ template <typename T> __device__ inline bool is_safe(double sum) {
     return ExactSquares<T>::value ? isfinite(sum) : sum >= 1e-270 && sum < 1e300;
 }
 
-// Calls `op` on |x| of each of this thread's elements: the same elements in the same order, whatever the address is. Of aligned
-// values 16 bytes at once, and `LOADS` times that before the first is used, so that memory always has something to do.
+// Calls `op` on |x| of each of this thread's elements. For any address these are the same elements
+// in the same order. Aligned values are loaded in packs of 16 bytes, `LOADS` packs before the first
+// use, so that loads overlap.
 template <u32 LOADS, typename T, typename Op> __device__ inline void for_each(const T *values, u32 len, Op op) {
     constexpr u32 N = 16 / sizeof(T), STEP = THREADS * N;
     u32 i = threadIdx.x * N;
@@ -51,20 +52,20 @@ template <u32 KIND> __device__ inline double add(double sum, double x) {
     return KIND == L1 ? sum + x : fma(x, x, sum);
 }
 
-// The smaller of both; NaN stays NaN.
+// The smaller of both. NaN stays NaN.
 __device__ inline double at_most(double x, double bound) { return x > bound ? bound : x; }
 
-// The power of two at or below x > 0.
+// The largest power of two at or below x > 0.
 __device__ inline double power_of_two(double x) {
     const long long exponent = __double_as_longlong(x) & 0x7ff0000000000000ll;
     return exponent == 0 ? 2.2250738585072014e-308 : __longlong_as_double(exponent);
 }
 
-// One copy of this long function is enough.
+// Not inlined: one copy of this long function is enough.
 __device__ __noinline__ double power(double x, double p) { return pow(x, p); }
 
-// Any norm of elements of any size: two reads, the first for the largest. With `only_finite` what is not finite does not
-// count at all.
+// Any norm, for elements of any size, in two reads; the first finds the largest element. With
+// `only_finite`, non-finite elements are ignored.
 template <u32 KIND, typename T>
 __device__ inline Stats measure_scaled(const T *values, u32 len, double p, double bound, bool only_finite) {
     u64 nan = 0, infinite = 0;
@@ -96,7 +97,7 @@ __device__ inline Stats measure_scaled(const T *values, u32 len, double p, doubl
     return stats;
 }
 
-// The same out of line, where it is rare: its registers are not those of the way that most take.
+// The same out of line for the rare case, so that its registers don't burden the common path.
 template <u32 KIND, typename T>
 __device__ __noinline__ void measure_again(const T *values, u32 len, double bound, bool only_finite, Stats &stats) {
     stats = measure_scaled<KIND>(values, len, 0.0, bound, only_finite);
@@ -113,7 +114,7 @@ struct Results {
     u64 *num_clipped;
 };
 
-// A norm that a sum makes: KIND is L1 or L2.
+// A norm that is a plain sum: KIND is L1 or L2.
 template <typename T, u32 KIND, bool CLAMP>
 __device__ inline void measure_sum(const T *values, u32 len, const Request &request, const Results &out) {
     const double bound = CLAMP ? (double)widen(narrow<T>((typename Wide<T>::Type)request.clip_value)) : 0.0;

@@ -1,4 +1,5 @@
-// Power sums that can neither overflow nor vanish, as `ScaledPowerSum`, `Stats` and `Norm` in Rust, with the same layout.
+// Power sums that can't overflow or underflow. `ScaledPowerSum`, `Stats` and `Norm` in Rust have
+// the same layout.
 #pragma once
 
 #include "table.cuh"
@@ -10,13 +11,13 @@ struct Norm {
     double p;
 };
 
-// The sum of (|x| / scale)^p over the finite elements, and how many elements are not finite.
+// The sum of (|x| / scale)^p over the finite elements, and the number of non-finite elements.
 struct Stats {
     double scale, sum;
     u64 nan, infinite;
 };
 
-// A gradient as it is, and as it is when clamped.
+// The stats of a gradient before and after clamping.
 struct GradStats {
     Stats stats, clamped;
     u64 num_clipped;
@@ -25,7 +26,7 @@ struct GradStats {
 __device__ inline Stats no_stats() { return {1.0, 0.0, 0, 0}; }
 __device__ inline GradStats no_grad_stats() { return {no_stats(), no_stats(), 0}; }
 
-// Not associative to the last bit: fold in a fixed order.
+// The last bit depends on the order: fold in a fixed order.
 __device__ inline Stats merge(const Stats a, const Stats b, const Norm norm) {
     Stats all = {a.scale, a.sum, a.nan + b.nan, a.infinite + b.infinite};
     if (b.sum == 0.0) return all;
@@ -54,7 +55,7 @@ __device__ inline GradStats merge(const GradStats &a, const GradStats &b, const 
     return {merge(a.stats, b.stats, norm), merge(a.clamped, b.clamped, norm), a.num_clipped + b.num_clipped};
 }
 
-// min(1, max_norm / (norm + eps)), right also where the norm itself does not fit a double.
+// min(1, max_norm / (norm + eps)), also correct if the norm overflows a double.
 __device__ inline double clip_coef(const Stats stats, const Norm norm, double max_norm, double eps) {
     if (max_norm == INFINITY_F64) return 1.0;
     if (max_norm == 0.0) return 0.0;
@@ -71,11 +72,12 @@ __device__ inline double clip_coef(const Stats stats, const Norm norm, double ma
     return fmin(ratio, 1.0);
 }
 
-// `op` over the values of all threads of the block, in a fixed order; every thread gets the result.
+// Reduces the values of all threads of the block by `op`, in a fixed order. Every thread gets the
+// result.
 template <typename X, typename Op> __device__ inline X reduce_block(X x, Op op) {
     __shared__ X of_warps[WARPS];
     for (u32 offset = 16; offset > 0; offset /= 2) x = op(x, __shfl_down_sync(FULL_WARP, x, offset));
-    __syncthreads(); // what a call before has left may still be read
+    __syncthreads(); // the results of a previous call may still be read
     if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = x;
     __syncthreads();
     x = of_warps[0];
@@ -87,7 +89,7 @@ template <typename X> __device__ inline X sum_block(X x) {
     return reduce_block(x, [](X a, X b) { return a + b; });
 }
 
-// The stats of all threads' parts, in the order of a tree; only thread 0 gets the result.
+// Merges the stats of all threads in a tree order. Only thread 0 gets the result.
 __device__ inline GradStats merge_block(const GradStats &own, const Norm norm) {
     __shared__ GradStats parts[THREADS];
     __syncthreads();

@@ -1,8 +1,8 @@
-// The table of tensors that a launch works on, and how a block finds its part of one.
+// The table of tensors for a launch, and how a block finds its chunk.
 //
-// Every kernel is launched with one block a chunk. A chunk is `chunk` elements of one tensor, the last of a tensor
-// perhaps fewer; a tensor without elements has none. Nothing depends on where tensors lie in memory, so the bits are
-// those of the last run.
+// Every kernel is launched with one block per chunk. A chunk is `chunk` elements of one tensor; the
+// last chunk of a tensor may be shorter. A tensor without elements has no chunk. Nothing depends on
+// the tensors' addresses, so each run gives the same bits.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -21,17 +21,17 @@ enum DType : u32 { F32 = 0, F64 = 1, F16 = 2, BF16 = 3 };
 
 // One tensor. `Row` in Rust has the same layout.
 struct Row {
-    u64 first_chunk; // chunks of all rows before
+    u64 first_chunk; // the number of chunks in all rows before
     u64 elements;
     const void *grad;
-    void *target;     // what is written: the edited gradient, or the parameter
-    void *moments[3]; // null for those that the optimizer does not keep
+    void *target;     // the output: the edited gradient, or the parameter
+    void *moments[3]; // null for those that the optimizer does not use
     void *master;     // the parameter in full precision, or null
     double clip_coef;
     double clip_value; // infinite for none
     u32 dtype;
-    u32 rule;  // the place of the tensor's rule
-    u32 state; // the place of the tensor in what lasts from step to step
+    u32 rule;  // the index of the tensor's rule
+    u32 state; // the index of the tensor in the persistent state
     u32 flags;
 };
 
@@ -40,12 +40,12 @@ struct Row {
 
 struct Chunk {
     u32 row;
-    u64 start; // of its elements
+    u64 start; // the index of its first element
     u32 len;
 };
 
-// The chunk of this block: the last row whose first chunk is not behind it, found by a search that takes a
-// thirty-second of the rows that are left each time. All threads of the block get the same.
+// Finds this block's chunk: the last row whose first chunk is not after it. Each step of the search
+// leaves a thirty-second of the rows. All threads of the block get the same result.
 __device__ inline Chunk find_chunk(const Row *rows, u32 count, u32 chunk) {
     const u64 block = blockIdx.x;
     const u32 lane = threadIdx.x % 32;
@@ -54,11 +54,12 @@ __device__ inline Chunk find_chunk(const Row *rows, u32 count, u32 chunk) {
         const u32 step = (len + 31) / 32;
         const u32 probe = low + lane * step;
         const bool before = lane * step < len && rows[probe].first_chunk <= block;
-        const u32 last = 31 - __clz(__ballot_sync(FULL_WARP, before)); // lane 0 always is
+        const u32 last = 31 - __clz(__ballot_sync(FULL_WARP, before)); // always true for lane 0
         low += last * step;
         len = min(step, len - last * step);
     }
-    // Rows without elements share their first chunk with the next row: the search ends at the last of them.
+    // Rows without elements have the same first chunk as the next row. The search returns the last
+    // of them.
     Chunk found;
     found.row = low;
     found.start = (block - rows[low].first_chunk) * chunk;
@@ -67,7 +68,7 @@ __device__ inline Chunk find_chunk(const Row *rows, u32 count, u32 chunk) {
     return found;
 }
 
-// The dtype that elements are computed in.
+// The compute dtype of an element type.
 template <typename T> struct Wide { typedef float Type; };
 template <> struct Wide<double> { typedef double Type; };
 
@@ -82,11 +83,11 @@ template <> __device__ inline double narrow<double>(double x) { return x; }
 template <> __device__ inline __half narrow<__half>(float x) { return __float2half_rn(x); }
 template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
-// Elements that a thread handles at once. With two doubles AdamW would not fit its registers.
+// Elements per thread and iteration. With two doubles AdamW would exceed its registers.
 template <typename T> struct Lanes { static const u32 value = 4; };
 template <> struct Lanes<double> { static const u32 value = 1; };
 
-// `N` elements, loaded and stored at once where they are aligned to their size.
+// `N` elements, loaded and stored at once if they are aligned to their size.
 template <typename T, u32 N> struct alignas(N * sizeof(T)) Pack { T x[N]; };
 
 template <u32 N, typename T> __device__ inline bool is_aligned(const T *values) {

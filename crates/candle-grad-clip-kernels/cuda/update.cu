@@ -1,10 +1,11 @@
-// An optimizer's step for all parameters in one launch, each gradient edited on the way. `AdamW` and `Sgd` in Rust are the plain
-// versions: same operations in the same order, no fused multiply-add (compiled with -fmad=false), so the same bits.
+// An optimizer step for all parameters in one launch, which also edits each gradient. `AdamW` and
+// `Sgd` in Rust are the reference versions. The bits are the same: the operations have the same
+// order, and no multiply-add is fused (-fmad=false).
 
 #include "edit.cuh"
 #include "step.cuh"
 
-// Null in `outcome`: the host has decided, and the rows have it all.
+// `outcome` is null if the host decides; the rows then hold all parameters of the update.
 struct Decided {
     const Outcome *outcome;
     Clock *clock;
@@ -31,7 +32,7 @@ template <typename W> struct AdamWStep {
     __device__ inline void operator()(W &theta, W g, W &m, W &v, bool amsgrad, W &largest) const {
         m = m * beta1 + g * rest1;
         v = v * beta2 + g * g * rest2;
-        largest = amsgrad && largest > v ? largest : v; // in this order a NaN of v is kept
+        largest = amsgrad && largest > v ? largest : v; // this order keeps a NaN of v
         const W m_hat = m * scale_m, v_hat = largest * scale_v;
         theta = theta * decay - m_hat / (root(v_hat) + eps) * lr;
     }
@@ -47,15 +48,15 @@ template <typename W> struct SgdStep {
           is_first(is_first) {}
 
     __device__ inline void operator()(W &theta, W g, bool has_buffer, W &buffer) const {
-        if (has_decay) g = g + theta * weight_decay; // not for 0: an infinite parameter times 0 is NaN
+        if (has_decay) g = g + theta * weight_decay; // skipped for 0: an infinite parameter times 0 is NaN
         buffer = is_first || !has_buffer ? g : buffer * momentum + g * kept;
         const W direction = nesterov && has_buffer ? g + buffer * momentum : buffer;
         theta = theta - direction * lr;
     }
 };
 
-// The full precision of a parameter: its master, or itself where that was set from outside, so that the master no longer
-// rounds to it.
+// The parameter in full precision: its master, or the parameter itself if the master no longer
+// rounds to it because the caller has set it.
 template <typename T, typename W> __device__ inline W renewed(W master, W theta) {
     const W rounded = widen(narrow<T>(master));
     return rounded == theta || (rounded != rounded && theta != theta) ? master : theta;
@@ -81,10 +82,10 @@ __device__ inline void update_chunk(const Row &row, const Chunk &chunk, const Ed
         const u32 rest = chunk.len - i;
         const bool whole = aligned && rest >= N;
         W g[N], theta[N], full[N], m[MOMENTS][N];
-        // In a parameter's first step its master is what it is itself.
+        // In a parameter's first step the parameter itself is the master.
         const bool from_master = master && !is_first;
         if (whole) {
-            // All loads before the first use, so that they overlap.
+            // Load everything before the first use, so that the loads overlap.
             const Pack<T, N> packed_g = load_pack<N>(grads + i), packed_theta = load_pack<N>(params + i);
 #pragma unroll
             for (u32 j = 0; j < MOMENTS; j++) {
@@ -120,8 +121,8 @@ __device__ inline void update_chunk(const Row &row, const Chunk &chunk, const Ed
     }
 }
 
-// A skipped step ends here, before the first write of a parameter. What is counted is counted only now that nothing can
-// fail any more.
+// A skipped step ends here, before the first write of a parameter. The counters change only now,
+// when nothing can fail any more.
 template <bool ADAMW>
 __device__ inline void update(const Row *rows, u32 count, u32 chunk_len, const Rule *rules, const Decided &decided) {
     if (decided.outcome && threadIdx.x == 0 && blockIdx.x == 0) {
@@ -147,7 +148,8 @@ __device__ inline void update(const Row *rows, u32 count, u32 chunk_len, const R
     WITH_TYPE(row.dtype, UPDATE)
 }
 
-// Registers for three blocks at a time: with two, memory waits for too few loads.
+// Limits the registers to allow three blocks per multiprocessor: with two, too few loads are in
+// flight.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     clip_adamw(const Row *rows, u32 count, u32 chunk_len, const Rule *rules, Decided decided) {
     update<true>(rows, count, chunk_len, rules, decided);

@@ -7,12 +7,12 @@ use crate::element::{Element, ElementEdit};
 use crate::simd::dispatch;
 use crate::wide::Wide;
 
-/// Elements that are widened at once, into a buffer on the stack that stays in the cache.
+/// Elements per widening step, into a stack buffer that stays in the cache.
 const CHUNK: usize = 512;
 
 /// Adds the edited `source` to `sum`, in f64 for f64 and in f32 for the others; with `is_first`,
-/// writes it there, whatever was in it. Parallel for more than one [`BLOCK`]. One addition an
-/// element, so the bits depend on the order of the calls only.
+/// overwrites `sum`. Parallel for more than one [`BLOCK`]. Each element takes one addition, so the
+/// result depends only on the order of the calls.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{Edit, accumulate};
@@ -38,7 +38,7 @@ pub fn accumulate<E: Element>(source: &[E], sum: &mut [E::Wide], edit: Edit, is_
     }
 }
 
-/// Writes `sum * coef` into `target`, rounded once. Parallel for more than one [`BLOCK`].
+/// Writes `sum * coef` to `target`, rounded once. Parallel for more than one [`BLOCK`].
 ///
 /// ```
 /// use candle_grad_clip_kernels::round_into;

@@ -1,7 +1,7 @@
 use crate::update::{MAX_MOMENTS, UpdateRule};
 use crate::wide::Wide;
 
-/// AdamW's equation, in the order of `candle_nn::AdamW` (0.11):
+/// The AdamW equations, in the order of `candle_nn::AdamW` (0.11):
 ///
 /// ```text
 /// m <- beta1 m + (1 - beta1) g
@@ -10,8 +10,8 @@ use crate::wide::Wide;
 /// theta <- (1 - lr weight_decay) theta - lr m_hat / (sqrt(v_hat) + eps)
 /// ```
 ///
-/// With a third array of moments (`AMSGrad`), `v_hat` is made of the largest `v` so far. A
-/// parameter whose moments are two arrays is updated without it.
+/// With a third moment array (`AMSGrad`), `v_hat` uses the largest `v` so far. With two moment
+/// arrays, the update is without `AMSGrad`.
 ///
 /// # References
 /// Loshchilov, Hutter (2019), "Decoupled weight decay regularization", algorithm 2; Reddi, Kale,
@@ -29,12 +29,13 @@ use crate::wide::Wide;
 pub struct AdamW {
     /// Learning rate.
     pub lr: f64,
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     pub beta2: f64,
-    /// What is added to the root of the second moment. Below [`Wide::SMALLEST_EPS`] it counts as
-    /// that: a zero gradient would make 0 / 0, and one whose square is 0 an infinite update.
+    /// Added to the root of the second moment. A value below [`Wide::SMALLEST_EPS`] is raised to
+    /// it. Otherwise a zero gradient would give 0 / 0, and a gradient whose square underflows an
+    /// infinite update.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
@@ -43,7 +44,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// What corrects the bias of a moment that decays by `beta`: `1 / (1 - beta^step)`.
+    /// The bias correction of a moment with decay rate `beta`: `1 / (1 - beta^step)`.
     #[must_use]
     pub fn scale(&self, beta: f64) -> f64 {
         let step = i32::try_from(self.step).unwrap_or(i32::MAX);
@@ -65,7 +66,7 @@ impl UpdateRule for AdamW {
         } else {
             for ((((theta, g), m), v), largest) in elements.zip(largest) {
                 step.moments(*g, m, v);
-                // In this order a NaN of `v` is kept.
+                // This order keeps a NaN of `v`.
                 *largest = if *largest > *v { *largest } else { *v };
                 *theta = step.next(*theta, *m, *largest);
             }
@@ -73,7 +74,8 @@ impl UpdateRule for AdamW {
     }
 }
 
-/// The factors of a step, computed in f64 and then rounded (`1 - beta2` in f32 is off by 1.3e-5).
+/// The coefficients of a step, computed in f64 and then rounded (`1 - beta2` in f32 is off by
+/// 1.3e-5).
 struct Step<W> {
     beta1: W,
     rest1: W,

@@ -1,7 +1,7 @@
-/// Elements that one task handles: slices up to this long are handled by the calling thread alone.
+/// Elements per task. The calling thread handles slices up to this length alone.
 ///
-/// 64 Ki f32 values are 256 KiB: enough work for what starting a task costs not to count, and small
-/// enough to spread a matrix evenly over threads.
+/// 64 Ki f32 values are 256 KiB: large enough that starting a task costs little, and small enough
+/// to spread a matrix evenly over threads.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{BLOCK, NormType, measure};

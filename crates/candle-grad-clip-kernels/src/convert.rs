@@ -1,11 +1,11 @@
-//! Between a dtype and the one that it is computed in, as bodies for
+//! Conversion between a dtype and its compute dtype, as bodies for
 //! [`dispatch`](crate::simd::dispatch).
 
 use pulp::NullaryFnOnce;
 
 use crate::element::{Element, ElementEdit};
 
-/// Widens, and edits on the way.
+/// Widens and edits.
 pub(crate) struct Widen<'a, E: Element, F>(
     pub(crate) &'a [E],
     pub(crate) &'a mut [E::Wide],

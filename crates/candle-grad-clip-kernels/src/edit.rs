@@ -1,6 +1,6 @@
 use crate::element::ElementEdit;
 
-/// What to do to every element.
+/// The edit of every element.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{Edit, edit};
@@ -11,8 +11,9 @@ use crate::element::ElementEdit;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Edit {
-    /// `x * clip_coef`, in f64 for f64 and in f32 for the others, halves being widened first. A
-    /// coefficient that f32 does not hold is applied as two factors, so that it does not vanish.
+    /// `x * clip_coef`, in f64 for f64 and in f32 for the others; half-precision elements are
+    /// widened first. A coefficient below f32's normal range is applied as two factors, so that it
+    /// does not become 0.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{Edit, edit};
@@ -22,13 +23,13 @@ pub enum Edit {
     /// assert!((values[0].to_f64() / 6e-4 - 1.0).abs() < 1e-3); // 1e-8 itself is 0 in f16
     /// ```
     Scale {
-        /// What to multiply by.
+        /// The coefficient.
         clip_coef: f64,
-        /// Whether NaN and infinite elements become 0 (otherwise IEEE's rules hold).
+        /// Whether NaN and infinite elements become 0. Otherwise IEEE rules apply.
         zero_non_finite: bool,
     },
-    /// Into `[-clip_value, clip_value]`, infinite elements becoming the bound and NaN staying NaN;
-    /// then times `clip_coef`, as [`Edit::Scale`] multiplies.
+    /// Clamps to `[-clip_value, clip_value]`, then multiplies by `clip_coef` like [`Edit::Scale`].
+    /// Infinite elements become the bound and NaN stays NaN.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{Edit, edit};
@@ -40,7 +41,7 @@ pub enum Edit {
     Clamp {
         /// The bound.
         clip_value: f64,
-        /// What to multiply by.
+        /// The coefficient.
         clip_coef: f64,
         /// Whether NaN and infinite elements become 0 instead.
         zero_non_finite: bool,
@@ -48,14 +49,14 @@ pub enum Edit {
 }
 
 impl Edit {
-    /// Leaves every element as it is.
+    /// Leaves every element unchanged.
     pub const NOTHING: Self = Self::Scale {
         clip_coef: 1.0,
         zero_non_finite: false,
     };
 
-    /// The edit that makes of `scale * x` what this one makes of `x`: it unscales on the way. Exact
-    /// where `scale` is a power of two.
+    /// The equivalent edit for elements that are still multiplied by `scale`: it also unscales
+    /// them. Exact if `scale` is a power of two.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{Edit, edit};
@@ -81,8 +82,8 @@ impl Edit {
     }
 }
 
-/// A coefficient as two factors that f32 holds: the second is 1, unless the coefficient is below
-/// f32's normal range. As one factor it would lose its bits there, or vanish.
+/// Splits a coefficient into two factors for f32. The second is 1, unless the coefficient is below
+/// f32's normal range, where one factor would lose bits or become 0.
 ///
 /// ```
 /// use candle_grad_clip_kernels::coef_factors;
@@ -102,13 +103,13 @@ pub fn coef_factors(coef: f64) -> [f64; 2] {
     }
 }
 
-/// Whether f32 does not hold a coefficient with all its bits.
+/// Whether f32 can't hold the coefficient with all its bits.
 #[inline(always)]
 pub(crate) fn is_tiny(coef: f64) -> bool {
     coef != 0.0 && coef.abs() < f64::from(f32::MIN_POSITIVE)
 }
 
-/// Only widens.
+/// Widens without an edit.
 #[derive(Clone, Copy)]
 pub(crate) struct AsIs;
 
@@ -126,7 +127,8 @@ impl ElementEdit for AsIs {
 #[derive(Clone, Copy)]
 pub(crate) struct Scale {
     clip_coef: f64,
-    /// The coefficient for f32 as two factors, the second 1 unless it is below f32's normal range.
+    /// The coefficient in f32 as two factors; the second is 1 unless it is below f32's normal
+    /// range.
     factors: [f32; 2],
 }
 
@@ -172,7 +174,7 @@ impl ElementEdit for Clamp {
     }
 }
 
-/// `clamp` of the standard library without its panic: NaN stays NaN.
+/// `clamp` of the standard library without its panic. NaN stays NaN.
 #[inline(always)]
 fn clamp<T: Copy + PartialOrd + std::ops::Neg<Output = T>>(x: T, bound: T) -> T {
     if x > bound {
@@ -184,7 +186,7 @@ fn clamp<T: Copy + PartialOrd + std::ops::Neg<Output = T>>(x: T, bound: T) -> T 
     }
 }
 
-/// 0 for what is not finite, and the inner edit for the rest.
+/// Maps non-finite elements to 0 and applies the inner edit to the others.
 #[derive(Clone, Copy)]
 pub(crate) struct Finite<F>(pub(crate) F);
 
@@ -199,7 +201,7 @@ impl<F: ElementEdit> ElementEdit for Finite<F> {
     }
 }
 
-/// Evaluates `$body` with `$op` bound to the type that does `$edit`.
+/// Evaluates `$body` with `$op` bound to the type that implements `$edit`.
 macro_rules! specialise {
     ($edit:expr, $op:ident => $body:expr) => {
         match $edit {

@@ -3,10 +3,10 @@ use half::{bf16, f16};
 
 use crate::wide::Wide;
 
-/// Elements of a buffer on the stack that half-precision values are widened into.
+/// Elements of the stack buffer for widened half-precision values.
 const WIDEN: usize = 256;
 
-/// A floating-point dtype that gradients come in: f32, f64, f16, bf16.
+/// A floating-point dtype of gradients: f32, f64, f16 or bf16.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{Element, NormType, measure};
@@ -18,14 +18,14 @@ const WIDEN: usize = 256;
 /// assert_eq!(l1(&[3f64, -4.0]), l1(&[bf16::from_f32(3.0), bf16::from_f32(-4.0)]));
 /// ```
 pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
-    /// `|x|` as an integer that orders as `|x|` does, infinity and NaN above all.
+    /// `|x|` as an integer with the same order; infinity and NaN are above all finite values.
     type Bits: Copy + Ord + Default;
-    /// The bits of infinity: what is not below them is not finite.
+    /// The bits of infinity. Finite elements are below.
     const INFINITY: Self::Bits;
-    /// Whether squares of this dtype are exact in f64, and sums of them can't overflow there.
+    /// Whether squares of this dtype are exact in f64, and their sums can't overflow there.
     const EXACT_SQUARES: bool;
 
-    /// What optimizer steps on parameters of this dtype are computed in.
+    /// The dtype in which optimizer steps for this dtype are computed.
     type Wide: Wide;
 
     /// The bits of `|x|`.
@@ -50,7 +50,7 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     /// assert_eq!(Element::to_f64(half::f16::from_f32(0.5)), 0.5);
     /// ```
     fn to_f64(self) -> f64;
-    /// `x` rounded to this dtype, halves by way of f32, as an edit rounds.
+    /// `x` rounded to this dtype as an edit rounds: half-precision dtypes via f32.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::Element;
@@ -59,20 +59,21 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {
     fn round(x: f64) -> f64;
     /// Edits every element in place.
     fn map(values: &mut [Self], op: impl ElementEdit);
-    /// Writes the edited elements of `source` into `target`, which is as long.
+    /// Writes the edited elements of `source` to `target`. Both have the same length.
     fn map_into(source: &[Self], target: &mut [Self], op: impl ElementEdit);
-    /// Writes the edited elements of `source` into `target`, which is as long, without rounding
-    /// them.
+    /// Writes the edited elements of `source` to `target` without rounding. Both have the same
+    /// length.
     fn widen(source: &[Self], target: &mut [Self::Wide], op: impl ElementEdit);
-    /// Rounds `source` into `target`, which is as long.
+    /// Rounds `source` into `target`. Both have the same length.
     fn narrow(source: &[Self::Wide], target: &mut [Self]);
-    /// Sets what no longer rounds to its element of `values`, which is as long, to that element.
+    /// Sets each element of `wide` that does not round to its element of `values` to that element.
+    /// Both have the same length.
     fn renew(values: &[Self], wide: &mut [Self::Wide]);
-    /// The elements themselves, if this dtype is wide.
+    /// The elements themselves, if this dtype is its own compute dtype.
     fn as_wide(values: &mut [Self]) -> Option<&mut [Self::Wide]>;
 }
 
-/// What an edit does to one element, in the two widths that dtypes are widened to.
+/// The edit of one element, in the two compute dtypes.
 pub trait ElementEdit: Copy {
     /// For f64.
     fn f64(self, x: f64) -> f64;
@@ -88,7 +89,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// The items that f32 and f64 share but for a few names.
+/// The items that f32 and f64 share, except for a few names.
 macro_rules! full_width {
     ($t:ident, $bits:ty, $fit:expr) => {
         impl Element for $t {
@@ -200,8 +201,8 @@ impl Element for bf16 {
     #[inline(always)]
     fn renew(values: &[Self], wide: &mut [f32]) {
         let differ = |x: &Self, y: f32| x.to_bits() ^ f32_to_bf16(y).to_bits();
-        // Nearly always nothing is to be done, which this finds out in few instructions: all are
-        // nearer than half a unit in the last place. (Ties and NaN are looked at one by one.)
+        // Fast check: usually no element changes, because all are within half a ULP. (Ties and NaN
+        // are checked one by one.)
         let away = |x: &Self, y: f32| {
             let bits = y.to_bits().wrapping_add(0x7fff);
             bits.wrapping_sub(u32::from(x.to_bits()) << 16)
@@ -222,15 +223,15 @@ impl Element for bf16 {
     }
 }
 
-// `half`'s own conversions branch on NaN, which keeps the compiler from vectorising a loop of them:
-// these two select instead. The tests compare all 65,536 values with `half`.
+// The conversions of `half` branch on NaN, so the compiler can't vectorise a loop of them. These
+// two use a select instead. The tests compare all 65,536 values with `half`.
 
 #[inline(always)]
 fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// Rounds to nearest, ties to even; a NaN stays one.
+/// Rounds to nearest, ties to even. NaN stays NaN.
 #[inline(always)]
 fn f32_to_bf16(x: f32) -> bf16 {
     let bits = x.to_bits();
@@ -244,7 +245,7 @@ fn f16_to_f32(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7fff) << 13;
     let normal = magnitude + ((127 - 15) << 23);
     let special = magnitude + ((255 - 31) << 23);
-    // A subnormal m * 2^-24: put m behind the exponent of 2^-14 and take 2^-14 away again.
+    // A subnormal m * 2^-24: add m to the mantissa of 2^-14, then subtract 2^-14.
     let subnormal = f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23);
     let exponent = bits & 0x7c00;
     let value = if exponent == 0x7c00 {
@@ -365,7 +366,7 @@ mod tests {
 
     #[test]
     fn narrowing_to_bf16_rounds_as_half_does() {
-        // Every exponent and sign, with mantissas around each rounding boundary.
+        // Every sign and exponent, with mantissas around each rounding boundary.
         for high in 0..=u16::MAX {
             for low in [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
                 let x = f32::from_bits((u32::from(high) << 16) | low);

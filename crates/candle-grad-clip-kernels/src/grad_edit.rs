@@ -1,4 +1,4 @@
-//! Edits a whole gradient: each element alike, or by units.
+//! Edits a whole gradient: all elements equally, or by units.
 
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
@@ -9,7 +9,7 @@ use crate::element::{Element, ElementEdit};
 use crate::simd::dispatch;
 use crate::unit_edit::UnitEdit;
 
-/// What to do to a gradient: the same to every element, or to every element of a unit.
+/// The edit of a gradient: the same for every element, or the same for every element of a unit.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{UnitEdit, Units, edit};
@@ -21,9 +21,9 @@ use crate::unit_edit::UnitEdit;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum GradEdit<'a> {
-    /// To every element.
+    /// The same for every element.
     All(Edit),
-    /// To every element of a unit.
+    /// A coefficient for each unit.
     Units(UnitEdit<'a>),
 }
 
@@ -58,7 +58,7 @@ pub fn edit<'a, E: Element>(values: &mut [E], edit: impl Into<GradEdit<'a>>) {
     }
 }
 
-/// Writes the edited `source` into `target`. Parallel for more than one [`BLOCK`].
+/// Writes the edited `source` to `target`. Parallel for more than one [`BLOCK`].
 ///
 /// ```
 /// use candle_grad_clip_kernels::{Edit, edit_into};
@@ -110,7 +110,7 @@ impl<E: Element, F: ElementEdit> NullaryFnOnce for EditInto<'_, E, F> {
     }
 }
 
-/// Edits a block that begins with the element at `start`.
+/// Edits a block whose first element has the index `start`.
 fn edit_block<E: Element>(start: usize, values: &mut [E], edit: GradEdit<'_>) {
     match edit {
         GradEdit::All(edit) => specialise!(edit, op => dispatch(EditInPlace(values, op))),

@@ -1,21 +1,22 @@
-//! The arithmetic of `candle-grad-clip` on plain slices. This crate knows no tensors.
+//! The arithmetic of `candle-grad-clip` on plain slices. This crate does not depend on candle.
 //!
 //! - [`measure`](fn@measure) reads a slice once and returns its [`Stats`]: the power sum of its
-//!   finite elements, and how many were not finite.
-//! - [`measure_units`] does so for each row or column of a matrix.
-//! - [`edit`](fn@edit) scales, clamps or cleans a slice in place; [`edit_into`] writes the result
-//!   elsewhere.
-//! - [`update`](fn@update) takes an optimizer's step, [`AdamW`] or [`Sgd`], with the gradient
-//!   edited on the way.
-//! - [`accumulate`](fn@accumulate) adds a slice to a sum in full precision, [`round_into`] rounds
+//!   finite elements, and the number of non-finite ones.
+//! - [`measure_units`] does this for each row or column of a matrix.
+//! - [`edit`](fn@edit) scales, clamps or cleans a slice in place; [`edit_into`] writes to another
+//!   slice.
+//! - [`update`](fn@update) takes an optimizer step, [`AdamW`] or [`Sgd`], and edits the gradient in
+//!   the same pass.
+//! - [`accumulate`](fn@accumulate) adds a slice to a sum in full precision; [`round_into`] rounds
 //!   that sum.
 //!
-//! Every function gives the same bits for any number of threads and any width of vector unit:
-//! slices are cut into fixed blocks, each block is summed in a fixed number of lanes, and blocks
-//! are folded in order. (A [`NormType::P`] calls the platform's `pow`, so there the bits may
-//! differ between machines.)
+//! Every function returns the same bits for any number of threads and any vector width: slices are
+//! cut into fixed blocks, each block is summed in a fixed number of lanes, and the blocks are
+//! folded in order. ([`NormType::P`] calls the platform's `pow`, so its bits may differ between
+//! machines.)
 #![forbid(unsafe_code)]
-// What runs inside `simd::dispatch` must be inlined there, or it is compiled for the baseline CPU.
+// A function called inside `simd::dispatch` must be inlined: otherwise it is compiled for the
+// baseline CPU.
 #![allow(clippy::inline_always)]
 
 mod accumulate;

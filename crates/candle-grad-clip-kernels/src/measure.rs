@@ -7,16 +7,16 @@ use crate::norm_type::NormType;
 use crate::scaled_power_sum::ScaledPowerSum;
 use crate::simd::{dispatch, has_fma};
 
-/// Lanes that a sum runs in, whatever the CPU's width.
+/// Lanes of a sum, for any vector width.
 const LANES: usize = 16;
-/// Lanes that a maximum runs in: its bits do not depend on their number.
+/// Lanes of a maximum. Its bits do not depend on their number.
 const MAX_LANES: usize = 64;
-/// Elements summed before the lanes are folded: keeps the rounding error of a long sum small.
+/// Elements summed before the lanes are folded. This limits the rounding error of a long sum.
 const CHUNK: usize = 16 * 1024;
-/// Sums of f64 squares outside this range are taken again with a scale.
+/// Sums of f64 squares outside this range are computed again with a scale.
 pub(crate) const SAFE_SUM: std::ops::Range<f64> = 1e-270..1e300;
 
-/// What one read of a slice tells.
+/// The measurements of a slice, from one read.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{NormType, measure};
@@ -28,14 +28,14 @@ pub(crate) const SAFE_SUM: std::ops::Range<f64> = 1e-270..1e300;
 pub struct Stats {
     /// The power sum of the finite elements.
     pub power: ScaledPowerSum,
-    /// How many elements are NaN.
+    /// The number of NaN elements.
     pub nan: u64,
-    /// How many elements are infinite.
+    /// The number of infinite elements.
     pub infinite: u64,
 }
 
 impl Stats {
-    /// Of no elements.
+    /// The stats of no elements.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{NormType, Stats, measure};
@@ -47,7 +47,7 @@ impl Stats {
         infinite: 0,
     };
 
-    /// How many elements are NaN or infinite.
+    /// The number of NaN and infinite elements.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{NormType, measure};
@@ -59,7 +59,7 @@ impl Stats {
         self.nan + self.infinite
     }
 
-    /// The stats of the elements of both. Fold in a fixed order: see [`ScaledPowerSum::merge`].
+    /// The stats of both sets of elements. Fold in a fixed order: see [`ScaledPowerSum::merge`].
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{NormType, measure};
@@ -77,7 +77,7 @@ impl Stats {
     }
 }
 
-/// What one read of a slice tells that is to be clamped.
+/// The measurements of a slice before and after clamping, from one read.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{NormType, measure_clamped};
@@ -88,17 +88,17 @@ impl Stats {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClampStats {
-    /// The elements as they are.
+    /// The stats before clamping.
     pub before: Stats,
-    /// The elements clamped: an infinite one is the bound, a NaN stays one.
+    /// The stats after clamping: an infinite element counts as the bound, and NaN stays NaN.
     pub after: Stats,
-    /// How many elements clamping changes; a NaN is not one.
+    /// The number of elements that clamping changes, without NaN.
     pub num_clipped: u64,
 }
 
 /// Reads `values` once and returns their [`Stats`]. Parallel for more than one [`BLOCK`].
 ///
-/// Relative error of the norm at most 1e-12 for L1, L2, infinity and `p >= 0.5`.
+/// The relative error of the norm is at most 1e-12 for L1, L2, infinity and `p >= 0.5`.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{NormType, measure};
@@ -115,8 +115,9 @@ pub fn measure<E: Element>(values: &[E], norm_type: NormType) -> Stats {
     by_chunk(values, Stats::ZERO, of, |a, b| a.merge(b, norm_type))
 }
 
-/// As [`measure`](fn@measure), also of the elements clamped into `[-clip_value, clip_value]`, the
-/// bound rounded to the dtype. Still one read: what follows the first pass is in the cache.
+/// As [`measure`](fn@measure), but also measures the elements clamped to
+/// `[-clip_value, clip_value]`, with the bound rounded to the dtype. It still reads the slice once
+/// from memory: later passes find it in the cache.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{NormType, measure_clamped};
@@ -149,7 +150,7 @@ pub fn measure_clamped<E: Element>(
     })
 }
 
-/// Calls `of` on every chunk, and folds what it returns in order.
+/// Calls `of` on every chunk, and folds the results in order.
 #[inline]
 fn by_chunk<E: Element, S: Copy + Send + Sync>(
     values: &[E],
@@ -171,7 +172,8 @@ fn by_chunk<E: Element, S: Copy + Send + Sync>(
 #[inline]
 fn measure_chunk<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Option<f64>) -> Stats {
     if let Some(sum) = plain_sum(chunk, norm_type, clip_value) {
-        // A NaN or infinite element makes the sum so; for 32 bits and less nothing else can.
+        // A NaN or infinite element makes the sum non-finite. For dtypes up to 32 bits nothing else
+        // can.
         if (E::EXACT_SQUARES && sum.is_finite()) || SAFE_SUM.contains(&sum) {
             let power = ScaledPowerSum { scale: 1.0, sum };
             return Stats {
@@ -192,12 +194,12 @@ fn measure_chunk<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Optio
     measure_non_finite(chunk, norm_type, clip_value)
 }
 
-/// The sum of `|x|` or of its square, without a scale. `None` for other norms.
+/// The sum of `|x|` or `x^2`, without a scale. `None` for other norms.
 fn plain_sum<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Option<f64>) -> Option<f64> {
     Some(match (norm_type, clip_value) {
         (NormType::L1, None) => lane_sum(chunk, |sum, x| sum + x.abs()),
         (NormType::L1, Some(c)) => lane_sum(chunk, |sum, x| sum + at_most(x.abs(), c)),
-        // The square is exact, so fusing it with the sum gives the same bits, sooner.
+        // The square is exact, so a fused multiply-add gives the same bits, and is faster.
         (NormType::L2, None) if E::EXACT_SQUARES && has_fma() => {
             lane_sum(chunk, |sum, x| x.mul_add(x, sum))
         }
@@ -207,7 +209,7 @@ fn plain_sum<E: Element>(chunk: &[E], norm_type: NormType, clip_value: Option<f6
     })
 }
 
-/// The smaller of both; NaN stays NaN.
+/// The smaller of both. NaN stays NaN.
 #[inline(always)]
 fn at_most(x: f64, bound: f64) -> f64 {
     if x > bound { bound } else { x }
@@ -273,7 +275,7 @@ fn max_abs_bits<E: Element>(chunk: &[E]) -> E::Bits {
     dispatch(MaxAbsBits(chunk))
 }
 
-/// How many `|x|` are above a value.
+/// Counts the elements with `|x|` above a value.
 struct CountAbove<'a, E>(&'a [E], f64);
 
 impl<E: Element> NullaryFnOnce for CountAbove<'_, E> {
@@ -288,7 +290,8 @@ impl<E: Element> NullaryFnOnce for CountAbove<'_, E> {
     }
 }
 
-/// The power sum of finite elements, divided by a scale that keeps every term at most about 1.
+/// The power sum of the finite elements, divided by a scale that keeps every term at or below about
+/// 1.
 fn scaled_power<E: Element>(
     chunk: &[E],
     norm_type: NormType,
@@ -299,7 +302,7 @@ fn scaled_power<E: Element>(
     if largest == 0.0 {
         return ScaledPowerSum::ZERO;
     }
-    // Dividing by a power of two is exact.
+    // Division by a power of two is exact.
     let scale = match norm_type {
         NormType::L1 | NormType::L2 => power_of_two(largest),
         NormType::Inf | NormType::P(_) => largest,
@@ -314,7 +317,7 @@ fn scaled_power<E: Element>(
     ScaledPowerSum { scale, sum }
 }
 
-/// The power of two at or below `x > 0`.
+/// The largest power of two at or below `x > 0`.
 fn power_of_two(x: f64) -> f64 {
     let exponent = x.to_bits() & 0x7ff0_0000_0000_0000;
     if exponent == 0 {
@@ -324,7 +327,7 @@ fn power_of_two(x: f64) -> f64 {
     }
 }
 
-/// The slow way for a chunk with NaN or infinite elements: counts them, and measures the others.
+/// The slow path for a chunk with NaN or infinite elements: counts them, and measures the others.
 #[cold]
 fn measure_non_finite<E: Element>(
     chunk: &[E],

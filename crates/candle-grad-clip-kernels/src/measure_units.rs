@@ -1,4 +1,4 @@
-//! Measures the rows or the columns of a matrix, each by itself.
+//! Measures each row or column of a matrix individually.
 
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
@@ -11,19 +11,18 @@ use crate::scaled_power_sum::ScaledPowerSum;
 use crate::simd::dispatch;
 use crate::units::Units;
 
-/// Columns that one task sums, row by row: their sums stay in the first cache.
+/// Columns per task, summed row by row: their sums stay in the L1 cache.
 const COLUMNS: usize = 512;
-/// Rows that are summed before the sums are folded: keeps the rounding error of a long column
-/// small.
+/// Rows summed before the sums are folded. This limits the rounding error of a long column.
 const ROWS: usize = 1024;
-/// Rows up to this long are summed many at a call; calling for each would take longer than summing
-/// it.
+/// Rows up to this length are summed many per call: one call per row would take longer than the
+/// sum.
 const SHORT_ROW: usize = 256;
-/// Lanes that a short row is summed in.
+/// Lanes of the sum of a short row.
 const LANES: usize = 4;
 
-/// Measures each unit, as [`measure`](fn@measure) does a slice, into `stats`, of which there is one
-/// a unit. Parallel for more than one [`BLOCK`].
+/// Measures each unit, as [`measure`](fn@measure) does a slice, into `stats`, which has one element
+/// per unit. Parallel for more than one [`BLOCK`].
 ///
 /// ```
 /// use candle_grad_clip_kernels::{NormType, Stats, Units, measure_units};
@@ -37,7 +36,7 @@ const LANES: usize = 4;
 /// ```
 ///
 /// # Panics
-/// If there are not as many `stats` as units, or the last row is not whole.
+/// If the number of `stats` differs from the number of units, or the last row is incomplete.
 pub fn measure_units<E: Element>(
     values: &[E],
     units: Units,
@@ -86,7 +85,7 @@ fn measure_rows<E: Element>(values: &[E], row: usize, norm_type: NormType, stats
     tasks.zip(stats.par_chunks_mut(rows)).for_each(task);
 }
 
-/// How the elements of a unit are added up without a scale.
+/// How the elements of a unit are combined without a scale.
 #[derive(Clone, Copy)]
 enum Reduction {
     Abs,
@@ -104,7 +103,7 @@ impl Reduction {
         }
     }
 
-    /// NaN once an element is.
+    /// The result is NaN after the first NaN element.
     #[inline(always)]
     fn add(self, sum: f64, x: f64) -> f64 {
         match self {
@@ -115,12 +114,12 @@ impl Reduction {
         }
     }
 
-    /// The stats of a finite unit; `None` where the sum does not tell.
+    /// The stats of a finite unit, or `None` if the sum is not conclusive.
     #[inline(always)]
     fn stats<E: Element>(self, sum: f64) -> Option<Stats> {
         let is_right = match self {
             Self::Largest => sum.is_finite(),
-            // For 32 bits and less only an element that is not finite makes the sum so.
+            // For dtypes up to 32 bits only a non-finite element makes the sum non-finite.
             _ => (E::EXACT_SQUARES && sum.is_finite()) || SAFE_SUM.contains(&sum),
         };
         let power = match self {
@@ -138,17 +137,17 @@ impl Reduction {
     }
 }
 
-/// For a row that a plain sum is not right for. Two ways with an `Option` were tried instead: for
-/// rows of 4 and of 16 elements they took two to three times as long.
+/// Marks a row whose plain sum is not usable. Two variants with an `Option` took two to three times
+/// as long for rows of 4 and of 16 elements.
 const MEASURE_AGAIN: Stats = Stats {
     nan: 1,
     ..Stats::ZERO
 };
 
-/// Sets the stats of each row, or [`MEASURE_AGAIN`].
+/// Writes the stats of each row, or [`MEASURE_AGAIN`].
 struct SumRows<'a, E> {
     values: &'a [E],
-    /// The length of a row.
+    /// The row length.
     row: usize,
     how: Reduction,
     stats: &'a mut [Stats],
@@ -195,7 +194,7 @@ fn sum_rows<E: Element>(values: &[E], row: usize, how: Reduction, stats: &mut [S
     }
 }
 
-/// Two sums as one.
+/// Combines two sums.
 #[inline(always)]
 fn fold(how: Reduction, a: f64, b: f64) -> f64 {
     match how {
@@ -247,8 +246,8 @@ fn measure_columns<E: Element>(
     }
 }
 
-/// Adds to each sum the elements of its column, of some rows; the sums are those of the columns
-/// from `first` on.
+/// Adds the elements of some rows to the sums of their columns. The first sum is that of column
+/// `first`.
 struct SumColumns<'a, E> {
     rows: &'a [E],
     columns: usize,
@@ -287,8 +286,8 @@ fn add_row<E: Element>(row: &[E], how: Reduction, sums: &mut [f64]) {
     }
 }
 
-/// The slow way, for columns that have no plain sum: from `first` on, each gathered and measured as
-/// a slice.
+/// The slow path for columns without a usable plain sum: from `first` on, gathers each column and
+/// measures it as a slice.
 #[cold]
 fn gather_columns<E: Element>(
     values: &[E],

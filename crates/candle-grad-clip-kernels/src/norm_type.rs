@@ -1,7 +1,7 @@
-/// Which norm: `(sum |g|^p)^(1/p)` for a `p` above zero, or the largest `|g|`.
+/// The type of a norm: `(sum |g|^p)^(1/p)` for `p > 0`, or the largest `|g|`.
 ///
-/// The same choices as `norm_type` of `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15), but for
-/// `p <= 0`, which PyTorch takes and which is not a norm.
+/// The choices are those of `norm_type` in `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15), except
+/// that PyTorch also accepts `p <= 0`, which does not define a norm.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{NormType, measure};
@@ -14,7 +14,7 @@
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum NormType {
-    /// Sum of absolute values.
+    /// The sum of absolute values.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{NormType, measure};
@@ -22,7 +22,7 @@ pub enum NormType {
     /// assert_eq!(norm.value(), 7.0);
     /// ```
     L1,
-    /// Euclidean norm: root of the sum of squares.
+    /// The Euclidean norm: the root of the sum of squares.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{NormType, measure};
@@ -31,7 +31,7 @@ pub enum NormType {
     /// ```
     #[default]
     L2,
-    /// Largest absolute value.
+    /// The largest absolute value.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{NormType, measure};
@@ -67,7 +67,7 @@ impl NormType {
         }
     }
 
-    /// Whether the exponent makes a norm: above zero and not NaN.
+    /// Whether the exponent is valid: above zero and not NaN.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::NormType;
@@ -80,7 +80,7 @@ impl NormType {
     }
 }
 
-/// 1, 2 and infinity become [`NormType::L1`], [`NormType::L2`] and [`NormType::Inf`].
+/// Maps 1, 2 and infinity to [`NormType::L1`], [`NormType::L2`] and [`NormType::Inf`].
 impl From<f64> for NormType {
     fn from(p: f64) -> Self {
         if p == 1.0 {

@@ -1,10 +1,10 @@
 use crate::norm_type::NormType;
 
-/// `scale^p * sum`, the sum of `|g|^p` over some elements, with the range kept apart.
+/// `scale^p * sum`: the sum of `|g|^p` over some elements, with a separate scale.
 ///
-/// `1e200^2` does not fit an f64 and `1e-200^2` vanishes, so the sum is taken over `|g| / scale`.
-/// For [`NormType::Inf`], `scale` is the largest `|g|` and `sum` is 1 (or 0 where all are zero).
-/// It is the only norm quantity that travels between blocks, Vars and devices.
+/// `1e200^2` overflows f64 and `1e-200^2` underflows, so the sum is taken over `|g| / scale`. For
+/// [`NormType::Inf`], `scale` is the largest `|g|` and `sum` is 1 (or 0 if all are zero). Blocks,
+/// Vars and devices exchange norms in this form only.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{NormType, measure};
@@ -15,14 +15,14 @@ use crate::norm_type::NormType;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScaledPowerSum {
-    /// What elements were divided by before the power was taken.
+    /// The divisor of the elements.
     pub scale: f64,
-    /// Sum of `(|g| / scale)^p`.
+    /// The sum of `(|g| / scale)^p`.
     pub sum: f64,
 }
 
 impl ScaledPowerSum {
-    /// The power of no elements.
+    /// The power sum of no elements.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{NormType, ScaledPowerSum};
@@ -34,7 +34,8 @@ impl ScaledPowerSum {
         sum: 0.0,
     };
 
-    /// The power of the elements of both. Not associative to the last bit: fold in a fixed order.
+    /// The power sum of both sets of elements. The last bit depends on the order: fold in a fixed
+    /// order.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::{NormType, ScaledPowerSum};
@@ -70,8 +71,8 @@ impl ScaledPowerSum {
                     _ => ratio.powf(norm_type.p()),
                 };
                 let sum = large.sum + small.sum * factor;
-                // The factor can vanish only below 1e-308, and then the larger sum is at least
-                // 1e-270: what is lost does not count.
+                // The factor underflows only below 1e-308, and the larger sum is at least 1e-270
+                // then, so the lost term is negligible.
                 Self {
                     scale: large.scale,
                     sum,
@@ -106,7 +107,7 @@ impl ScaledPowerSum {
     }
 }
 
-/// The norm `scale * root`, kept as two factors, since it can pass f64's maximum though every
+/// A norm as two factors, `scale * root`, since it can exceed the maximum of f64 even if every
 /// element is finite.
 ///
 /// ```
@@ -125,7 +126,7 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// The norm of nothing.
+    /// The norm of no elements.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::Norm;
@@ -136,7 +137,7 @@ impl Norm {
         root: 0.0,
     };
 
-    /// A norm that is known as one number.
+    /// A norm from a known number.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::Norm;
@@ -151,7 +152,7 @@ impl Norm {
         }
     }
 
-    /// The norm as one number: infinite where it passes f64's maximum.
+    /// The norm as one number: infinite if it exceeds the maximum of f64.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::Norm;
@@ -164,9 +165,9 @@ impl Norm {
         self.scale * self.root
     }
 
-    /// `min(1, max_norm / (norm + eps))`, right also where the norm itself does not fit an f64.
+    /// `min(1, max_norm / (norm + eps))`, also correct if the norm overflows f64.
     ///
-    /// An infinite `max_norm` gives 1, and one of zero gives 0, also for a norm of zero.
+    /// An infinite `max_norm` gives 1, and a `max_norm` of 0 gives 0, also for a zero norm.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::Norm;
@@ -191,7 +192,7 @@ impl Norm {
         ratio.min(1.0)
     }
 
-    /// The norm of the same elements times `clip_coef`: 0 for a coefficient of 0.
+    /// The norm after scaling by `clip_coef`; 0 for a coefficient of 0.
     ///
     /// ```
     /// # use candle_grad_clip_kernels::Norm;
@@ -204,7 +205,7 @@ impl Norm {
         if clip_coef == 0.0 {
             0.0
         } else {
-            // In this order, or a norm past f64's maximum stays infinite.
+            // This order avoids infinity for a norm that exceeds the maximum of f64.
             self.scale * clip_coef * self.root
         }
     }

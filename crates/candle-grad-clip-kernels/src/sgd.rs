@@ -1,7 +1,7 @@
 use crate::update::{MAX_MOMENTS, UpdateRule};
 use crate::wide::Wide;
 
-/// The equation of stochastic gradient descent with momentum, as in PyTorch:
+/// The equations of stochastic gradient descent with momentum, as in PyTorch:
 ///
 /// ```text
 /// g <- g + weight_decay theta
@@ -10,7 +10,7 @@ use crate::wide::Wide;
 /// theta <- theta - lr d
 /// ```
 ///
-/// A parameter without an array of moments is updated without momentum.
+/// Without a moment array, the update is without momentum.
 ///
 /// # References
 /// `torch.optim.SGD` (PyTorch 2.15); Sutskever, Martens, Dahl, Hinton (2013), "On the importance of
@@ -28,13 +28,13 @@ use crate::wide::Wide;
 pub struct Sgd {
     /// Learning rate.
     pub lr: f64,
-    /// What is kept of the momentum buffer.
+    /// Decay rate of the momentum buffer.
     pub momentum: f64,
-    /// What is held back of the gradient before it goes into the buffer.
+    /// The gradient enters the momentum buffer times `1 - dampening`.
     pub dampening: f64,
     /// Weight decay, added to the gradient.
     pub weight_decay: f64,
-    /// Whether to look ahead.
+    /// Whether to use Nesterov momentum.
     pub nesterov: bool,
     /// Whether this is the parameter's first step.
     pub is_first: bool,
@@ -47,7 +47,7 @@ impl UpdateRule for Sgd {
         let weight_decay = W::from_f64(self.weight_decay);
         let (lr, momentum) = (W::from_f64(self.lr), W::from_f64(self.momentum));
         let kept = W::from_f64(1.0 - self.dampening);
-        // Not for 0: an infinite parameter times 0 is NaN.
+        // Skipped for 0: an infinite parameter times 0 is NaN.
         let has_decay = self.weight_decay != 0.0;
         let decayed = |theta: W, g: W| {
             if has_decay {

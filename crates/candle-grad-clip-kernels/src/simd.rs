@@ -1,19 +1,19 @@
 use pulp::NullaryFnOnce;
 
-/// Runs `body` compiled for the best vector unit of this CPU (AVX-512, AVX2, NEON, ...).
+/// Runs `body` compiled for the widest vector instructions of this CPU (AVX-512, AVX2, NEON, ...).
 ///
-/// `body` is ordinary code with a fixed number of lanes that the compiler vectorises, so the bits
-/// do not depend on what is found; no operation here is ever contracted into a fused one. It is a
-/// type whose `call` is `#[inline(always)]`, as a closure of some size would not be inlined, and
-/// so be compiled for the baseline CPU.
+/// `body` is ordinary code with a fixed number of lanes that the compiler vectorises, and the
+/// compiler never contracts operations into a fused one. So the bits do not depend on the CPU.
+/// `body` is a type whose `call` is `#[inline(always)]`: a large closure would not be inlined, and
+/// would be compiled for the baseline CPU.
 #[inline]
 pub(crate) fn dispatch<F: NullaryFnOnce>(body: F) -> F::Output {
     pulp::Arch::new().dispatch(body)
 }
 
-/// As [`dispatch`], but with vectors of at most 256 bits, for loops that divide and take roots:
-/// dividers are no wider than that, and on some CPUs (AMD Zen 4) take longer for one vector of 512
-/// bits than for two of 256.
+/// As [`dispatch`], but with vectors of at most 256 bits, for loops with divisions and roots.
+/// Dividers are at most that wide, and some CPUs (AMD Zen 4) take longer for one 512-bit vector
+/// than for two 256-bit ones.
 #[inline]
 pub(crate) fn dispatch_256<F: NullaryFnOnce>(body: F) -> F::Output {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -23,7 +23,7 @@ pub(crate) fn dispatch_256<F: NullaryFnOnce>(body: F) -> F::Output {
     dispatch(body)
 }
 
-/// Whether [`dispatch`] compiles `mul_add` to one instruction, rather than to a slow call.
+/// Whether [`dispatch`] compiles `mul_add` to one instruction rather than a slow call.
 #[inline]
 pub(crate) fn has_fma() -> bool {
     cfg!(any(

@@ -1,4 +1,4 @@
-//! Multiplies each row or column of a matrix by its own coefficient.
+//! Multiplies each row or column of a matrix by a coefficient.
 
 use pulp::NullaryFnOnce;
 
@@ -9,23 +9,23 @@ use crate::simd::dispatch;
 use crate::units::Units;
 use crate::wide::Wide;
 
-/// Elements that are widened at once, into a buffer on the stack.
+/// Elements per widening step, into a stack buffer.
 const CHUNK: usize = 1024;
 
-/// A coefficient for each unit: every element times that of its unit, as
-/// [`Edit::Scale`](crate::Edit::Scale) multiplies.
+/// One coefficient per unit. Every element is multiplied by the coefficient of its unit, as in
+/// [`Edit::Scale`](crate::Edit::Scale).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UnitEdit<'a> {
-    /// What the units are.
+    /// How the matrix is divided into units.
     pub units: Units,
-    /// What to multiply by, one a unit.
+    /// One coefficient per unit.
     pub coefs: &'a [f64],
     /// Whether NaN and infinite elements become 0.
     pub zero_non_finite: bool,
 }
 
 impl UnitEdit<'_> {
-    /// Edits a run of elements that begins with the one at `start`.
+    /// Edits a run of elements whose first has the index `start`.
     pub(crate) fn edit<E: Element>(&self, start: usize, values: &mut [E]) {
         match self.units {
             Units::Rows(_) => dispatch(EditRows {
@@ -46,7 +46,7 @@ impl UnitEdit<'_> {
         }
     }
 
-    /// The same, into `target`.
+    /// As `edit`, but writes to `target`.
     pub(crate) fn edit_into<E: Element>(&self, start: usize, source: &[E], target: &mut [E]) {
         let mut at = start;
         let mut wide = [E::Wide::default(); CHUNK];
@@ -58,7 +58,7 @@ impl UnitEdit<'_> {
         }
     }
 
-    /// The same, not rounded.
+    /// As `edit_into`, but without rounding.
     pub(crate) fn widen<E: Element>(&self, start: usize, source: &[E], target: &mut [E::Wide]) {
         dispatch(WidenUnits {
             edit: self,
@@ -69,11 +69,11 @@ impl UnitEdit<'_> {
     }
 }
 
-/// The parts of a run of `len` elements from `start` on that each lie in one row: the row, and
-/// where the part begins and ends in the run.
+/// Splits a run of `len` elements from `start` by rows. Yields for each part its row, and its start
+/// and end in the run.
 #[inline(always)]
 fn parts(start: usize, len: usize, row: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-    // One division, not one a row.
+    // One division in total, not one per row.
     let (mut at, mut left) = if len == 0 {
         (0, 0)
     } else {
@@ -157,7 +157,7 @@ impl<E: Element> NullaryFnOnce for WidenUnits<'_, E> {
     }
 }
 
-/// Whether a coefficient is two factors; f64 needs no more than one.
+/// Whether a coefficient needs two factors; never for f64.
 #[inline(always)]
 fn has_two_factors<W: Wide>(coef: f64) -> bool {
     size_of::<W>() < size_of::<f64>() && is_tiny(coef)
@@ -179,7 +179,7 @@ fn scale_all<W: Wide>(values: &mut [W], coef: f64) {
 #[inline(always)]
 fn scale_each<W: Wide>(values: &mut [W], coefs: &[f64]) {
     let coefs = &coefs[..values.len()];
-    // All are looked at, without a branch, so that both loops are vectors.
+    // Checks all coefficients without a branch, so that both loops vectorise.
     let has_tiny = coefs
         .iter()
         .fold(false, |any, coef| any | has_two_factors::<W>(*coef));

@@ -1,4 +1,4 @@
-/// How the elements of a matrix, row after row, make units.
+/// How the elements of a row-major matrix are divided into units.
 ///
 /// ```
 /// use candle_grad_clip_kernels::Units;
@@ -8,14 +8,14 @@
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Units {
-    /// Each row is one; rows have this many elements.
+    /// Each row is a unit; the number is the row length.
     Rows(usize),
-    /// Each column is one; there are this many.
+    /// Each column is a unit; the number is the number of columns.
     Columns(usize),
 }
 
 impl Units {
-    /// How many units so many elements make.
+    /// The number of units in a matrix with `elements` elements.
     #[must_use]
     pub fn count(self, elements: usize) -> usize {
         match self {

@@ -8,41 +8,39 @@ use crate::grad_edit::GradEdit;
 use crate::simd::{dispatch, dispatch_256};
 use crate::wide::Wide;
 
-/// Elements that are widened and edited at once, into a buffer on the stack that stays in the
-/// cache.
+/// Elements per widening and editing step, into a stack buffer that stays in the cache.
 const CHUNK: usize = 1024;
 
-/// Arrays of numbers beside each parameter that a [`UpdateRule`] may keep.
+/// The maximum number of moment arrays of an [`UpdateRule`].
 pub const MAX_MOMENTS: usize = 3;
 
-/// An optimizer's equation for one step: [`AdamW`](crate::AdamW) or [`Sgd`](crate::Sgd).
+/// The equations of one optimizer step: [`AdamW`](crate::AdamW) or [`Sgd`](crate::Sgd).
 ///
-/// All slices are of one length, but for moments that the rule does not use, which are empty.
+/// All slices have the same length; unused moments are empty.
 pub trait UpdateRule: Copy + Send + Sync {
-    /// The next parameters and moments.
+    /// Updates the parameters and moments.
     fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MAX_MOMENTS]);
 }
 
-/// One parameter, its gradient, and what the optimizer keeps for it.
+/// A parameter, its gradient, and its optimizer state.
 ///
-/// All slices are of one length, but that moments and `master` may be empty where they are not
-/// used.
+/// All slices have the same length; unused moments and an unused `master` are empty.
 #[derive(Debug)]
 pub struct Update<'a, E: Element> {
     /// The parameter's values.
     pub params: &'a mut [E],
-    /// The gradient; only read.
+    /// The gradient, read only.
     pub grads: &'a [E],
-    /// The rule's moments.
+    /// The moment arrays.
     pub moments: [&'a mut [E::Wide]; MAX_MOMENTS],
-    /// The parameter in full precision, of which `params` is the rounded copy; empty for none. An
-    /// element that does not round to that of `params`, which somebody has set then, becomes that
-    /// one before the step.
+    /// The parameter in full precision, whose rounded copy is `params`; empty if not used. An
+    /// element that does not round to its element of `params` (because the caller has set the
+    /// parameter) is set to that element before the step.
     pub master: &'a mut [E::Wide],
 }
 
 impl<E: Element> Update<'_, E> {
-    /// The first `mid` elements, and the others.
+    /// Splits into the first `mid` elements and the others.
     fn split_at(self, mid: usize) -> (Self, Self) {
         let (params, params_rest) = self.params.split_at_mut(mid);
         let (grads, grads_rest) = self.grads.split_at(mid);
@@ -75,18 +73,18 @@ impl<E: Element> Update<'_, E> {
     }
 }
 
-/// Splits what is used; an empty slice is empty on both sides.
+/// Splits a used slice; an empty slice gives two empty ones.
 fn split<W>(values: &mut [W], mid: usize) -> (&mut [W], &mut [W]) {
     let mid = mid.min(values.len());
     values.split_at_mut(mid)
 }
 
-/// Takes a step of `rule` with the gradient as `edit` makes it: one read of the gradient, no write
-/// to it, nothing allocated. Parallel for more than one [`BLOCK`].
+/// Takes a step of `rule` with the edited gradient. It reads the gradient once, does not write it,
+/// and allocates nothing. Parallel for more than one [`BLOCK`].
 ///
-/// Computed in f64 for f64, otherwise in f32, halves being widened and the result rounded once. The
-/// edited gradient is not rounded to a half in between. No multiply-add is fused, so the bits are
-/// those of the same equation written with one operation at a time, on every machine.
+/// f64 is computed in f64, the other dtypes in f32. Half-precision values are widened and the
+/// result is rounded once; the edited gradient is not rounded in between. No multiply-add is fused,
+/// so the bits on every machine are those of the equations with one operation at a time.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{Edit, Sgd, Update, update};
@@ -98,7 +96,7 @@ fn split<W>(values: &mut [W], mid: usize) -> (&mut [W], &mut [W]) {
 /// assert_eq!(params, [0.5, 1.5]);
 /// ```
 ///
-/// # Panics
+/// If the slices differ in length.
 /// If slices differ in length.
 pub fn update<'a, E: Element>(
     update: Update<'_, E>,
@@ -127,7 +125,7 @@ fn run<E: Element>(
     );
 }
 
-/// A block whose first element is the one at `start`.
+/// Updates a block whose first element has the index `start`.
 fn block<E: Element>(
     mut start: usize,
     mut rest: Update<'_, E>,
@@ -162,7 +160,7 @@ fn block<E: Element>(
     }
 }
 
-/// Takes on what was set from outside.
+/// Adopts parameters that the caller has set into the master.
 struct Renew<'a, E: Element>(&'a [E], &'a mut [E::Wide]);
 
 impl<E: Element> NullaryFnOnce for Renew<'_, E> {

@@ -1,6 +1,6 @@
 use std::ops::{Add, Div, Mul, Sub};
 
-/// A dtype that optimizer steps are computed in: f32 (for f32, f16 and bf16 parameters) or f64.
+/// A compute dtype of optimizer steps: f32 (for f32, f16 and bf16 parameters) or f64.
 pub trait Wide:
     Copy
     + Default
@@ -14,15 +14,15 @@ pub trait Wide:
     + Div<Output = Self>
     + 'static
 {
-    /// Where a smaller `eps` of [`AdamW`](crate::AdamW) would no longer bound the update: squares
-    /// of gradients below about this are 0 here.
+    /// The smallest effective `eps` of [`AdamW`](crate::AdamW). A smaller one would not bound the
+    /// update: squares of gradients below about this value underflow.
     const SMALLEST_EPS: f64;
     /// Rounds once.
     fn from_f64(x: f64) -> Self;
     /// The square root, correctly rounded.
     #[must_use]
     fn sqrt(self) -> Self;
-    /// The elements of a buffer, if they are of this dtype.
+    /// The elements of a buffer, if they have this dtype.
     fn of(values: &mut WideVec) -> Option<&mut [Self]>;
 }
 
@@ -57,7 +57,7 @@ macro_rules! wide {
 wide!(f32, F32, 1e-20);
 wide!(f64, F64, 1e-150);
 
-/// Numbers of one of the two [`Wide`] dtypes: an optimizer's state for one parameter.
+/// Values of one of the two [`Wide`] dtypes: the optimizer state of one parameter.
 ///
 /// ```
 /// use candle_grad_clip_kernels::{Wide, WideVec};

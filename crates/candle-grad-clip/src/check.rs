@@ -1,11 +1,11 @@
-//! The ranges of options.
+//! Range checks of options.
 
 use candle_grad_clip_kernels::NormType;
 
 use crate::error::{Error, Result};
 
-/// A limit in a [`Clip`]: 0 is refused, as those who write it mean "off" and would freeze the
-/// model.
+/// A limit of a [`Clip`](crate::Clip). 0 is refused: users who write it mean "off", but it would
+/// freeze the model.
 pub(crate) fn check_limit(name: &'static str, value: f64) -> Result<()> {
     if value > 0.0 {
         return Ok(());
@@ -22,7 +22,7 @@ pub(crate) fn check_limit(name: &'static str, value: f64) -> Result<()> {
     })
 }
 
-/// A limit of a free function: 0 is a limit like others.
+/// A limit of a free function; 0 is allowed.
 pub(crate) fn check_bound(name: &'static str, value: f64) -> Result<()> {
     if value >= 0.0 {
         Ok(())
@@ -47,7 +47,7 @@ pub(crate) fn check_not_negative(name: &'static str, value: f64) -> Result<()> {
     })
 }
 
-/// A hyper-parameter that is a share of what is kept.
+/// A decay rate, in `[0, 1)`.
 pub(crate) fn check_decay(name: &'static str, value: f64) -> Result<()> {
     if (0.0..1.0).contains(&value) {
         return Ok(());
@@ -59,7 +59,7 @@ pub(crate) fn check_decay(name: &'static str, value: f64) -> Result<()> {
     })
 }
 
-/// The norm type, if it makes a norm.
+/// The norm type, if it is valid.
 pub(crate) fn check_norm_type(norm_type: NormType) -> Result<NormType> {
     if norm_type.is_valid() {
         Ok(norm_type)

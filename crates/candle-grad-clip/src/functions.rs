@@ -12,23 +12,25 @@ use crate::pipeline::edit::{Scratch, edit_copies, edit_in_place, insert};
 use crate::pipeline::measure::{measure, non_finite_error, walk};
 use crate::vars::VarList;
 
-/// The norm of the gradients of `vars`, all seen as one vector: `(sum |g|^p)^(1/p)`.
+/// Returns the norm of the gradients of `vars`, seen as one vector: `(sum |g|^p)^(1/p)`.
 ///
-/// Gradients of any shape, in f32, f64, f16 or bf16, mixed, on any devices; they are read once and
-/// not changed. Vars without a gradient count nothing, a Var listed twice counts once, and
-/// gradients of anything but `vars` are left out (a [`GradStore`] also holds those of constants).
+/// The gradients can have any shape, can mix f32, f64, f16 and bf16, and can be on any devices. The
+/// function reads each gradient once and changes nothing. Vars without a gradient are ignored, and
+/// a Var that is listed twice counts once. The [`GradStore`] may also hold gradients of other
+/// tensors, such as constants; they are ignored.
 ///
-/// On CPU the relative error is at most 1e-12 for L1, L2, infinity and `p >= 0.5`, in every dtype:
-/// f32 gradients of `1e25` or `1e-25` and f64 ones of `1e200` have their right norm, where PyTorch,
-/// TensorFlow and optax give infinity and 0. The bits do not depend on the number of threads.
+/// On CPU the relative error is at most 1e-12 for L1, L2, infinity and `p >= 0.5`, in every dtype.
+/// The norm of f32 gradients of `1e25` or `1e-25`, or of f64 gradients of `1e200`, is correct;
+/// PyTorch, TensorFlow and optax return infinity or 0 there. The result does not depend on the
+/// number of threads.
 ///
-/// Returns NaN if any element is NaN, else infinity if any is infinite, or if the norm of finite
-/// elements passes f64's maximum (they are still clipped by their right coefficient, which is 0
-/// where f64 does not hold it).
+/// Returns NaN if any element is NaN, else infinity if any element is infinite. The result is also
+/// infinite if the norm of finite elements exceeds the maximum of f64. The clipping functions still
+/// use the correct coefficient then (0 if it underflows f64).
 ///
 /// # Errors
-/// An invalid `norm_type`; a gradient whose shape, dtype or device is not its Var's, or whose dtype
-/// is not one of the four; a store that has gradients, but none for any of `vars`.
+/// An invalid `norm_type`. A gradient whose shape, dtype or device differs from its Var's. A dtype
+/// other than the four. A store that has gradients, but none for `vars`.
 ///
 /// # References
 /// `torch.nn.utils.get_total_norm` (PyTorch 2.15), `tf.linalg.global_norm` (TensorFlow 2.21).
@@ -60,11 +62,11 @@ pub fn total_norm(grads: &GradStore, vars: &[Var], norm_type: NormType) -> Resul
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClipGradNorm {
-    /// The limit: 0 (all gradients become 0) or above; infinite to measure only. Default: 1.
+    /// The limit, 0 or above. 0 sets all gradients to 0; infinity only measures. Default: 1.
     pub max_norm: f64,
     /// The norm that is limited. Default: L2.
     pub norm_type: NormType,
-    /// What is added to the norm before it is divided by. Default: 1e-6.
+    /// Added to the norm before the division. Default: 1e-6.
     pub eps: f64,
     /// What to do when gradients are NaN or infinite. Default: [`NonFinite::Error`].
     pub non_finite: NonFinite,
@@ -81,30 +83,37 @@ impl Default for ClipGradNorm {
     }
 }
 
-/// Scales the gradients of `vars` in place, so that their global L2 norm is at most `max_norm` (up
-/// to the dtype's rounding): `g * min(1, max_norm / (total_norm + 1e-6))`. Returns the norm before.
+/// Scales the gradients of `vars` in place so that their global L2 norm is at most `max_norm` (up
+/// to the dtype's rounding): `g * min(1, max_norm / (total_norm + 1e-6))`. Returns the norm before
+/// clipping.
 ///
-/// Gradients of any shape, in f32, f64, f16 or bf16, mixed, on any devices. A coefficient of
-/// exactly 1 writes nothing, `max_norm` 0 gives zero gradients, and an infinite one measures only
-/// (PyTorch can write NaN then).
+/// The gradients can have any shape, can mix f32, f64, f16 and bf16, and can be on any devices. If
+/// the coefficient is exactly 1, nothing is written. `max_norm` 0 gives zero gradients. An infinite
+/// `max_norm` only measures (PyTorch can write NaN then).
 ///
-/// "In place" holds, on CPU and CUDA, for the caller's clones of a gradient too. A gradient gets
-/// storage of its own if it is a Var, if it shares storage with one of `vars` or with an entry of
-/// the store that `vars` do not name, or if it is not contiguous. Where gradients of several of
-/// `vars` share storage, the first contiguous one keeps it: what else the caller has in that
-/// storage, such as the tensor that it is a view of, changes there. The others get storage of their
-/// own. So nothing is scaled twice and no weight is touched. (On other devices every entry that
-/// changes is replaced.) Two threads should not clip one gradient at the same time: both measure
-/// it, and it may be scaled twice.
+/// # In place
+/// On CPU and CUDA the caller's clones of a gradient change too, because they share its storage. A
+/// gradient gets new storage in these cases:
+///
+/// - It is itself a Var, or shares storage with one of `vars`.
+/// - It shares storage with an entry of the store that does not belong to `vars`.
+/// - It is not contiguous.
+/// - It shares storage with an earlier gradient of `vars`. The first contiguous one keeps the
+///   storage, so other tensors of the caller in that storage change.
+///
+/// This way no gradient is scaled twice and no weight changes. On other devices, every gradient
+/// that changes gets new storage. Do not clip one gradient from two threads at the same time: it
+/// may be scaled twice.
 ///
 /// # Errors
-/// A `max_norm` below 0 or NaN; gradients that are not finite (the error names the first bad Var);
-/// a store that has gradients, but none for any of `vars` (an empty store, or no Vars, is no
-/// error); a gradient whose shape, dtype or device is not its Var's, or whose dtype is not one of
-/// the four. Nothing is changed then.
+/// A `max_norm` that is negative or NaN. Non-finite elements (the error names the first Var that
+/// has some). A store that has gradients, but none for `vars` (an empty store or an empty `vars` is
+/// no error). A gradient whose shape, dtype or device differs from its Var's. A dtype other than
+/// the four. On error nothing is changed.
 ///
 /// # References
-/// `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15), but for `error_if_nonfinite`, false there.
+/// `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15), whose default for `error_if_nonfinite` is
+/// false.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -130,14 +139,14 @@ pub fn clip_grad_norm(grads: &mut GradStore, vars: &[Var], max_norm: f64) -> Res
     )
 }
 
-/// As [`clip_grad_norm`], with the norm's order, `eps` and the policy for what is not finite.
+/// As [`clip_grad_norm`], with a choice of norm, `eps` and policy for non-finite elements.
 ///
-/// Under [`NonFinite::Zero`] the norm returned is that of the finite elements; under
-/// [`NonFinite::SkipStep`] gradients that are not finite are left alone.
+/// Under [`NonFinite::Zero`] the function returns the norm of the finite elements. Under
+/// [`NonFinite::SkipStep`] it leaves gradients with non-finite elements unchanged.
 ///
 /// # Errors
-/// As [`clip_grad_norm`]; an invalid `norm_type` or `eps`; elements that are not finite only under
-/// [`NonFinite::Error`].
+/// As [`clip_grad_norm`]. An invalid `norm_type` or `eps`. Non-finite elements are an error only
+/// under [`NonFinite::Error`].
 ///
 /// # References
 /// `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15).
@@ -197,20 +206,19 @@ pub fn clip_grad_norm_with(
     Ok(norm)
 }
 
-/// Scales the gradients of `vars` in place for a `total_norm` that is already known:
+/// Scales the gradients of `vars` in place for a known `total_norm`:
 /// `g * min(1, max_norm / (total_norm + 1e-6))`.
 ///
-/// For a norm over more than these Vars: over several stores, or several processes. In place means
-/// the same as for [`clip_grad_norm`], gradients that share storage included. NaN elements stay
-/// NaN.
+/// Use it when the norm covers more than `vars`: several stores, or several processes. "In place"
+/// has the same meaning as for [`clip_grad_norm`]. NaN elements stay NaN.
 ///
 /// # Errors
-/// A `max_norm` below 0 or NaN; a `total_norm` that is negative or not finite; a gradient that does
-/// not fit its Var; a store that has gradients, but none for any of `vars`. Nothing is changed
-/// then.
+/// A `max_norm` that is negative or NaN. A `total_norm` that is negative or non-finite. A gradient
+/// whose shape, dtype or device differs from its Var's. A dtype other than the four. A store that
+/// has gradients, but none for `vars`. On error nothing is changed.
 ///
 /// # References
-/// `torch.nn.utils.clip_grads_with_norm_` (PyTorch 2.15), which takes any `total_norm`.
+/// `torch.nn.utils.clip_grads_with_norm_` (PyTorch 2.15), which accepts any `total_norm`.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -256,17 +264,18 @@ pub fn clip_grads_with_norm(
     Ok(())
 }
 
-/// Clips every element of the gradients of `vars` into `[-clip_value, clip_value]`, in place.
+/// Clamps every element of the gradients of `vars` to `[-clip_value, clip_value]`, in place.
 ///
-/// Infinite elements become the bound and NaN stays NaN, on every device. Unlike a norm clip this
-/// turns the gradient: (3, 4) at 1 becomes (1, 1). The bound is rounded to the gradient's dtype: in
-/// f16 one of 1e5 is infinite and changes nothing, and one of 1e-9 is 0. In place means the same as
-/// for [`clip_grad_norm`], gradients that share storage included. Nothing is measured: one pass.
+/// Infinite elements become the bound and NaN stays NaN, on every device. Unlike norm clipping,
+/// this changes the gradient's direction: (3, 4) with a `clip_value` of 1 becomes (1, 1). The bound
+/// is rounded to the gradient's dtype: in f16, 1e5 becomes infinity and changes nothing, and 1e-9
+/// becomes 0. "In place" has the same meaning as for [`clip_grad_norm`]. On CPU and CUDA this takes
+/// one pass over the gradients, without a measurement.
 ///
 /// # Errors
-/// A `clip_value` below 0 or NaN; a gradient whose shape, dtype or device is not its Var's, or
-/// whose dtype is not one of the four; a store that has gradients, but none for any of `vars`.
-/// Nothing is changed then.
+/// A `clip_value` that is negative or NaN. A gradient whose shape, dtype or device differs from its
+/// Var's. A dtype other than the four. A store that has gradients, but none for `vars`. On error
+/// nothing is changed.
 ///
 /// # References
 /// `torch.nn.utils.clip_grad_value_` (PyTorch 2.15).
@@ -291,7 +300,7 @@ pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> 
     if clip_value == f64::INFINITY {
         return Ok(());
     }
-    // candle's operations can't clamp what is not finite.
+    // candle's clamp can't handle non-finite elements, so count them first.
     backend::candle_ops::measure(&mut entries, Request::norm(NormType::L1))?;
     let edits = Edits::All(Edit::Clamp {
         clip_value,
@@ -303,18 +312,20 @@ pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> 
     Ok(())
 }
 
-/// TensorFlow's clip by global norm: leaves `grads` alone, and returns a store with the clipped
-/// gradients, and the norm. `g * clip_norm / max(total_norm, clip_norm)`, without an eps.
+/// TensorFlow's clip by global norm: returns a new store with the clipped gradients, and the norm.
+/// The formula is `g * clip_norm / max(total_norm, clip_norm)`, without an eps. `grads` is
+/// unchanged.
 ///
-/// `use_norm` is the norm to clip by if it is already known. The store also holds the gradients of
-/// everything that is not in `vars`, as they were; what is not changed shares its storage with
-/// `grads`. As in TensorFlow, a norm that is not finite gives NaN in every gradient of `vars`,
-/// unless `clip_norm` is infinite, which changes nothing. A `clip_norm` of 0 gives zeros (in
-/// TensorFlow NaN where the norm is 0 too).
+/// `use_norm` is the norm to clip by, if it is already known. The new store also holds the
+/// gradients of other tensors, unchanged. Unchanged gradients share their storage with `grads`.
+///
+/// As in TensorFlow, a non-finite norm sets every gradient of `vars` to NaN, unless `clip_norm` is
+/// infinite, which changes nothing. A `clip_norm` of 0 gives zeros (TensorFlow gives NaN if the
+/// norm is 0 too).
 ///
 /// # Errors
-/// A `clip_norm` or `use_norm` below 0 or NaN; a gradient whose shape, dtype or device is not its
-/// Var's, or whose dtype is not one of the four; a store that has gradients, but none for any of
+/// A `clip_norm` or `use_norm` that is negative or NaN. A gradient whose shape, dtype or device
+/// differs from its Var's. A dtype other than the four. A store that has gradients, but none for
 /// `vars`.
 ///
 /// # References

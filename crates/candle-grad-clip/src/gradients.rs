@@ -1,4 +1,4 @@
-//! What travels from one verb to the next: the gradients of the Vars, and what measuring them told.
+//! The data that the stages exchange: the gradients of the Vars and their measurements.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,18 +6,18 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use candle_grad_clip_kernels::{Norm, NormType, Stats, Units};
 
-/// What can be done to a gradient where it is.
+/// Where a gradient is, and whether it can be edited in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Read and written by our kernels.
+    /// Read and written by the CPU kernels.
     Cpu,
-    /// On CPU, but not one after the other, or a Var itself: what changes is a copy.
+    /// On CPU, but not contiguous, or itself a Var: edits go to a copy.
     CpuCopied,
-    /// Read and written by our CUDA kernels.
+    /// Read and written by the CUDA kernels.
     Cuda,
     /// As `CpuCopied`, on an NVIDIA GPU.
     CudaCopied,
-    /// candle's operations only.
+    /// Handled by candle's operations only.
     Elsewhere,
 }
 
@@ -30,19 +30,19 @@ impl Place {
         matches!(self, Self::Cuda | Self::CudaCopied)
     }
 
-    /// Whether a gradient that shares its storage with no other can be edited where it is.
+    /// Whether a gradient that shares its storage with no other can be edited in place.
     pub(crate) fn is_in_place(self) -> bool {
         matches!(self, Self::Cpu | Self::Cuda)
     }
 }
 
-/// What is to be measured.
+/// The options of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Request {
     pub(crate) norm_type: NormType,
-    /// Also measure the gradients as they would be when clamped to this.
+    /// Also measure the gradients as if clamped to this value.
     pub(crate) clip_value: Option<f64>,
-    /// Elements that are not finite will be 0 then, not the bound or NaN.
+    /// In the clamped measurement non-finite elements count as 0, not as the bound or NaN.
     pub(crate) zero_non_finite: bool,
 }
 
@@ -57,18 +57,18 @@ impl Request {
     }
 }
 
-/// What one read of one gradient tells.
+/// The measurements of one gradient, from one read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GradStats {
     pub(crate) stats: Stats,
-    /// What clamping to [`Request::clip_value`] leaves.
+    /// The measurement after clamping to [`Request::clip_value`].
     pub(crate) clamped: Stats,
-    /// How many elements that clamping changes.
+    /// The number of elements that clamping changes.
     pub(crate) num_clipped: u64,
 }
 
 impl GradStats {
-    /// Those of the same gradient divided by `scale`, a power of two: exact.
+    /// The measurements of the gradient divided by `scale`, a power of two, so this is exact.
     pub(crate) fn unscaled(mut self, scale: f64) -> Self {
         self.stats.power.scale /= scale;
         self.clamped.power.scale /= scale;
@@ -90,16 +90,17 @@ impl GradStats {
     }
 }
 
-/// One Var's gradient, if it got one.
+/// The gradient of one Var, if there is one.
 ///
-/// All that later passes ask of it is kept here: asking thousands of tensors costs a cache miss or
-/// two each, every time.
+/// Later stages read these fields rather than the tensor, which would cost a cache miss or two per
+/// tensor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry<'g> {
     pub(crate) grad: Option<&'g Tensor>,
     pub(crate) place: Place,
     pub(crate) elements: usize,
-    /// Where the storage is: equal for tensors that share it. Not known for [`Place::Elsewhere`].
+    /// The address of the storage: equal for tensors that share it. Unknown for
+    /// [`Place::Elsewhere`].
     pub(crate) storage: usize,
     pub(crate) measured: GradStats,
 }
@@ -113,13 +114,13 @@ impl Entry<'_> {
         measured: GradStats::ZERO,
     };
 
-    /// Whether all elements are finite, if it was measured.
+    /// Whether all elements are finite, if the gradient was measured.
     pub(crate) fn is_finite(&self) -> bool {
         self.measured.stats.non_finite() == 0
     }
 }
 
-/// The gradients of some Vars, in the order of the Vars, and what measuring them told.
+/// The gradients of some Vars, in the order of the Vars, with their measurements.
 #[derive(Debug, Clone)]
 pub(crate) struct Measurements<'g> {
     pub(crate) entries: Vec<Entry<'g>>,
@@ -137,12 +138,12 @@ impl Measurements<'_> {
         self.total.stats.power.root(self.norm_type)
     }
 
-    /// The norm of all elements: NaN if any is, else infinite if any is.
+    /// The norm of all elements: NaN if any element is NaN, else infinite if any is infinite.
     pub(crate) fn total_norm(&self) -> f64 {
         norm_of(self.total.stats, self.norm_type)
     }
 
-    /// The norm of each Var's gradient; 0 for those without one.
+    /// The norm of each Var's gradient; 0 for a Var without one.
     pub(crate) fn param_norms(&self) -> Vec<f64> {
         self.entries
             .iter()
@@ -150,7 +151,7 @@ impl Measurements<'_> {
             .collect()
     }
 
-    /// The first Var with an element that is not finite.
+    /// The first Var with a non-finite element.
     pub(crate) fn first_non_finite(&self) -> Option<usize> {
         self.entries
             .iter()
@@ -158,7 +159,7 @@ impl Measurements<'_> {
     }
 }
 
-/// The norm with what is not finite counted in.
+/// The norm with non-finite elements included.
 pub(crate) fn norm_of(stats: Stats, norm_type: NormType) -> f64 {
     if stats.nan > 0 {
         f64::NAN
@@ -169,7 +170,7 @@ pub(crate) fn norm_of(stats: Stats, norm_type: NormType) -> f64 {
     }
 }
 
-/// Leaves gradients on CUDA to candle's operations: for what our kernels there can't do.
+/// Assigns gradients on CUDA to candle's operations, for work that the CUDA kernels don't support.
 pub(crate) fn route_cuda_to_candle_ops(mut entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
     for entry in entries.iter_mut().filter(|entry| entry.place.is_cuda()) {
         entry.place = Place::Elsewhere;
@@ -177,17 +178,17 @@ pub(crate) fn route_cuda_to_candle_ops(mut entries: Vec<Entry<'_>>) -> Vec<Entry
     entries
 }
 
-/// The units of some Vars, all of them behind each other.
+/// The units of some Vars, concatenated.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct UnitPlan {
     units: Vec<Units>,
-    /// Where those of each Var begin, and where the last end.
+    /// The start of each Var's units, and the end of the last.
     starts: Vec<usize>,
     excluded: Vec<bool>,
 }
 
 impl UnitPlan {
-    /// One for each Var: its units, its number of elements, and whether it is left out.
+    /// Takes for each Var its units, its number of elements, and whether it is excluded.
     pub(crate) fn new(vars: impl Iterator<Item = (Units, usize, bool)>) -> Self {
         let (mut units, mut starts, mut excluded) = (Vec::new(), vec![0], Vec::new());
         let mut end = 0;
@@ -204,22 +205,22 @@ impl UnitPlan {
         }
     }
 
-    /// How many Vars there are.
+    /// The number of Vars.
     pub(crate) fn len(&self) -> usize {
         self.units.len()
     }
 
-    /// How a Var is divided.
+    /// How a Var is divided into units.
     pub(crate) fn units(&self, index: usize) -> Units {
         self.units[index]
     }
 
-    /// Where a Var's units are among all.
+    /// The indices of a Var's units.
     pub(crate) fn range(&self, index: usize) -> Range<usize> {
         self.starts[index]..self.starts[index + 1]
     }
 
-    /// Whether a Var is not to be clipped.
+    /// Whether a Var is excluded from clipping.
     pub(crate) fn is_excluded(&self, index: usize) -> bool {
         self.excluded[index]
     }
@@ -229,23 +230,23 @@ impl UnitPlan {
     }
 }
 
-/// What was measured of each unit.
+/// The measurements of each unit.
 #[derive(Debug, Clone)]
 pub(crate) struct MeasuredUnits {
     pub(crate) plan: Arc<UnitPlan>,
     /// Of the gradients.
     pub(crate) grads: Vec<Stats>,
-    /// Of the Vars' values; nothing of those that are left out or have no gradient.
+    /// Of the Vars' values; zero for Vars that are excluded or have no gradient.
     pub(crate) weights: Vec<Stats>,
 }
 
-/// A clip that a GPU can decide by itself: of the global norm, to a value, or none.
+/// A clip that a GPU can decide without the host: global norm, value, or none.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Plan {
     pub(crate) request: Request,
     /// Infinite for none.
     pub(crate) max_norm: f64,
     pub(crate) eps: f64,
-    /// Otherwise they are zeroed, as `request` says, or propagate.
+    /// If false, non-finite elements are zeroed, as `request` says, or propagate.
     pub(crate) skip_non_finite: bool,
 }

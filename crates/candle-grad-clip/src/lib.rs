@@ -15,18 +15,24 @@
 //! # }
 //! ```
 //!
-//! - [`ClippedOptimizer`] wraps any candle optimizer, and tells in a [`StepReport`] what it did.
-//! - [`Clip`] is what it does: by norm, by value, by a limit that follows the training, or several
-//!   of these; a [`ClipRule`] is one of your own.
+//! - [`ClippedOptimizer`] wraps any candle optimizer and returns a [`StepReport`] for each step.
+//! - [`Clip`] is the clipping method: by norm, by value, by a limit that adapts during training, or
+//!   a chain of these. Implement [`ClipRule`] for your own method.
 //! - [`clip_grad_norm`], [`clip_grad_value`], [`clip_by_global_norm`], [`total_norm`] and
 //!   [`clip_grads_with_norm`] work on a `GradStore` directly.
-//! - [`NormStatistics`] answers "which `max_norm`?" from the steps it has seen.
-//! - [`loss::weighted_power`] is a loss that needs all this.
+//! - [`NormStatistics`] suggests a `max_norm` from the norms of the steps that it has seen.
+//! - [`loss::weighted_power`] is a loss whose gradients can grow very large.
 //!
 //! # Order of a training step
-//! accumulate ([`GradAccumulator`]), mean over processes, unscale ([`LossScaler`]), measure, skip?,
-//! clip, step, schedule ([`set_learning_rate`](candle_nn::Optimizer::set_learning_rate), with any
-//! function of the step):
+//! 1. Accumulate the gradients of micro-batches ([`GradAccumulator`]).
+//! 2. Average the gradients over processes.
+//! 3. Divide by the loss scale ([`LossScaler`]).
+//! 4. Measure the gradients, and decide whether to skip the step.
+//! 5. Clip, and take the optimizer step.
+//! 6. Set the learning rate of the next step
+//!    ([`set_learning_rate`](candle_nn::Optimizer::set_learning_rate)).
+//!
+//! A learning rate schedule can be any function of the step:
 //!
 //! ```
 //! # use candle_core::{Device, Var};
@@ -46,17 +52,20 @@
 //! # }
 //! ```
 //!
-//! # Words
-//! `total_norm` is the norm of all gradients seen as one vector *before* clipping, `clipped_norm`
-//! the one after, `clip_coef` what lies between: `min(1, max_norm / (total_norm + eps))`.
+//! # Terms
+//! - `total_norm`: the norm of all gradients, seen as one vector, *before* clipping.
+//! - `clipped_norm`: the same norm after clipping.
+//! - `clip_coef`: the factor between the two, `min(1, max_norm / (total_norm + eps))`.
 //!
 //! # Devices
-//! On CPU and CUDA (feature `cuda`) gradients are clipped by kernels of our own, in place. On CUDA
-//! a step of the fused optimizers ([`optim`]) with a plain norm or value clip never waits for the
-//! GPU, and its report is read when it is asked for; other steps read a few numbers back. On Metal
-//! (feature `metal`) gradients are clipped by candle's tensor operations, with one read of the
-//! device a step. The CUDA code has run on a stand-in for the driver, not on a GPU yet; nobody has
-//! tried Metal.
+//! On CPU and CUDA (feature `cuda`) this crate's kernels clip gradients in place. On CUDA, a step
+//! of a fused optimizer ([`optim`]) with a plain norm or value clip never waits for the GPU;
+//! reading its report does. All other steps synchronise with the GPU to read the norm back. On
+//! Metal (feature `metal`) candle's tensor operations clip the gradients, with one read from the
+//! device per step.
+//!
+//! The CUDA code has run on a CPU emulation of the CUDA driver, not yet on a GPU. The Metal path is
+//! untested.
 //!
 //! # Features
 //! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.

@@ -1,8 +1,8 @@
-//! Floats that survive JSON: it has no NaN and no infinity, so there they are strings.
+//! Floats that survive JSON, which has no NaN and no infinity: there they are strings.
 
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// A float as it is written: a number, or "NaN", "inf", "-inf" where the format is for people.
+/// The serialised form: a number, or in human-readable formats "NaN", "inf" or "-inf".
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Written {

@@ -1,6 +1,6 @@
-//! Why a step was skipped.
+//! The reasons for skipping a step.
 
-/// Why a step was skipped: of [`StepRecord::skip_reason`](crate::StepRecord::skip_reason).
+/// Why a step was skipped; see [`StepRecord::skip_reason`](crate::StepRecord::skip_reason).
 ///
 /// ```
 #[doc = include_str!("step_example.md")]
@@ -22,8 +22,8 @@ pub enum SkipReason {
     Overflow,
     /// The norm was too large for the rule; the gradients were finite.
     LargeNorm,
-    /// The loss was too large for the rule; the gradients were finite.
+    /// The loss was too large for the rule. The gradients were finite.
     LargeLoss,
-    /// A [`ClipRule`](crate::ClipRule) said so.
+    /// A [`ClipRule`](crate::ClipRule) decided to skip.
     Rule,
 }

@@ -1,16 +1,16 @@
-//! Where a tensor's storage is and who shares it, and what a dtype and a device can do.
+//! Storage addresses of tensors, tensors by device, and dtype support of devices.
 
 use candle_core::{DType, Device, Storage, Tensor, Var};
 
 use crate::threads::{MANY_VARS, Work, for_each};
 
-/// Where the storage of a tensor is: equal for tensors that share it.
+/// The address of a tensor's storage: equal for tensors that share it.
 pub(crate) fn storage_address(tensor: &Tensor) -> usize {
     let (storage, _) = tensor.storage_and_layout();
     std::ptr::from_ref::<Storage>(&storage).addr()
 }
 
-/// The addresses of the storages of some Vars.
+/// The storage addresses of some Vars.
 pub(crate) fn storage_addresses(vars: &[Var], work: Work) -> Vec<usize> {
     let mut addresses = vec![0; vars.len()];
     let fill = |(vars, addresses): (&[Var], &mut [usize])| {
@@ -21,12 +21,12 @@ pub(crate) fn storage_addresses(vars: &[Var], work: Work) -> Vec<usize> {
     };
     let tasks = vars.chunks(MANY_VARS).zip(addresses.chunks_mut(MANY_VARS));
     if for_each(work, tasks, fill).is_err() {
-        return vars.iter().map(|var| storage_address(var)).collect(); // there are no threads
+        return vars.iter().map(|var| storage_address(var)).collect(); // the system can't create threads
     }
     addresses
 }
 
-/// The places of the tensors on each device; `None` is on none.
+/// The indices of the tensors on each device; `None` entries are left out.
 pub(crate) fn by_device<'t>(
     tensors: impl Iterator<Item = Option<&'t Tensor>>,
 ) -> Vec<(Device, Vec<usize>)> {
@@ -45,8 +45,7 @@ pub(crate) fn by_device<'t>(
     devices
 }
 
-/// Reads the headers of some tensors, for their cache misses to overlap: they would not if each
-/// were followed by its tensor's work.
+/// Reads the headers of some tensors, so that their cache misses overlap.
 pub(crate) fn touch_headers<'a>(tensors: impl Iterator<Item = &'a Tensor>) {
     let sum = |values: &[usize]| values.iter().fold(0usize, |sum, x| sum.wrapping_add(*x));
     let layout = |tensor: &Tensor| sum(tensor.dims()).wrapping_add(sum(tensor.stride()));
@@ -55,8 +54,8 @@ pub(crate) fn touch_headers<'a>(tensors: impl Iterator<Item = &'a Tensor>) {
 
 /// Whether any two of up to `len` addresses are equal, or one is 0.
 ///
-/// A table with room for twice as many, by linear probing: a hash set takes four times as long,
-/// which counts with small gradients.
+/// Uses a table of twice that size with linear probing: a hash set takes four times as long, which
+/// matters with many small gradients.
 pub(crate) fn any_equal(len: usize, addresses: impl IntoIterator<Item = usize>) -> bool {
     let bits = (2 * len + 1).next_power_of_two().ilog2();
     let mut table = vec![0; 1 << bits];
@@ -70,12 +69,12 @@ pub(crate) fn any_equal(len: usize, addresses: impl IntoIterator<Item = usize>) 
     })
 }
 
-/// Whether a device computes in a dtype: Metal has no f64.
+/// Whether a device supports a dtype: Metal has no f64.
 pub(crate) fn device_has(dtype: DType, is_metal: impl FnOnce() -> bool) -> bool {
     dtype != DType::F64 || !is_metal()
 }
 
-/// The dtype of the arrays of a Var.
+/// The dtype of a Var's optimizer state: f64 for f64, else f32.
 pub(crate) fn wide_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 {
         DType::F64

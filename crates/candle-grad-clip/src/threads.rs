@@ -1,14 +1,14 @@
-//! The threads that work on CPU tensors.
+//! The thread pools for work on CPU tensors.
 //!
-//! candle's `matmul` holds the locks of its tensors while it waits for rayon's global pool. So a
-//! thread of that pool must never wait for the lock of a tensor: the two would wait for each other.
-//! Our threads do wait for locks, therefore:
+//! candle's `matmul` holds the locks of its tensors while it waits for rayon's global pool. If a
+//! thread of that pool waited for the lock of a tensor, the two would deadlock. This crate's
+//! threads do wait for such locks, so these rules apply:
 //!
-//! - They are pools of our own, and nobody else's work runs on them.
-//! - One call at a time has a pool. A thread that waits for parts of its work, with a lock in its
-//!   hand, can then pick up nothing but such parts, which take no lock.
-//! - The caller waits asleep. A worker of another pool would take up other work meanwhile, with
-//!   whatever lock it holds.
+//! - The pools are private: they run no work of other code.
+//! - A pool serves one call at a time. A thread that waits inside the pool while it holds a lock
+//!   can steal only parts of the same call, and those take no lock.
+//! - The caller sleeps while it waits. A worker of another rayon pool would steal other work while
+//!   it holds a lock.
 
 use std::cell::Cell;
 use std::panic::resume_unwind;
@@ -21,17 +21,17 @@ use candle_grad_clip_kernels::BLOCK;
 
 use crate::error::Result;
 
-/// Pools that nobody uses now. As many are made as there were calls at one time.
+/// Unused pools. Their number is the highest number of concurrent calls so far.
 static IDLE: Mutex<Vec<ThreadPool>> = Mutex::new(Vec::new());
 
 thread_local! {
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// More Vars than this are worth more than one thread, however small they are.
+/// More Vars than this are worth several threads, however small they are.
 pub(crate) const MANY_VARS: usize = 512;
 
-/// Whether work is worth more than one thread.
+/// Whether the work is worth several threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
     Small,
@@ -39,7 +39,7 @@ pub(crate) enum Work {
 }
 
 impl Work {
-    /// The work of walking over some Vars' gradients.
+    /// The work of visiting the gradients of `vars`.
     pub(crate) fn of(vars: &[Var]) -> Self {
         if vars.len() > MANY_VARS {
             return Self::Large;
@@ -56,15 +56,13 @@ impl Work {
     }
 }
 
-/// Calls `f` for each task: large work on the caller's thread and on threads of ours at once, small
-/// work right here, since waking a thread costs more than it. A task works on tensors of one block
-/// each.
-///
-/// The caller takes part, so that one thread fewer has to wake.
+/// Calls `f` for each task. Large work runs on the caller's thread and on a private pool. Small
+/// work runs on the caller's thread only, since waking a thread costs more. Each tensor of a task
+/// has at most one block.
 ///
 /// # Errors
-/// That of the first task that failed; the others have run. The system gives no more threads; none
-/// has run then.
+/// That of the first task that failed. Of large work, all other tasks have run; small work stops
+/// there. If the system can't create threads, no task has run.
 pub(crate) fn for_each<T: Send>(
     work: Work,
     mut tasks: impl Iterator<Item = T> + Send,
@@ -104,11 +102,11 @@ pub(crate) fn for_each<T: Send>(
     }
 }
 
-/// Calls `f` for each large item, one by one inside a pool of ours, as each is worked on in
-/// parallel. Small work has none.
+/// Calls `f` for each large item, one after the other inside a private pool, since each item is
+/// parallel inside. Small work has no large items.
 ///
 /// # Errors
-/// Those of `f`; the system gives no more threads.
+/// That of `f`, or the system can't create threads.
 pub(crate) fn for_each_large<T: Send>(
     work: Work,
     items: impl Iterator<Item = T> + Send,
@@ -121,20 +119,20 @@ pub(crate) fn for_each_large<T: Send>(
     run(work, || items.try_for_each(&f))
 }
 
-/// Runs `f`: for large work inside a pool of ours, where slices of more than one block may be
-/// worked on in parallel.
+/// Runs `f`. Large work runs inside a private pool, where slices of more than one block are
+/// processed in parallel.
 ///
 /// # Errors
-/// The system gives no more threads; `f` has not run then.
+/// That of `f`. If the system can't create threads, `f` has not run.
 pub(crate) fn run<R: Send>(work: Work, f: impl FnOnce() -> Result<R> + Send) -> Result<R> {
     if work == Work::Small || IS_OURS.get() {
-        return f(); // if ours, it is a part of a call that has a pool already
+        return f(); // a private pool's thread already has its pool
     }
     with_pool(|pool| away_from_other_pools(|| pool.install(f))?)
 }
 
-/// Runs `f`, on a thread of its own if the caller is a worker of the user's: it would take up the
-/// user's other tasks while it waits, or wait for a lock.
+/// Runs `f`. If the caller is a worker of another rayon pool, `f` runs on a separate thread: that
+/// worker could steal other tasks while it waits, or wait for a lock.
 fn away_from_other_pools<R: Send>(f: impl FnOnce() -> R + Send) -> Result<R> {
     if rayon::current_thread_index().is_none() {
         return Ok(f());
@@ -150,13 +148,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether slices of more than one block may be worked on here: the kernels use the pool of the
-/// thread that calls them.
+/// Whether slices of more than one block may be processed here: the kernels use the pool of the
+/// calling thread.
 pub(crate) fn may_be_parallel() -> bool {
     IS_OURS.get()
 }
 
-/// Calls `f` with a pool that nobody else uses meanwhile. If `f` panics the pool ends.
+/// Calls `f` with a pool that no other call uses meanwhile. If `f` panics, the pool is dropped.
 fn with_pool<R>(f: impl FnOnce(&ThreadPool) -> Result<R>) -> Result<R> {
     let pool = take()?;
     let result = f(&pool);
@@ -164,8 +162,7 @@ fn with_pool<R>(f: impl FnOnce(&ThreadPool) -> Result<R>) -> Result<R> {
     result
 }
 
-/// A pool with as many threads as the caller's: of `RAYON_NUM_THREADS`, or of a pool that the
-/// caller runs in.
+/// A pool with as many threads as the caller's pool, or as `RAYON_NUM_THREADS`.
 fn take() -> Result<ThreadPool> {
     let num_threads = rayon::current_num_threads();
     let mut idle = lock(&IDLE);

@@ -1,4 +1,4 @@
-//! Our kernels on the storage of CPU tensors: the only `match` on a CPU tensor's dtype.
+//! The CPU kernels on the storage of candle tensors.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -16,8 +16,8 @@ use crate::gradients::{Entry, GradStats, Place, Request};
 use crate::param_state::{Kept, State, StepRule, arrays_mut};
 use crate::threads;
 
-/// Calls a generic function on the elements of a CPU storage of one of the four dtypes, and returns
-/// from the caller for any other.
+/// Calls a generic function on the elements of a CPU storage. Returns an error from the caller if
+/// the dtype is not one of the four.
 macro_rules! with_slice {
     ($storage:expr, $values:ident => $body:expr) => {
         match $storage {
@@ -30,7 +30,7 @@ macro_rules! with_slice {
     };
 }
 
-/// Collecting has checked the dtype: this is for candle's trait.
+/// Required by candle's trait; `collect` has checked the dtype already.
 #[cold]
 fn wrong_dtype(storage: &CpuStorage) -> candle_core::Error {
     use candle_core::backend::BackendStorage;
@@ -40,7 +40,7 @@ fn wrong_dtype(storage: &CpuStorage) -> candle_core::Error {
     ))
 }
 
-/// Where a tensor's elements are in its storage. The callers see to it that they are contiguous.
+/// The range of a tensor's elements in its storage. The tensor must be contiguous.
 fn range_of(layout: &Layout) -> CandleResult<Range<usize>> {
     debug_assert!(layout.shape().elem_count() <= BLOCK || threads::may_be_parallel());
     match layout.contiguous_offsets() {
@@ -51,8 +51,8 @@ fn range_of(layout: &Layout) -> CandleResult<Range<usize>> {
     }
 }
 
-/// Calls `body` with the storages of two contiguous tensors, and where their elements are. It
-/// writes to the first; they share no storage.
+/// Calls `body` with the storages and element ranges of two contiguous tensors that share no
+/// storage. `body` writes to the first.
 fn zip_storages<F>(name: &'static str, target: &Tensor, source: &Tensor, body: F) -> Result<()>
 where
     F: FnOnce((&mut CpuStorage, Range<usize>), (&CpuStorage, Range<usize>)) -> CandleResult<()>,
@@ -63,7 +63,7 @@ where
 
 struct ZipStorages<F> {
     name: &'static str,
-    /// candle's trait lends the operation itself for reading only.
+    /// candle's trait passes the operation by shared reference.
     body: Cell<Option<F>>,
 }
 
@@ -90,7 +90,7 @@ where
     }
 }
 
-/// Measures an entry's gradient, and finds its storage.
+/// Measures an entry's gradient, and sets the entry's storage address.
 pub(crate) fn measure(entry: &mut Entry<'_>, request: Request) -> Result<()> {
     let Some(grad) = entry.grad else {
         return Ok(());
@@ -135,7 +135,7 @@ pub(crate) fn measure_units(
     Ok(())
 }
 
-/// Writes where the result belongs: copying it about takes a tenth of a small gradient's time.
+/// Writes to `measured` directly: copying the result takes a tenth of a small gradient's time.
 fn measure_values<E: Element>(values: &[E], request: Request, measured: &mut GradStats) {
     let norm_type = request.norm_type;
     let Some(clip_value) = request.clip_value else {
@@ -148,7 +148,7 @@ fn measure_values<E: Element>(values: &[E], request: Request, measured: &mut Gra
     let mut clamped = kernels::measure_clamped(values, norm_type, clip_value);
     let stats = clamped.before;
     if request.zero_non_finite && stats.non_finite() > 0 {
-        // Rare: what becomes 0 counts nothing.
+        // Rare: elements that become 0 must not count.
         let finite = values.iter().copied().filter(|x| x.to_f64().is_finite());
         clamped = kernels::measure_clamped(&finite.collect::<Vec<E>>(), norm_type, clip_value);
     }
@@ -178,7 +178,7 @@ impl InplaceOp1 for EditOp<'_> {
     }
 }
 
-/// Writes the edited `grad` into `target`, which is contiguous and of its shape and dtype.
+/// Writes the edited `grad` to `target`, which is contiguous and has the same shape and dtype.
 pub(crate) fn edit_into(grad: &Tensor, target: &Tensor, edit: GradEdit<'_>) -> Result<()> {
     let grad = grad.contiguous()?;
     zip_storages("clip-into", target, &grad, |(target, to), (grad, from)| {
@@ -189,8 +189,8 @@ pub(crate) fn edit_into(grad: &Tensor, target: &Tensor, edit: GradEdit<'_>) -> R
     })
 }
 
-/// Adds the edited `grad` to `sum`, or with `is_first` writes it there. Both are contiguous, and
-/// share no storage; `sum` is F64 for F64, else F32.
+/// Adds the edited `grad` to `sum`, or overwrites `sum` if `is_first`. Both are contiguous and
+/// share no storage. `sum` is F64 for an F64 gradient, else F32.
 pub(crate) fn accumulate(sum: &Tensor, grad: &Tensor, edit: Edit, is_first: bool) -> Result<()> {
     zip_storages("accumulate", sum, grad, |(sum, to), (grad, from)| {
         macro_rules! add {
@@ -209,7 +209,7 @@ pub(crate) fn accumulate(sum: &Tensor, grad: &Tensor, edit: Edit, is_first: bool
     })
 }
 
-/// Writes `sum * coef` into `target`, which is contiguous and of a half-precision dtype.
+/// Writes `sum * coef` to `target`, which is contiguous and of a half-precision dtype.
 pub(crate) fn round(target: &Tensor, sum: &Tensor, coef: f64) -> Result<()> {
     zip_storages("round", target, sum, |(target, to), (sum, from)| {
         let CpuStorage::F32(sums) = sum else {
@@ -224,7 +224,7 @@ pub(crate) fn round(target: &Tensor, sum: &Tensor, coef: f64) -> Result<()> {
     })
 }
 
-/// Takes an optimizer's step: writes the Var and its state. `grad` is contiguous and shares no
+/// Takes an optimizer step: writes the Var and its state. `grad` is contiguous and shares no
 /// storage with the Var.
 pub(crate) fn step(
     var: &Var,
@@ -249,7 +249,7 @@ pub(crate) fn step(
     })
 }
 
-/// A parameter with the arrays that are kept for it.
+/// A parameter with its state arrays.
 fn with_state<'a, E: Element>(
     params: &'a mut [E],
     grads: &'a [E],

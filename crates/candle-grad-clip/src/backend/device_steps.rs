@@ -1,7 +1,7 @@
-//! Steps that a GPU decides: what the library asks of a backend that can, and what it tells.
+//! The interface of a backend whose GPU decides steps without the host.
 //!
-//! The numbers of such a step stay on the GPU until somebody asks for them. Only the backend for
-//! CUDA does this.
+//! The results of such a step stay on the GPU until a caller reads them. Only the CUDA backend does
+//! this.
 #![cfg_attr(not(feature = "cuda"), allow(dead_code))]
 
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use crate::error::Result;
 use crate::gradients::{GradStats, Plan};
 use crate::param_state::{Kept, State, StepRule};
 
-/// The update of one Var. `grad` is contiguous and shares no storage with a Var; `state` has begun.
+/// The update of one Var. `grad` is contiguous and shares no storage with a Var; `state` is
+/// initialised.
 #[derive(Debug)]
 pub(crate) struct UpdateJob<'a> {
     pub(crate) var: &'a Var,
@@ -21,41 +22,42 @@ pub(crate) struct UpdateJob<'a> {
     pub(crate) state: &'a State,
     pub(crate) kept: Kept,
     pub(crate) edit: Edit,
-    /// The index of its rule.
+    /// The index of its optimizer equations in `rules`.
     pub(crate) rule: usize,
     pub(crate) is_first: bool,
-    /// Its index among the Vars.
+    /// The index of the Var.
     pub(crate) index: usize,
 }
 
-/// What is counted from step to step.
+/// The counters that are kept from step to step.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Counted {
-    /// Steps taken.
+    /// The number of steps taken.
     pub(crate) steps: u64,
     pub(crate) skips_in_a_row: u32,
-    /// The steps that each Var has taken.
+    /// The number of steps taken by each Var.
     pub(crate) counts: Vec<u64>,
 }
 
-/// What a step told.
+/// The result of a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
     pub(crate) total: GradStats,
     pub(crate) clip_coef: f64,
     pub(crate) skipped: bool,
     pub(crate) skips_in_a_row: u32,
-    /// The index, among the jobs, of the first whose gradient is not finite.
+    /// The index, among the jobs, of the first with a non-finite gradient.
     pub(crate) first_bad: usize,
 }
 
-/// A GPU that decides steps. It leads: the host's counters are those of the time when it began.
+/// A GPU that decides steps. Its counters are current; the host's are those of the time when it
+/// began.
 pub(crate) trait DeviceSteps: Send + Sync {
     fn device(&self) -> &Device;
-    /// Waits for the GPU, and reads what it has counted.
+    /// Waits for the GPU, and reads its counters.
     fn counted(&self) -> Result<Counted>;
     /// Launches a step. The jobs' Vars are on this device, and at least one has elements. With
-    /// `keeps_norms` the result has the measurements of each gradient.
+    /// `keeps_norms` the result includes the measurements of each gradient.
     fn step(
         &mut self,
         jobs: &[UpdateJob<'_>],
@@ -71,12 +73,12 @@ impl std::fmt::Debug for dyn DeviceSteps {
     }
 }
 
-/// The result of one such step.
+/// The result of such a step, to be read later.
 pub(crate) trait StepResult: Send + Sync {
-    /// Whether reading would not wait.
+    /// Whether reading would return without waiting.
     fn is_ready(&self) -> bool;
-    /// Waits for the GPU, if it has not come so far.
+    /// Reads the outcome, waiting for the GPU if necessary.
     fn read(&self) -> Result<Outcome>;
-    /// What each job's gradient measured, if that was kept.
+    /// The measurements of each job's gradient, if they were kept.
     fn read_grads(&self) -> Result<Option<Vec<GradStats>>>;
 }

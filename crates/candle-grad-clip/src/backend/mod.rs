@@ -1,10 +1,10 @@
-//! Where gradients are measured and edited: the only place that looks at a tensor's device.
+//! The backends that measure and edit gradients, and the choice between them by device.
 //!
 //! - [`Backend::Cpu`]: kernels over slices, in place, parallel over tensors and inside large ones.
-//! - [`Backend::Cuda`]: kernels over all tensors of a GPU, in place, a launch each for measuring,
-//!   folding and editing or updating. With the feature `cuda`.
-//! - [`Backend::CandleOps`]: candle's tensor operations only. It serves Metal, and any other
-//!   tensor when forced by [`with_backend`], which is how it is tested.
+//! - [`Backend::Cuda`]: kernels over all tensors of a GPU, in place, with one launch each for
+//!   measuring, folding, and editing or updating. With the feature `cuda`.
+//! - [`Backend::CandleOps`]: candle's tensor operations only, for Metal. [`with_backend`] can force
+//!   it for any tensor, as the tests do.
 
 pub(crate) mod candle_ops;
 pub(crate) mod cpu;
@@ -46,9 +46,9 @@ pub(crate) use device_steps::{Counted, DeviceSteps, Outcome, StepResult, UpdateJ
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Backend {
-    /// Our kernels, for tensors on CPU.
+    /// This crate's CPU kernels, for tensors on CPU.
     Cpu,
-    /// Our CUDA kernels, for tensors on NVIDIA GPUs.
+    /// This crate's CUDA kernels, for tensors on NVIDIA GPUs.
     Cuda,
     /// candle's tensor operations, for tensors on any device.
     CandleOps,
@@ -58,10 +58,12 @@ thread_local! {
     static FORCED: Cell<Option<Backend>> = const { Cell::new(None) };
 }
 
-/// Runs `f` with every gradient handled by `backend`, as far as this thread calls us (not a worker
-/// of rayon's pool, which may take up others' work in between): a means to test and to compare.
-/// ([`Backend::Cpu`] leaves tensors on other devices to `CandleOps`, [`Backend::Cuda`] those on CPU
-/// to `Cpu` and any others to `CandleOps`.)
+/// Runs `f` with a forced backend, for tests and comparisons.
+///
+/// It applies to calls from this thread. Do not use it on a worker of rayon's pool, which may steal
+/// other work meanwhile. [`Backend::Cpu`] handles only tensors on CPU; `CandleOps` handles the
+/// others. [`Backend::Cuda`] handles only tensors on CUDA; `Cpu` handles those on CPU, and
+/// `CandleOps` the others.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -87,7 +89,7 @@ pub fn with_backend<R>(backend: Backend, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// The choice of backend for each tensor, as it stood on the caller's thread.
+/// The choice of backend for each tensor, captured on the caller's thread.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Backends {
     forced: Option<Backend>,
@@ -113,8 +115,8 @@ impl Backends {
     }
 }
 
-/// The edit of a whole gradient, for our CUDA kernels: gradients that are edited by units are
-/// measured elsewhere, and stay there.
+/// The edit of a whole gradient. The CUDA kernels can't edit by units: `candle_ops` measures and
+/// edits those gradients.
 pub(crate) fn expect_uniform_edit(edit: GradEdit<'_>) -> Result<Edit> {
     match edit {
         GradEdit::All(edit) => Ok(edit),
@@ -124,7 +126,7 @@ pub(crate) fn expect_uniform_edit(edit: GradEdit<'_>) -> Result<Edit> {
     }
 }
 
-/// The edited `grad` of an entry, as a new tensor. If it is [`Place::Elsewhere`] it has been
+/// Returns the edited `grad` as a new tensor. A gradient at [`Place::Elsewhere`] must have been
 /// measured, unless the edit is a plain product.
 pub(crate) fn edit_to_new(grad: &Tensor, entry: &Entry<'_>, edit: GradEdit<'_>) -> Result<Tensor> {
     let place = entry.place;

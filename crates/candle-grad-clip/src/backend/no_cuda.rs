@@ -1,5 +1,4 @@
-//! In place of `cuda` where that is not built: candle then has no CUDA devices, so nothing ever
-//! comes here.
+//! A stub for `cuda` without that feature. It is never called: candle has no CUDA devices then.
 
 use candle_core::{Device, Tensor};
 use candle_grad_clip_kernels::Edit;
@@ -13,7 +12,7 @@ fn not_built() -> Error {
     candle_core::Error::NotCompiledWithCudaSupport.into()
 }
 
-#[allow(clippy::unnecessary_wraps)] // called each step, with nothing to do
+#[allow(clippy::unnecessary_wraps)] // called in each step, with nothing to do
 pub(crate) fn measure(_: &mut [Entry<'_>], _: Request) -> Result<GradStats> {
     Ok(GradStats::ZERO)
 }

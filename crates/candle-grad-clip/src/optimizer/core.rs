@@ -1,4 +1,4 @@
-//! All of a wrapper but its inner optimizer.
+//! The state of a wrapper, apart from its inner optimizer.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -23,7 +23,7 @@ pub(crate) struct Core {
     pub(crate) vars: NamedVars,
     pub(crate) trained: TrainedVars,
     pub(crate) policy: Policy,
-    /// The limit of each step, in place of the clip's.
+    /// The limit of each step, which replaces the clip's.
     pub(super) schedule: Option<Schedule>,
     pub(super) missing: Missing,
     pub(super) with_param_norms: bool,
@@ -32,7 +32,7 @@ pub(crate) struct Core {
     pub(crate) step: u64,
     pub(crate) counters: Counters,
     pub(crate) pending: PendingSteps,
-    /// Copies of gradients for `step(&GradStore)`.
+    /// Buffers for copies of gradients in `step(&GradStore)`.
     pub(super) scratch: Scratch,
     pub(crate) last_report: Option<StepReport>,
 }
@@ -50,7 +50,7 @@ impl Core {
         let policy = Policy::new(clip, &vars)?;
         if let Inner::Fused(fused) = &mut inner {
             trained.adopt(*fused, &vars)?;
-            fused.trained_mut().settle()?; // another wrapper's skips are not ours
+            fused.trained_mut().settle()?; // another wrapper's skips don't count here
         }
         Ok(Self {
             vars,
@@ -99,13 +99,13 @@ impl Core {
         Ok(self.counters.steps_taken + self.pending.steps_taken()?)
     }
 
-    /// The skips in a row, once a GPU that decides has decided all steps.
+    /// The current number of skips in a row. Waits until a GPU has decided its launched steps.
     pub(crate) fn skips_in_a_row(&self) -> Result<u32> {
         let last = self.pending.skips_in_a_row()?;
         Ok(last.unwrap_or(self.counters.skips.in_a_row))
     }
 
-    /// Forgets what the steps before a load have left behind.
+    /// Drops the results of earlier steps, when a checkpoint is loaded.
     pub(crate) fn forget_last_steps(&mut self) {
         self.pending = PendingSteps::default();
         self.counters.tiny_coefs = TinyCoefs::default();
@@ -124,7 +124,7 @@ impl Core {
         }
     }
 
-    /// The loss as a number, read from its device, if the rule looks at it.
+    /// The loss as a number, read from its device, if the rule uses it.
     pub(super) fn loss_value(&self, loss: &Tensor) -> Result<Option<f64>> {
         if !self.policy.reads_loss() {
             return Ok(None);

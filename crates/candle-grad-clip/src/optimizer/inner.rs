@@ -1,4 +1,4 @@
-//! The inner optimizer, as a step sees it.
+//! The inner optimizer, as the step uses it.
 
 use candle_core::backprop::GradStore;
 use candle_nn::Optimizer;
@@ -6,13 +6,13 @@ use candle_nn::Optimizer;
 use crate::error::{Error, Result};
 use crate::optim::{self, Fused};
 
-/// One of our optimizers, which the clip is folded into, or any other.
+/// A fused optimizer of this crate, whose update applies the clip, or any other optimizer.
 pub(crate) enum Inner<'o> {
     Fused(&'o mut dyn Fused),
     Foreign(&'o mut dyn Foreign),
 }
 
-/// What a step needs of an optimizer that we know nothing of.
+/// The methods that a step needs of any other optimizer.
 pub(crate) trait Foreign {
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()>;
     fn learning_rate(&self) -> f64;
@@ -30,7 +30,8 @@ impl<O: Optimizer> Foreign for O {
 
 impl<'o> Inner<'o> {
     pub(crate) fn of<O: Optimizer + 'static>(inner: &'o mut O) -> Self {
-        // Asked twice, as a borrow that is returned from one branch would last through the other.
+        // Two calls, since the borrow checker rejects a borrow that one branch returns and the
+        // other ends.
         if optim::fused(inner).is_none() {
             return Self::Foreign(inner);
         }
@@ -44,7 +45,8 @@ impl<'o> Inner<'o> {
         matches!(self, Self::Fused(_))
     }
 
-    /// The error of a learning rate that would ruin weights. Our own optimizers check theirs.
+    /// Returns an error for a learning rate that would ruin the weights. The fused optimizers check
+    /// theirs.
     pub(crate) fn check_learning_rate(&self) -> Result<()> {
         let Self::Foreign(inner) = self else {
             return Ok(());

@@ -1,11 +1,11 @@
-//! The Vars that got no gradient.
+//! The Vars that have no gradient.
 
 use std::sync::Arc;
 
 use crate::gradients::Entry;
 use crate::vars::NamedVars;
 
-/// Those of the step before, as most steps miss the same, and which are expected.
+/// Caches the result of the previous step, since most steps miss the same Vars.
 #[derive(Default)]
 pub(crate) struct Missing {
     expected_prefixes: Vec<String>,
@@ -15,7 +15,7 @@ pub(crate) struct Missing {
 }
 
 impl Missing {
-    /// Vars whose name starts with one of these are not missed.
+    /// Vars whose name starts with one of these are not reported.
     pub(super) fn expect(&mut self, name_prefixes: &[&str]) {
         let expected_prefixes = std::mem::take(&mut self.expected_prefixes);
         *self = Self::default();
@@ -24,7 +24,7 @@ impl Missing {
         self.expected_prefixes.extend(prefixes);
     }
 
-    /// Names of the float Vars without a gradient; warns of them once.
+    /// Returns the names of the float Vars without a gradient. Warns about them once.
     pub(super) fn notice(&mut self, vars: &NamedVars, entries: &[Entry<'_>]) -> Arc<[String]> {
         let names = vars.names();
         let is_expected = |name: &str| {

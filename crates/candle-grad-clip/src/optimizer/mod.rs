@@ -1,4 +1,4 @@
-//! The wrapper: a thin, generic face over [`Core`], which is compiled once.
+//! The wrapper: a thin generic layer over [`Core`], which is compiled once.
 
 mod core;
 mod counters;
@@ -32,8 +32,8 @@ pub use record::{StepPath, StepRecord};
 pub use report::StepReport;
 use step::Grads;
 
-/// An optimizer and what to clip before each of its steps: the config of [`ClippedOptimizer`], for
-/// code that makes its optimizer from Vars and a config.
+/// An optimizer's config with a [`Clip`]: the config of [`ClippedOptimizer`], for code that makes
+/// its optimizer from Vars and a config.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -52,14 +52,14 @@ use step::Grads;
 pub struct ClippedConfig<C> {
     /// The inner optimizer's config.
     pub inner: C,
-    /// What to do to the gradients.
+    /// The clip for the gradients.
     pub clip: Clip,
 }
 
-/// Any candle optimizer with gradient clipping in front of it.
+/// Adds gradient clipping to any candle optimizer.
 ///
 /// A step takes the `GradStore` of `backward()`, measures the gradients of the optimizer's Vars,
-/// decides by its [`Clip`], edits, and lets the inner optimizer take the step:
+/// decides by its [`Clip`], edits the gradients, and calls the inner optimizer:
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -85,44 +85,39 @@ pub struct ClippedConfig<C> {
 /// # }
 /// ```
 ///
-/// # Who is changed
-/// `backward_step` owns the gradients, so it edits them in place. `step(&GradStore)` never changes
-/// the caller's: if something is to be clipped, the inner optimizer gets copies, in a buffer that
-/// is kept for the next step. An inner optimizer that keeps the gradient *tensors* themselves,
-/// rather than numbers computed from them, would see them overwritten by the next `step`; with
-/// `backward_step` each step has its own.
+/// # In place or copied
+/// `backward_step` owns the gradients and edits them in place. `step(&GradStore)` never changes the
+/// caller's gradients: the inner optimizer gets edited copies, in a buffer that the next step
+/// reuses. So an inner optimizer must not keep the gradient *tensors* of `step`: the next `step`
+/// overwrites them. It may keep those of `backward_step`.
 ///
-/// # What counts
-/// The Vars that the wrapper has, as far as they get a gradient. Of [`optim`](crate::optim)'s
-/// optimizers it knows which Vars they train: one that the wrapper was not given is an error
-/// (unless it is [allowed](Self::wrap_allow_unclipped)), and those that they don't train are left
-/// out.
+/// # Which Vars are clipped
+/// The wrapper's Vars, if they have a gradient. The wrapper knows which Vars a fused optimizer
+/// ([`optim`](crate::optim)) trains. A trained Var that is missing from the wrapper is an error,
+/// unless it is [allowed](Self::wrap_allow_unclipped). A Var that the optimizer does not train is
+/// ignored.
 ///
-/// Of other optimizers it can't know. Give it exactly the Vars that they train: the gradients of a
-/// frozen layer would count in the global norm (or take its group out by
-/// [`no_clip`](crate::optim::ParamGroup::no_clip)), and entries of the store that belong to none of
-/// the wrapper's Vars are handed on unclipped, only without the scale of a
-/// [`LossScaler`](crate::LossScaler). A store does not tell Vars from constants. So
-/// `backward_step`, which has the loss, warns once of Vars that the wrapper was not given, and
-/// `step(&GradStore)` can't.
+/// For other optimizers, pass exactly the Vars that they train. The gradients of a frozen layer
+/// would count in the global norm; exclude its group with
+/// [`no_clip`](crate::optim::ParamGroup::no_clip). Gradients of other tensors in the store stay
+/// unclipped, and only the scale of a [`LossScaler`](crate::LossScaler) is removed from them.
+/// `backward_step` warns once about Vars in the loss's graph that the wrapper was not given.
+/// `step(&GradStore)` can't: a store does not distinguish Vars from constants.
 ///
-/// # One in another
-/// A wrapper may be the inner optimizer of another: the outer one clips first, and its report says
-/// `skipped` where the inner one skipped. Only the outermost may have a
+/// # Nesting
+/// A wrapper may be the inner optimizer of another one. The outer one clips first, and its report
+/// is `skipped` if the inner one skipped. Only the outermost may have a
 /// [`LossScaler`](crate::LossScaler).
 ///
 /// # Failure
-/// Everything is checked before anything is written, and the inner optimizer is only called with
-/// gradients that passed. A step that returns an error, or is skipped, has changed no weight and no
-/// state of the inner optimizer. (What this can't promise: an inner `step` that itself fails half
-/// way.)
+/// All checks come before the first write. A step that is skipped or returns an error changes no
+/// weight and no state of the inner optimizer, unless the inner `step` itself fails halfway.
 ///
-/// [`NonFinite`](crate::NonFinite) is about gradients, not about the update: without a limit
-/// ([`Clip::none`], an infinite one, the first step of [`Clip::quantile`]) finite gradients near
-/// the dtype's largest number can make weights NaN or infinite.
+/// [`NonFinite`](crate::NonFinite) covers gradients, not updates. Without a limit ([`Clip::none`],
+/// an infinite limit, the first step of [`Clip::quantile`]), finite gradients near the dtype's
+/// maximum can make weights NaN or infinite.
 ///
-/// A coefficient below 1e-6 in ten steps in a row, which leaves next to nothing of the gradients,
-/// is warned of once, whatever the rule: see
+/// A coefficient below 1e-6 in ten steps in a row causes one warning, under any rule: see
 /// [`StepRecord::tiny_coefs_in_a_row`](crate::StepRecord::tiny_coefs_in_a_row).
 pub struct ClippedOptimizer<O: Optimizer> {
     pub(crate) inner: O,
@@ -130,7 +125,7 @@ pub struct ClippedOptimizer<O: Optimizer> {
 }
 
 impl<O: Optimizer + 'static> ClippedOptimizer<O> {
-    /// Puts `clip` in front of `inner`. `vars` are the Vars that `inner` trains, with their names:
+    /// Wraps `inner` with `clip`. `vars` are the Vars that `inner` trains, with their names:
     /// `&VarMap`, `Vec<(String, Var)>` or `Vec<Var>` (see [`NamedVars`]).
     ///
     /// ```
@@ -141,20 +136,20 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// A field of `clip` outside its range; for [`Clip::agc`] a pattern that matches no Var, or a Var whose rank it knows no units for;
-    /// an f64 Var on Metal, which has no f64; two Vars of one name; an `inner` of [`optim`](crate::optim) that trains a Var which is not among `vars`.
+    /// A field of `clip` outside its range. For [`Clip::agc`], a pattern that matches no Var, or a
+    /// Var with an unsupported rank. An f64 Var on Metal. Two Vars with one name. A fused `inner`
+    /// that trains a Var outside `vars`.
     pub fn wrap(inner: O, vars: impl Into<NamedVars>, clip: Clip) -> Result<Self> {
         Self::wrap_allow_unclipped(inner, vars, clip, &[])
     }
 
-    /// As [`wrap`](Self::wrap), around one of [`optim`](crate::optim)'s optimizers that also trains
-    /// Vars without clipping: those that are not among `vars` and whose names in `inner` match one
-    /// of these (`*` stands for any characters).
+    /// As [`wrap`](Self::wrap), but `inner`, a fused optimizer, may also train Vars that are not in
+    /// `vars` if their names match one of the patterns (`*` stands for any characters).
     ///
-    /// They are neither measured nor clipped, and no policy looks at them: what is not finite
-    /// reaches their weights. A [`LossScaler`](crate::LossScaler)'s scale is taken out of them. A
-    /// group with [`no_clip`](crate::optim::ParamGroup::no_clip) is not clipped either, but under
-    /// the policy.
+    /// These Vars are neither measured nor clipped, and no policy applies: non-finite elements
+    /// reach their weights. The scale of a [`LossScaler`](crate::LossScaler) is removed. A group
+    /// with [`no_clip`](crate::optim::ParamGroup::no_clip) is not clipped either, but the policy
+    /// applies to it.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -194,10 +189,10 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         Ok(Self { inner, core })
     }
 
-    /// Takes a step, as [`Optimizer::step`], with its report and with this crate's typed error.
+    /// Takes a step like [`Optimizer::step`], but returns a report or this crate's typed error.
     ///
-    /// The caller's gradients are not changed: what is to be clipped is copied into a buffer that
-    /// the next step writes over. An inner optimizer must not keep these tensors (see above).
+    /// The caller's gradients don't change: edited copies go to a buffer that the next step
+    /// overwrites. An inner optimizer must not keep these tensors.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -216,16 +211,15 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// Gradients that are not finite under [`NonFinite::Error`](crate::NonFinite::Error); too many
-    /// skipped steps in a row; a gradient whose shape, dtype or device is not its Var's, or of an
-    /// integer or 8-bit dtype; an error of the inner optimizer. But for the last, nothing is
-    /// changed.
+    /// Non-finite elements under [`NonFinite::Error`](crate::NonFinite::Error). Too many skipped
+    /// steps in a row. A gradient whose shape, dtype or device differs from its Var's, or with an
+    /// integer or 8-bit dtype. An error of the inner optimizer. All other errors change nothing.
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
         self.step_lent(grads, None)
     }
 
-    /// As [`step_report`](Self::step_report), with the loss of the step, for a rule that looks at
-    /// it ([`SkipSteps::loss_z`](crate::SkipSteps::loss_z)): the loss itself, not scaled by a
+    /// As [`step_report`](Self::step_report), with the loss for a rule that uses it
+    /// ([`SkipSteps::loss_z`](crate::SkipSteps::loss_z)). Pass the loss before the scale of a
     /// [`LossScaler`](crate::LossScaler).
     ///
     /// ```
@@ -257,8 +251,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.core.step(&mut inner, Grads::Lent(grads), loss)
     }
 
-    /// `backward`, then a step, as [`Optimizer::backward_step`], with its report and with this
-    /// crate's typed error.
+    /// Calls `backward` and takes a step like [`Optimizer::backward_step`], but returns a report or
+    /// this crate's typed error.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -276,8 +270,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// As [`ClippedOptimizer::step_report`], and those of `backward`; a loss that is not one number
-    /// for a rule that looks at it.
+    /// As [`ClippedOptimizer::step_report`], and those of `backward`. A loss that is not a scalar,
+    /// for a rule that uses it.
     pub fn backward_step_report(&mut self, loss: &Tensor) -> Result<StepReport> {
         let mut inner = Inner::of(&mut self.inner);
         self.core.check_before_step(&inner)?;
@@ -288,7 +282,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.core.step(&mut inner, grads, value)
     }
 
-    /// The report of the last step that did not return an error.
+    /// The report of the last step that returned no error.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -303,10 +297,10 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.core.last_report.as_ref()
     }
 
-    /// How many steps were taken: not skipped, and without an error. What a schedule of learning
-    /// rates counts by, while [`StepReport::step`] counts skipped steps too. A checkpoint has it.
+    /// The number of steps taken, without skipped and failed ones ([`StepReport::step`] also counts
+    /// skipped steps). Use it for a learning rate schedule. Checkpoints store it.
     ///
-    /// Where a GPU decides the steps, this waits until it has decided those that were launched.
+    /// If a GPU decides the steps, this waits for all launched steps.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -320,7 +314,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// A GPU that has failed.
+    /// A failure of the GPU.
     pub fn steps_taken(&self) -> Result<u64> {
         self.core.steps_taken()
     }
@@ -337,12 +331,12 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         &self.inner
     }
 
-    /// The inner optimizer, to change.
+    /// The inner optimizer, mutably.
     pub fn inner_mut(&mut self) -> &mut O {
         &mut self.inner
     }
 
-    /// The inner optimizer, without its clipping.
+    /// Returns the inner optimizer, without clipping.
     #[must_use]
     pub fn into_inner(self) -> O {
         self.inner
@@ -377,7 +371,7 @@ impl<O: Optimizer + 'static> Optimizer for ClippedOptimizer<O> {
     }
 }
 
-/// Does not need the inner optimizer's `Debug`: it shows its type.
+/// Shows the inner optimizer's type, so that it needs no `Debug`.
 impl<O: Optimizer> fmt::Debug for ClippedOptimizer<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClippedOptimizer")

@@ -1,30 +1,30 @@
-//! A wrapper whose inner optimizer has a wrapper in it, anywhere.
+//! Detects a wrapper anywhere inside a wrapper's inner optimizer.
 //!
-//! Types don't tell it (there may be an optimizer of the user's between them), so the inner one
-//! tells the outer one while it steps: on the same thread.
+//! Types can't show this, since a user's optimizer may be between the two. So the inner wrapper
+//! reports its step to the outer one, through a thread-local.
 
 use std::cell::Cell;
 
 use crate::skip_reason::SkipReason;
 
 thread_local! {
-    /// What the wrappers inside have done, while the inner optimizer of one steps.
+    /// The steps of inner wrappers, while an inner optimizer steps.
     static INSIDE: Cell<Option<Steps>> = const { Cell::new(None) };
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Steps {
     taken: bool,
-    /// The reason of the last.
+    /// The reason of the last skip.
     skipped: Option<SkipReason>,
 }
 
-/// Whether a wrapper takes a step with the caller in it.
+/// Whether a wrapper's step is in progress on this thread.
 pub(super) fn is_inside() -> bool {
     INSIDE.get().is_some()
 }
 
-/// Tells the wrapper around this one, if there is one, what came of the step.
+/// Reports the result of a step to the outer wrapper, if there is one.
 pub(super) fn tell(skipped: Option<SkipReason>) {
     if let Some(mut steps) = INSIDE.get() {
         steps.taken |= skipped.is_none();
@@ -33,7 +33,8 @@ pub(super) fn tell(skipped: Option<SkipReason>) {
     }
 }
 
-/// Takes the inner optimizer's step. Returns why, if wrappers in it skipped it and none took it.
+/// Runs the inner optimizer's step. Returns the reason if inner wrappers skipped it and none took
+/// it.
 pub(super) fn step(
     step: impl FnOnce() -> candle_core::Result<()>,
 ) -> candle_core::Result<Option<SkipReason>> {
@@ -44,7 +45,7 @@ pub(super) fn step(
     Ok(steps.skipped.filter(|_| !steps.taken))
 }
 
-/// Puts back what was there, also when a step panics.
+/// Restores the previous value, also if a step panics.
 struct Restore(Option<Steps>);
 
 impl Drop for Restore {

@@ -1,4 +1,4 @@
-//! Steps that a GPU decides, in the wrapper.
+//! Steps of the wrapper that a GPU decides.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,8 +20,8 @@ use crate::optim::Clipped;
 use crate::pipeline::measure::walk;
 
 impl Core {
-    /// Takes all that a GPU has counted: from here on the host decides, or another GPU. Waits for
-    /// it, if it has the lead.
+    /// Fetches the GPU's counters, if it has them, and waits for it. After this the host, or
+    /// another GPU, decides.
     pub(super) fn settle(&mut self, inner: &mut Inner<'_>) -> Result<()> {
         self.pending.settle(self.vars.names(), &mut self.counters)?;
         match inner {
@@ -30,9 +30,9 @@ impl Core {
         }
     }
 
-    /// A step that a GPU decides, without waiting for it, where that can be: the inner optimizer is
-    /// one of ours, the clip one of the global norm, to a value or none, and all gradients are on
-    /// one GPU.
+    /// Launches a step that a GPU decides, without waiting. Returns `None` if this is impossible.
+    /// It requires a fused optimizer, a global norm clip, a value clip or none, and all gradients
+    /// on one GPU.
     pub(super) fn step_on_device(
         &mut self,
         inner: &mut Inner<'_>,
@@ -76,16 +76,16 @@ impl Core {
         Ok(Some(self.launched(result, &plan, &entries)))
     }
 
-    /// What a GPU is to decide, if it can.
+    /// The decision to leave to a GPU, if possible.
     fn device_plan(&self) -> Option<Plan> {
-        // A wrapper around this one wants to know whether the step was skipped.
+        // An outer wrapper needs to know whether the step was skipped.
         let is_plain = self.loss_scaler.is_none() && !nested::is_inside();
         let is_cuda = |var: &Var| var.device().is_cuda();
         let plan = self.policy.device_plan().filter(|_| is_plain)?;
         self.vars.vars().iter().any(is_cuda).then_some(plan)
     }
 
-    /// The report of a step that was launched.
+    /// The report of a launched step.
     fn launched(
         &mut self,
         result: Arc<dyn StepResult>,

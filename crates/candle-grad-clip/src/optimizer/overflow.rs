@@ -1,4 +1,4 @@
-//! Gradients that are finite as they came, and would not be as they are written.
+//! Finite gradients that their edit would make infinite.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use crate::pipeline::units::measure_units;
 use crate::tensors::wide_dtype;
 use crate::vars::NamedVars;
 
-/// The first gradient that would not be finite.
+/// The first gradient that would overflow.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Overflow {
-    /// The place of its Var.
+    /// The index of its Var.
     pub(super) index: usize,
     largest: f64,
     coef: f64,
-    /// What the product would be kept in.
+    /// The dtype of the product.
     dtype: DType,
 }
 
@@ -37,7 +37,7 @@ impl Overflow {
     }
 }
 
-/// Finds the first gradient that its edit would make infinite. Reads the gradients, if any
+/// Finds the first gradient that its edit would make infinite. Reads the gradients only if a
 /// coefficient is above 1.
 pub(super) fn find(
     vars: &NamedVars,
@@ -60,7 +60,7 @@ pub(super) fn find(
             continue;
         }
         let dtype = match var.dtype() {
-            // Around other optimizers the gradients themselves are written.
+            // Other optimizers get gradients in their own dtype.
             dtype if is_fused => wide_dtype(dtype),
             dtype => dtype,
         };

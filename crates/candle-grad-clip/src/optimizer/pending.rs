@@ -1,4 +1,4 @@
-//! Steps that a GPU decides: their results stay there until somebody asks.
+//! Steps that a GPU decides: their results stay there until they are read.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -12,15 +12,15 @@ use crate::error::Result;
 use crate::gradients::{GradStats, Measurements, norm_of};
 use crate::skip_reason::SkipReason;
 
-/// A step whose numbers are on a GPU, or were.
+/// A step whose results are, or were, on a GPU.
 pub(crate) struct PendingStep {
-    /// What holds memory of the GPU's: until the numbers are here.
+    /// Holds GPU memory; `None` after the results are read.
     result: Mutex<Option<Arc<dyn StepResult>>>,
     outcome: OnceLock<Outcome>,
     keeps_norms: bool,
     clip: Clip,
     step: u64,
-    /// The places of the Vars that got a gradient.
+    /// The indices of the Vars with a gradient.
     with_grad: Arc<[usize]>,
     record: OnceLock<StepRecord>,
     param_norms: OnceLock<Vec<f64>>,
@@ -60,9 +60,9 @@ impl PendingStep {
         self.result().is_none_or(|result| result.is_ready())
     }
 
-    /// What the GPU told. Waits for it once.
+    /// The GPU's outcome. Waits for the GPU once.
     fn outcome(&self) -> Result<Outcome> {
-        // In this order: the result is forgotten once the outcome is there.
+        // Take the result first: it is dropped once the outcome is set.
         let result = self.result();
         if let Some(outcome) = self.outcome.get() {
             return Ok(*outcome);
@@ -80,7 +80,7 @@ impl PendingStep {
         Ok(outcome)
     }
 
-    /// What the step measured and did, but for what depends on names. Waits for the GPU once.
+    /// The step's record without the fields that need names. Waits for the GPU once.
     pub(crate) fn record(&self) -> Result<&StepRecord> {
         if let Some(record) = self.record.get() {
             return Ok(record);
@@ -93,8 +93,7 @@ impl PendingStep {
             units: None,
             loss: None,
         };
-        // The GPU has decided so by the same numbers; the last bit of its coefficient may be
-        // another.
+        // The GPU decided from the same numbers, but the last bit of its coefficient may differ.
         let decision = Policy::of_norms(self.clip.clone()).decide(&measured);
         let non_finite = self.clip.non_finite;
         let mut record =
@@ -105,8 +104,7 @@ impl PendingStep {
         Ok(self.record.get_or_init(|| record))
     }
 
-    /// The norm of each of `vars` Vars' gradients, 0 for those without one; nothing if they were
-    /// not asked for.
+    /// The norm of each Var's gradient, 0 for those without one. `None` if the norms were not kept.
     pub(crate) fn param_norms(&self, vars: usize) -> Result<Option<&[f64]>> {
         // In this order: the result is forgotten once the norms are there.
         let result = self.result().filter(|_| self.keeps_norms);
@@ -159,7 +157,7 @@ impl PendingSteps {
         Ok(())
     }
 
-    /// The skips in a row after the last step, if its result was not looked at: for a save.
+    /// The skips in a row after the last step, if it is not yet processed; for a save.
     pub(super) fn skips_in_a_row(&self) -> Result<Option<u32>> {
         let last = self.waiting.back().map(|last| last.outcome());
         Ok(last.transpose()?.map(|outcome| outcome.skips_in_a_row))

@@ -1,4 +1,4 @@
-//! What one step measured and did, as plain data.
+//! The record of one step, as plain data.
 
 use candle_grad_clip_kernels::NormType;
 
@@ -6,7 +6,7 @@ use crate::clip::{Action, Decision, GroupRecord, NonFinite};
 use crate::gradients::Measurements;
 use crate::skip_reason::SkipReason;
 
-/// How a step got its gradients.
+/// How the inner optimizer got a step's gradients.
 ///
 /// ```
 #[doc = include_str!("../step_example.md")]
@@ -23,16 +23,16 @@ use crate::skip_reason::SkipReason;
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum StepPath {
-    /// As they came: nothing was written and nothing copied.
+    /// Unchanged: no gradient was written or copied.
     Unchanged,
-    /// Edited in the store that `backward` made, on CPU in place.
+    /// Edited in the store of `backward`; on CPU and CUDA in place.
     InPlace,
-    /// Edited copies in the wrapper's own buffer, as the store was the caller's.
+    /// Edited copies in the wrapper's buffer, since the store is the caller's.
     Copied,
-    /// As they came, by one of [`optim`](crate::optim)'s optimizers, which edits them on the way
-    /// into its update. Where a GPU decides, [`StepReport::path`](crate::StepReport::path) says so
-    /// of skipped steps too, as it waits for nothing;
-    /// [`StepReport::record`](crate::StepReport::record) knows.
+    /// Unedited: a fused optimizer ([`optim`](crate::optim)) applies the edit in its update. If a
+    /// GPU decides, [`StepReport::path`](crate::StepReport::path) returns this for skipped steps
+    /// too, since it does not wait. [`StepReport::record`](crate::StepReport::record) has the final
+    /// value.
     Fused,
     /// The inner optimizer was not called.
     Skipped,
@@ -40,8 +40,8 @@ pub enum StepPath {
 
 /// A [`StepReport`](crate::StepReport) as plain data, for logs.
 ///
-/// With the feature `serde` it is `Serialize` and `Deserialize`; in JSON, which has no NaN and no
-/// infinity, such norms are the strings "NaN" and "inf".
+/// With the feature `serde` it is `Serialize` and `Deserialize`. JSON has no NaN and no infinity,
+/// so such norms are the strings "NaN" and "inf" there.
 ///
 /// ```
 #[doc = include_str!("../step_example.md")]
@@ -55,53 +55,55 @@ pub enum StepPath {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct StepRecord {
-    /// The step's number, from 1; skipped steps count.
+    /// The step's number, from 1. Skipped steps count.
     pub step: u64,
-    /// Which norm the norms are.
+    /// The type of the norms.
     pub norm_type: NormType,
-    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but
-    /// of the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
+    /// The norm of all gradients, seen as one vector, before clipping: NaN if an element is NaN,
+    /// else infinite if one is infinite. Under [`NonFinite::Zero`](crate::NonFinite::Zero) it is
+    /// the norm of the finite elements.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub total_norm: f64,
-    /// The same after clipping; 0 for a skipped step.
+    /// The same norm after clipping; 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clipped_norm: f64,
-    /// What every gradient was multiplied by, at most 1 (the smallest where each Var or unit has
-    /// its own); 1 for a value clip, 0 for a skipped step.
+    /// The factor of every gradient, at most 1, or the smallest if each Var or unit has its own; 1
+    /// for a value clip, 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
     /// Whether clipping changed anything.
     pub was_clipped: bool,
-    /// Elements that a value clip changed, or units that [`Clip::agc`](crate::Clip::agc) changed; 0
-    /// for a norm clip, which changes all or none.
+    /// The number of elements that a value clip changed, or of units that
+    /// [`Clip::agc`](crate::Clip::agc) changed. 0 for a norm clip, which changes all elements or
+    /// none.
     pub num_clipped: u64,
     /// Whether the step was skipped.
     pub skipped: bool,
-    /// Why it was.
+    /// Why the step was skipped.
     #[cfg_attr(feature = "serde", serde(default))]
     pub skip_reason: Option<SkipReason>,
-    /// NaN and infinite elements in all gradients, as they came.
+    /// The number of NaN and infinite elements in all gradients before clipping.
     pub non_finite: u64,
     /// How the inner optimizer got its gradients.
     pub path: StepPath,
-    /// The groups of Vars, if there are some, in their order.
+    /// The parameter groups, in their order.
     pub groups: Vec<GroupRecord>,
-    /// Vars that got no gradient.
+    /// The Vars without a gradient.
     pub missing_grads: Vec<String>,
-    /// Norm of each Var's gradient before clipping, by name, in the order of the Vars; 0 for those
-    /// without one; empty unless asked for.
+    /// The norm of each Var's gradient before clipping, by name, in the order of the Vars; 0 for a
+    /// Var without one. Empty unless requested.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float::named"))]
     pub param_norms: Vec<(String, f64)>,
-    /// How many steps in a row, up to this one, had a [`clip_coef`](Self::clip_coef) below 1e-6: a
-    /// model that stands still. At the tenth there is a warning. Skipped steps, and those of norm
-    /// 0, neither count nor end the row. 0 for a step that a GPU decides, where only the warning
-    /// tells.
+    /// The number of steps in a row, up to this one, with a [`clip_coef`](Self::clip_coef) below
+    /// 1e-6: the model does not train then. The tenth causes a warning. Skipped steps and steps
+    /// with norm 0 neither count nor end the row. Always 0 for a step that a GPU decides; only the
+    /// warning reports it there.
     #[cfg_attr(feature = "serde", serde(default))]
     pub tiny_coefs_in_a_row: u64,
 }
 
 impl StepRecord {
-    /// The `k` largest of [`param_norms`](Self::param_norms), largest first, NaN before all.
+    /// The `k` largest of [`param_norms`](Self::param_norms): NaN first, then largest first.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -159,7 +161,7 @@ impl StepRecord {
         }
     }
 
-    /// The record of a step that was decided so, but for what has names.
+    /// The record of a decided step, without the fields that need names.
     pub(crate) fn new(
         step: u64,
         measured: &Measurements<'_>,

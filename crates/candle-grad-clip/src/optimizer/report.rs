@@ -1,4 +1,4 @@
-//! What a step measured and did, as its caller gets it.
+//! The report of a step, as returned to the caller.
 
 use std::sync::{Arc, OnceLock};
 
@@ -6,11 +6,10 @@ use super::pending::PendingStep;
 use super::record::{StepPath, StepRecord};
 use crate::error::Result;
 
-/// What one step measured and did: of [`ClippedOptimizer::step_report`] and `last_report`.
+/// The report of one step, from [`ClippedOptimizer::step_report`] and `last_report`.
 ///
-/// Cheap to clone. Every step owns its result, so a report that is kept does not change. Where the
-/// gradients are on a GPU, the numbers may still be there too: reading them may wait for it, hence
-/// the `Result`s.
+/// A report is cheap to clone, and a report that you keep never changes. If a GPU decides the
+/// steps, the numbers may still be there: reading them may wait for it and may fail.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -36,15 +35,15 @@ use crate::error::Result;
 /// [`ClippedOptimizer::step_report`]: crate::ClippedOptimizer::step_report
 #[derive(Clone)]
 pub struct StepReport {
-    /// What is known without names; of a step that a GPU decides, without its numbers.
+    /// The known part of the record; for a step that a GPU decides, without its numbers.
     pub(super) known: StepRecord,
-    /// The numbers of a step that a GPU decides.
+    /// The results of a step that a GPU decides.
     pub(super) pending: Option<Arc<PendingStep>>,
     pub(super) missing: Arc<[String]>,
-    /// Of all Vars, in their order.
+    /// The names of all Vars, in their order.
     pub(super) names: Arc<[String]>,
     pub(super) param_norms: Option<Arc<[f64]>>,
-    /// All of it, once somebody has asked.
+    /// The full record, after the first request.
     pub(super) record: OnceLock<Arc<StepRecord>>,
 }
 
@@ -60,7 +59,7 @@ impl std::fmt::Debug for StepReport {
 }
 
 impl StepReport {
-    /// All that the step measured and did, as plain data.
+    /// The full record of the step, as plain data.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -73,7 +72,7 @@ impl StepReport {
     /// ```
     ///
     /// # Errors
-    /// The numbers are on a GPU, and reading them fails.
+    /// A failure to read the numbers from a GPU.
     pub fn record(&self) -> Result<&StepRecord> {
         if let Some(record) = self.record.get() {
             return Ok(record);
@@ -86,17 +85,18 @@ impl StepReport {
         Ok(self.record.get_or_init(|| Arc::new(record)))
     }
 
-    /// The step's number, from 1; skipped steps count.
+    /// The step's number, from 1. Skipped steps count.
     #[must_use]
     pub fn step(&self) -> u64 {
         self.known.step
     }
 
-    /// Names of the Vars that got no gradient, but for those that were expected to get none.
+    /// The names of the Vars without a gradient, except those that were declared by
+    /// `ignore_missing_grads`.
     ///
-    /// Such a Var is not trained. The usual reason is an operation without a backward pass in front
-    /// of it: `LayerNorm::forward`, `RmsNorm::forward`, `softmax_last_dim` and `rope` of candle-nn
-    /// cut the graph without an error (candle issues 3011 and 3569).
+    /// Such a Var is not trained. The usual cause is an operation without a backward pass:
+    /// `LayerNorm::forward`, `RmsNorm::forward`, `softmax_last_dim` and `rope` of candle-nn cut the
+    /// graph without an error (candle issues 3011 and 3569).
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -122,8 +122,9 @@ impl StepReport {
         self.known.path
     }
 
-    /// Norm of all gradients as one vector before clipping; NaN or infinite if an element is, but
-    /// of the finite elements under [`NonFinite::Zero`](crate::NonFinite::Zero).
+    /// The norm of all gradients, seen as one vector, before clipping: NaN if an element is NaN,
+    /// else infinite if one is infinite. Under [`NonFinite::Zero`](crate::NonFinite::Zero) it is
+    /// the norm of the finite elements.
     ///
     /// # Errors
     /// As [`record`](Self::record).
@@ -131,8 +132,8 @@ impl StepReport {
         Ok(self.numbers()?.total_norm)
     }
 
-    /// What every gradient was multiplied by: `min(1, max_norm / (total_norm + eps))`. The
-    /// smallest where each Var or unit has its own, 1 for a value clip, 0 for a skipped step.
+    /// The factor of every gradient: `min(1, max_norm / (total_norm + eps))`. The smallest one if
+    /// each Var or unit has its own; 1 for a value clip, 0 for a skipped step.
     ///
     /// # Errors
     /// As [`record`](Self::record).
@@ -148,7 +149,7 @@ impl StepReport {
         Ok(self.numbers()?.was_clipped)
     }
 
-    /// Whether the step was skipped: the reason is in [`record`](Self::record).
+    /// Whether the step was skipped; [`record`](Self::record) has the reason.
     ///
     /// # Errors
     /// As [`record`](Self::record).
@@ -156,7 +157,7 @@ impl StepReport {
         Ok(self.numbers()?.skipped)
     }
 
-    /// The numbers, which may have to be read from a GPU.
+    /// The numbers; this may read them from a GPU.
     fn numbers(&self) -> Result<&StepRecord> {
         match &self.pending {
             Some(pending) => pending.record(),

@@ -14,10 +14,10 @@ use crate::groups::ParamGroups;
 use crate::loss_scaler::LossScaler;
 
 impl<O: Optimizer + 'static> ClippedOptimizer<O> {
-    /// Takes another [`Clip`], from the next step on: also in the middle of training.
+    /// Replaces the [`Clip`] from the next step on, also during training.
     ///
-    /// A clip of the same method keeps what the one before has seen of the training (a shorter
-    /// window keeps the latest norms); another method starts anew. A limit that follows the step:
+    /// A clip of the same method keeps the history (a shorter window keeps the latest norms);
+    /// another method starts without one. To change only the limit per step, use
     /// [`with_max_norm_schedule`](Self::with_max_norm_schedule).
     ///
     /// ```
@@ -36,36 +36,35 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// As [`wrap`](Self::wrap); a [`Clip::value`] or [`Clip::agc`] beside groups with limits. The
-    /// old one stays then.
+    /// As [`wrap`](Self::wrap). A [`Clip::value`] or [`Clip::agc`] together with groups that have
+    /// limits. On error the old clip stays.
     pub fn set_clip(&mut self, clip: Clip) -> Result<()> {
         self.core.policy.set_clip(clip, &self.core.vars)
     }
 
-    /// Settings of their own for some Vars, by name: a limit for the norm of each group's
-    /// gradients, and, if the inner optimizer is one of [`optim`](crate::optim)'s, learning rate
-    /// and weight decay. Other optimizers have but one of each: see
-    /// [`GroupedOptimizer`](crate::optim::GroupedOptimizer). There is an example at
-    /// [`ParamGroups`](crate::optim::ParamGroups).
+    /// Sets options for groups of Vars, by name: a limit for the norm of each group's gradients
+    /// and, for a fused optimizer ([`optim`](crate::optim)), learning rate and weight decay. Other
+    /// optimizers have only one of each: see [`GroupedOptimizer`](crate::optim::GroupedOptimizer).
+    /// For an example see [`ParamGroups`](crate::optim::ParamGroups).
     ///
     /// # Errors
-    /// A pattern that matches no Var; a learning rate or weight decay for an inner optimizer that
-    /// can't have its own for a group; a group's limit beside [`Clip::value`]; a group without
-    /// clipping beside [`Clip::agc`], which has patterns of its own.
+    /// A pattern that matches no Var. A group's learning rate or weight decay for an optimizer that
+    /// does not support it. A group's limit with [`Clip::value`]. A group without clipping with
+    /// [`Clip::agc`], which has its own patterns.
     pub fn with_param_groups(mut self, groups: ParamGroups) -> Result<Self> {
         self.core
             .set_groups(&mut Inner::of(&mut self.inner), groups, type_name::<O>())?;
         Ok(self)
     }
 
-    /// What is done to the gradients.
+    /// The current clip.
     #[must_use]
     pub fn clip(&self) -> &Clip {
         self.core.policy.clip()
     }
 
-    /// Vars whose name starts with one of these never get a gradient and are not reported missing:
-    /// the running statistics of a batch norm, frozen layers.
+    /// Declares Vars that never get a gradient, by prefixes of their names: running statistics of a
+    /// batch norm, frozen layers. Reports and warnings leave them out.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -88,8 +87,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self
     }
 
-    /// Whether reports carry the norm of each Var's gradient. They are measured anyway; this keeps
-    /// them. Default: no.
+    /// Whether reports include the norm of each Var's gradient. Default: false.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -112,17 +110,16 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self
     }
 
-    /// Lets `loss_scaler` scale the losses. The gradients that [`step`](Optimizer::step) and
-    /// [`step_report`](Self::step_report) get must then be those of
-    /// [`scale_loss`](Self::scale_loss); `backward_step` and
-    /// [`backward_step_report`](Self::backward_step_report) scale the loss themselves. The scale
-    /// changes in steps only, so all micro-batches of a [`GradAccumulator`](crate::GradAccumulator)
-    /// have the same.
+    /// Adds loss scaling. The gradients for [`step`](Optimizer::step) and
+    /// [`step_report`](Self::step_report) must then be those of [`scale_loss`](Self::scale_loss).
+    /// `backward_step` and [`backward_step_report`](Self::backward_step_report) scale the loss
+    /// themselves. The scale changes only in steps, so all micro-batches of a
+    /// [`GradAccumulator`](crate::GradAccumulator) have the same scale.
     ///
-    /// Reports, limits and the policy are about the unscaled gradients; what an overflow does is
-    /// said at [`LossScaler`]. Around an optimizer that is not one of [`optim`](crate::optim)'s,
-    /// unscaling writes the gradients (in place or into the wrapper's buffer) as a clip does, and
-    /// gradients of f16 Vars that vanish without a scale vanish there.
+    /// Reports, limits and the policy use the unscaled gradients. For the effect of an overflow see
+    /// [`LossScaler`]. Around an optimizer that is not fused, unscaling writes the gradients like a
+    /// clip (in place or to the wrapper's buffer). Gradients of f16 Vars that underflow without a
+    /// scale underflow there.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -147,14 +144,15 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         Ok(self)
     }
 
-    /// What scales the losses, as it is now.
+    /// The loss scaler in its current state.
     #[must_use]
     pub fn loss_scaler(&self) -> Option<&LossScaler> {
         self.core.loss_scaler.as_ref()
     }
 
-    /// The loss times the current scale: what to call `backward` of for [`step`](Optimizer::step)
-    /// or a [`GradAccumulator`](crate::GradAccumulator). Without a [`LossScaler`] the loss itself.
+    /// The loss times the current scale; call `backward` on it for [`step`](Optimizer::step) or a
+    /// [`GradAccumulator`](crate::GradAccumulator). Without a [`LossScaler`] this is the loss
+    /// itself.
     ///
     /// # Errors
     /// As [`LossScaler::scale`].
@@ -162,13 +160,13 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.core.scale_loss(loss)
     }
 
-    /// Lets a rule of your own decide, in front of the inner optimizer as any [`Clip`] is. The
-    /// wrapper's `Clip` must be [`Clip::none`], whose [`norm_type`](Clip::norm_type),
-    /// [`non_finite`](Clip::non_finite) and [`max_skips`](Clip::max_skips) hold; groups may have
-    /// limits of their own. There is an example at [`ClipRule`].
+    /// Uses your own rule to decide. The wrapper's `Clip` must be [`Clip::none`]; its
+    /// [`norm_type`](Clip::norm_type), [`non_finite`](Clip::non_finite) and
+    /// [`max_skips`](Clip::max_skips) apply. Groups may have their own limits. For an example see
+    /// [`ClipRule`].
     ///
-    /// A checkpoint has what [`ClipRule::save`] returns: give the rule to the wrapper before it
-    /// loads one.
+    /// A checkpoint stores the result of [`ClipRule::save`]. Set the rule before loading a
+    /// checkpoint.
     ///
     /// # Errors
     /// A clip that is not `Clip::none()`.
@@ -177,19 +175,20 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         Ok(self)
     }
 
-    /// Takes the limit of each step from a function of the step's number, which counts from 1 and
-    /// includes skipped steps: the number in the report, not [`steps_taken`](Self::steps_taken).
+    /// Sets the limit of each step by a function of the step's number. The number starts at 1 and
+    /// includes skipped steps: it is the number in the report, not
+    /// [`steps_taken`](Self::steps_taken).
     ///
-    /// It is the `max_norm` of [`Clip::norm`] or [`Clip::param_norm`]; in a clip without these that
-    /// of [`ZClip`](crate::ZClip) or [`SkipSteps`](crate::SkipSteps); without those the limit of
+    /// The function sets the `max_norm` of [`Clip::norm`] or [`Clip::param_norm`], else that of
+    /// [`ZClip`](crate::ZClip) or [`SkipSteps`](crate::SkipSteps), else the limit of
     /// [`Clip::value`] or [`Clip::block_rms`]. [`clip`](Self::clip) shows the limit of the latest
-    /// step. A checkpoint has the step's number, not the function: a resumed run gives it again,
-    /// and goes on where it was.
+    /// step. A checkpoint stores the step's number but not the function, so a resumed run must set
+    /// it again.
     ///
-    /// The function is called once in every call that takes a step, skips it or fails. A step that
-    /// has failed is tried again with the same number.
+    /// Every call that takes, skips or fails a step calls the function once. A failed step is
+    /// retried with the same number.
     ///
-    /// A linear warm-up, from 0.1 to 1 in 1000 steps:
+    /// A linear warm-up from 0.1 to 1 in 1000 steps:
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -201,8 +200,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// ```
     ///
     /// # Errors
-    /// A clip without a limit, or with two that it could be. A function that returns 0, less or NaN makes its step an error,
-    /// which changes nothing.
+    /// A clip without a limit, or with two possible ones. If the function returns 0, a negative
+    /// number or NaN, the step fails and changes nothing.
     pub fn with_max_norm_schedule(
         mut self,
         max_norm: impl Fn(u64) -> f64 + Send + Sync + 'static,

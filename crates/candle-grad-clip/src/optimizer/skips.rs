@@ -1,22 +1,22 @@
-//! Steps skipped in a row: one counter, one error, one warning.
+//! Counts skipped steps in a row, with their warning and error.
 
 use crate::clip::Clip;
 use crate::error::{Error, Result};
 use crate::skip_reason::SkipReason;
 
-/// How many steps in a row were skipped, up to the latest.
+/// The number of steps skipped in a row, up to the latest.
 #[derive(Debug, Default)]
 pub(crate) struct Skips {
     pub(crate) in_a_row: u32,
 }
 
-/// A step that is skipped.
+/// A skipped step.
 pub(super) struct Skip<'a> {
     pub(super) reason: SkipReason,
     pub(super) step: u64,
     /// The first Var at fault, if one is.
     pub(super) var: Option<String>,
-    /// Elements that are non-finite.
+    /// The number of non-finite elements.
     pub(super) non_finite: u64,
     pub(super) total_norm: f64,
     pub(super) loss: Option<f64>,
@@ -28,10 +28,10 @@ impl Skips {
         self.in_a_row = 0;
     }
 
-    /// Counts a step and warns of it.
+    /// Counts a skipped step, and warns about it.
     ///
     /// # Errors
-    /// If it is one too many.
+    /// The number exceeds `max_skips`.
     pub(super) fn count(&mut self, skip: Skip<'_>) -> Result<()> {
         self.in_a_row = self.in_a_row.saturating_add(1);
         let (skips, max_skips) = (self.in_a_row, skip.clip.max_skips);

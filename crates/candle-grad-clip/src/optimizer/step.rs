@@ -1,4 +1,4 @@
-//! The step: schedule, collect and measure, decide, apply, report, observe.
+//! The step: set the limit, collect and measure, decide, apply, report, observe.
 
 use std::sync::OnceLock;
 
@@ -25,11 +25,11 @@ use crate::pipeline::measure::{measure_unscaled, non_finite_error};
 use crate::pipeline::units::measure_units;
 use crate::skip_reason::SkipReason;
 
-/// Whose the gradients are.
+/// The owner of the gradients.
 pub(super) enum Grads<'g> {
-    /// The caller's: copies are edited.
+    /// The caller's gradients: copies are edited.
     Lent(&'g GradStore),
-    /// Ours, of this loss: edited in place.
+    /// Gradients from `backward` of this loss: edited in place.
     Owned { store: GradStore, loss: &'g Tensor },
 }
 
@@ -41,7 +41,7 @@ impl Grads<'_> {
         }
     }
 
-    /// Lets an optimizer step with the edited gradients.
+    /// Runs the optimizer's step with the edited gradients.
     fn step(self, inner: &mut dyn Foreign, edited: Edited) -> candle_core::Result<()> {
         let mut store = match (self, edited.copies) {
             (Self::Lent(store), None) => return inner.step(store),
@@ -53,17 +53,16 @@ impl Grads<'_> {
     }
 }
 
-/// What is to be changed in the gradients, beside those that were edited in place.
+/// The edits that are not yet in the store: copies and replacements.
 #[derive(Default)]
 struct Edited {
-    /// All gradients, if those that came must stay as they are.
+    /// Copies of all gradients, if the originals must not change.
     copies: Option<GradStore>,
     replacements: Vec<(TensorId, Tensor)>,
 }
 
 impl Core {
-    /// What ends a step before it began, whatever its gradients are; and what is looked for at each
-    /// step.
+    /// Checks that don't depend on the gradients. Also looks for new Vars.
     pub(super) fn check_before_step(&mut self, inner: &Inner<'_>) -> Result<()> {
         if self.loss_scaler.is_some() && nested::is_inside() {
             return Err(Error::NestedLossScaler);
@@ -73,7 +72,7 @@ impl Core {
         Ok(())
     }
 
-    /// Takes a step, or skips it. All steps go through here.
+    /// Takes or skips a step. All steps go through here.
     pub(super) fn step(
         &mut self,
         inner: &mut Inner<'_>,
@@ -115,7 +114,7 @@ impl Core {
         Ok(())
     }
 
-    /// What was measured, and what is to be done, with the errors that end a step before it began.
+    /// Measures and decides. An error here means that no step was taken.
     fn measure_and_decide<'g>(
         &mut self,
         inner: &Inner<'_>,
@@ -130,7 +129,7 @@ impl Core {
         let non_finite = self.policy.clip().non_finite;
         let mut set_aside = self.policy.limits().set_aside(&mut measured, non_finite);
         let names = self.vars.shared_names();
-        // Not asked about an overflow of the loss's scale, which ends the step.
+        // The rule is not asked when the loss scale overflows: this step is skipped anyway.
         let overflows = self.loss_scale() > 1.0 && measured.total.stats.non_finite() > 0;
         if !overflows && let Some(bound) = self.policy.ask(&measured, names, self.step + 1)? {
             let request = Request {
@@ -147,7 +146,7 @@ impl Core {
         Ok((measured, decision))
     }
 
-    /// Measures the gradients as they are without the loss's scale.
+    /// Measures the gradients without the loss scale.
     fn measure<'g>(
         &self,
         grads: &'g GradStore,
@@ -162,7 +161,7 @@ impl Core {
         Ok(Measurements { loss, ..measured? })
     }
 
-    /// The decision; a skip is counted.
+    /// Decides, and counts a skip.
     fn decide(
         &mut self,
         inner: &Inner<'_>,
@@ -195,7 +194,7 @@ impl Core {
         }
     }
 
-    /// Counts a skip, or returns the error that the policy wants.
+    /// Counts a skip, or returns an error if the policy requires it.
     fn skip(
         &mut self,
         reason: SkipReason,
@@ -224,10 +223,10 @@ impl Core {
         })
     }
 
-    /// The first gradient that its edit would make infinite, unless the policy lets that pass.
+    /// Finds the first gradient that its edit would make infinite, unless the policy allows it.
     ///
-    /// The clips multiply by 1 at most. Only a loss scale below 1 and a rule of the user's make
-    /// gradients larger; then they are read once more.
+    /// Clips never multiply by more than 1. Only a loss scale below 1 and a user's rule enlarge
+    /// gradients, which are then read once more.
     fn overflow(
         &self,
         inner: &Inner<'_>,
@@ -246,8 +245,7 @@ impl Core {
         }
     }
 
-    /// A step of an inner optimizer that is one of ours, with what was decided folded into its
-    /// update.
+    /// Takes a step of a fused optimizer, which applies the edits in its update.
     fn fused_step(
         &mut self,
         fused: &mut dyn Fused,
@@ -270,7 +268,7 @@ impl Core {
         fused.fused_step(grads, Some(clipped))
     }
 
-    /// The gradients as an inner optimizer that is not ours should get them.
+    /// Edits the gradients for an optimizer that is not fused.
     fn edit(
         &mut self,
         grads: &Grads<'_>,
@@ -326,7 +324,7 @@ impl Core {
         }
     }
 
-    /// The step is done as decided, or skipped: only now the rule's history takes it in.
+    /// Ends a step that was taken or skipped. The rule's history is updated only now.
     fn finish(&mut self, mut report: StepReport, skipped_inside: Option<SkipReason>) -> StepReport {
         let record = &mut report.known;
         if let Some(reason) = skipped_inside {
@@ -340,7 +338,7 @@ impl Core {
         }
         nested::tell(record.skip_reason);
         let is_finite = record.non_finite == 0;
-        // Not for a step that the policy took all the same.
+        // Not for a step with non-finite elements that was taken.
         if let Some(scaler) = &mut self.loss_scaler
             && (is_finite || record.skipped)
         {

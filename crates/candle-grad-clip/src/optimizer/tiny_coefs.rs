@@ -1,20 +1,20 @@
-//! Steps in a row whose coefficient is next to 0, whatever the rule: a model that stands still is
-//! told.
+//! Warns when the coefficient is almost 0 for several steps in a row, under any rule: the model
+//! does not train then.
 
 use crate::clip::TINY_COEF;
 
-/// How many such steps in a row are told.
+/// The warning comes at this many such steps in a row.
 const TOLD_AT: u64 = 10;
 
-/// The latest of them, in a row.
+/// Counts the steps in a row with a tiny coefficient.
 #[derive(Debug, Default)]
 pub(crate) struct TinyCoefs {
     in_a_row: u64,
 }
 
 impl TinyCoefs {
-    /// Counts a step that was taken, and warns once of a row. A step of norm 0, in which nothing
-    /// was clipped, neither counts nor ends it.
+    /// Counts a step that was taken, and warns once per row of tiny coefficients. A step with norm
+    /// 0 neither counts nor ends the row.
     pub(crate) fn count(&mut self, step: u64, total_norm: f64, clip_coef: f64) -> u64 {
         if total_norm == 0.0 {
             return self.in_a_row;
@@ -37,7 +37,7 @@ impl TinyCoefs {
         self.in_a_row
     }
 
-    /// Of the latest step that was taken.
+    /// The number as of the last step that was taken.
     pub(crate) fn in_a_row(&self) -> u64 {
         self.in_a_row
     }

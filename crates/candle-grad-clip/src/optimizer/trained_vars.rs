@@ -1,5 +1,5 @@
-//! Whether the inner optimizer trains the Vars that the wrapper has: known of our own optimizers,
-//! looked for in others.
+//! Compares the Vars of the wrapper with those that the inner optimizer trains. Fused optimizers
+//! list them; for others the loss's graph is searched.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, TensorId, Var};
@@ -11,26 +11,26 @@ use crate::error::{Error, Result};
 use crate::optim::Fused;
 use crate::vars::{NamedVars, Source};
 
-/// What the names of all wrappers' types begin with.
+/// The prefix of every wrapper's type name.
 const WRAPPER: &str = concat!(env!("CARGO_CRATE_NAME"), "::optimizer::ClippedOptimizer");
 
-/// What the wrapper knows of the Vars that are trained.
+/// What the wrapper knows about the trained Vars.
 #[derive(Debug)]
 pub(crate) struct TrainedVars {
-    /// Patterns of names that the inner optimizer may train without us.
+    /// Patterns of Vars that the inner optimizer may train unclipped.
     allow_unclipped: Vec<String>,
     /// The Vars that the wrapper was given.
     given: FxHashSet<TensorId>,
-    /// Where they are from, until it is found to have grown.
+    /// The `VarMap` they are from, until new Vars are found in it.
     source: Option<Source>,
-    /// How many gradients of others the store had when the graph was searched last.
+    /// The number of other gradients in the store at the last search of the graph.
     searched: Option<usize>,
     warned: bool,
 }
 
 impl TrainedVars {
-    /// Looks at the Vars of `inner`, and returns those of `given` that it trains, as far as that
-    /// can be known.
+    /// Compares `given` with the Vars of `inner`. Returns those of `given` that it trains, as far
+    /// as that is known.
     pub(super) fn new(
         inner: &Inner<'_>,
         inner_name: &'static str,
@@ -57,14 +57,14 @@ impl TrainedVars {
         }
         tracing::info!(
             ?untrained,
-            "Vars that the inner optimizer does not train are left out: they count in no norm"
+            "Vars that the inner optimizer does not train are ignored: no norm includes them"
         );
         let theirs = ids(fused.trained().vars());
         let is_trained = |var: &Var| theirs.contains(&var.id()) || !var.dtype().is_float();
         Ok((trained, given.filtered(is_trained)))
     }
 
-    /// Gives one of our optimizers the wrapper's names, once it is found to train the wrapper's
+    /// Gives a fused optimizer the wrapper's names, after checking that it trains the wrapper's
     /// Vars.
     pub(crate) fn adopt(&self, fused: &mut dyn Fused, vars: &NamedVars) -> Result<()> {
         if fused.trained().has_adopted(vars) {
@@ -78,7 +78,7 @@ impl TrainedVars {
         fused.adopt(vars)
     }
 
-    /// The error of Vars that would be trained unclipped.
+    /// Refuses Vars that would be trained unclipped.
     fn check_unclipped(&self, trained: &NamedVars) -> Result<()> {
         let is_allowed = |name: &String| {
             let mut patterns = self.allow_unclipped.iter();
@@ -86,7 +86,7 @@ impl TrainedVars {
         };
         let both = trained.vars().iter().zip(trained.names());
         let others = both.filter(|(var, _)| {
-            // Others never get a gradient.
+            // Other dtypes never have a gradient.
             var.dtype().is_float() && !self.given.contains(&var.id())
         });
         let names = others.map(|(_, name)| name);
@@ -97,13 +97,13 @@ impl TrainedVars {
         Err(Error::UnclippedVars { vars: unclipped })
     }
 
-    /// Warns once of Vars that came into the `VarMap` after `wrap`.
+    /// Warns once about Vars that were added to the `VarMap` after `wrap`.
     pub(super) fn notice_growth(&mut self) {
         let Some(map) = self.source.as_ref().and_then(Source::if_grown) else {
             return;
         };
         let new = map.into_iter().filter(|(_, var)| {
-            // A name more for a Var that is here is nothing new.
+            // A second name for a known Var does not matter.
             !self.given.contains(&var.id())
         });
         let mut new: Vec<String> = new.map(|(name, _)| name).collect();
@@ -115,15 +115,16 @@ impl TrainedVars {
         tracing::warn!(
             ?new,
             "Vars that were added to the VarMap after `wrap` are not clipped, and not trained unless the inner optimizer \
-             was given them: make the optimizer and its wrapper when the model is whole"
+             was given them: create the optimizer and its wrapper after the model is complete"
         );
     }
 
-    /// Warns once of Vars with a gradient that the wrapper was not given, for an inner optimizer
-    /// that may train them. `found` is how many of the store's gradients are of the wrapper's Vars.
+    /// Warns once about Vars that have a gradient, but that the wrapper was not given, for an inner
+    /// optimizer that may train them. `found` is the number of the wrapper's gradients in the
+    /// store.
     pub(super) fn notice_unknown(&mut self, loss: &Tensor, grads: &GradStore, found: usize) {
         let others = grads.get_ids().count() - found;
-        // The graph is searched again only when it has changed: constants have gradients, too.
+        // Constants have gradients too, so search the graph again only if the number changed.
         if self.warned || others == 0 || self.searched == Some(others) {
             return;
         }
@@ -139,13 +140,13 @@ impl TrainedVars {
             unknown = unknown.len(),
             ?shapes,
             "Vars that the wrapper was not given have gradients: if the inner optimizer trains them, they are neither \
-             measured nor clipped; wrap with all that it trains"
+             measured nor clipped. Pass all Vars that it trains to `wrap`"
         );
     }
 }
 
-/// The gradients of `grads` that are not of the wrapper's Vars, without the loss's scale: which of
-/// them are of Vars that the inner optimizer trains, a store does not tell.
+/// The gradients of other tensors, without the loss scale. The store does not show which of them
+/// the inner optimizer uses.
 pub(super) fn unscaled_others(
     vars: &NamedVars,
     grads: &GradStore,
@@ -162,7 +163,7 @@ pub(super) fn unscaled_others(
         };
         let grad = match grad.dtype() {
             DType::F32 | DType::F64 => (grad / scale)?,
-            // A factor is rounded to the dtype first: 2^-25 is 0 in f16.
+            // In f32, since the factor is rounded to the dtype: 2^-25 is 0 in f16.
             dtype @ (DType::F16 | DType::BF16) => {
                 (grad.to_dtype(DType::F32)? / scale)?.to_dtype(dtype)?
             }
@@ -177,7 +178,7 @@ fn ids(vars: &NamedVars) -> FxHashSet<TensorId> {
     vars.vars().iter().map(|var| var.id()).collect()
 }
 
-/// The names of the Vars that are not among those trained; only float Vars ever get a gradient.
+/// The names of the float Vars that are not trained; other dtypes never have a gradient.
 fn untrained(trained: &NamedVars, vars: &NamedVars) -> Vec<String> {
     let trained = ids(trained);
     let both = vars.vars().iter().zip(vars.names());
@@ -185,7 +186,7 @@ fn untrained(trained: &NamedVars, vars: &NamedVars) -> Vec<String> {
     others.map(|(_, name)| name.clone()).collect()
 }
 
-/// Warns of what candle's optimizers do to halves.
+/// Warns that candle's optimizers compute in half precision.
 fn warn_of_halves(optimizer: &'static str, vars: &NamedVars) {
     let is_half = |dtype| matches!(dtype, DType::F16 | DType::BF16);
     let halves: Vec<&String> = vars
@@ -195,7 +196,7 @@ fn warn_of_halves(optimizer: &'static str, vars: &NamedVars) {
         .filter(|(var, _)| is_half(var.dtype()))
         .map(|(_, name)| name)
         .collect();
-    // One in it has looked already; a name that says so wrongly costs a warning, and no more.
+    // An inner wrapper has warned already. If the name matches by accident, only a warning is lost.
     if halves.is_empty() || optimizer.starts_with(WRAPPER) {
         return;
     }

@@ -1,4 +1,4 @@
-//! collect: the gradients of the Vars, looked up and checked.
+//! Looks up the gradients of the Vars, and checks them.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
@@ -9,9 +9,7 @@ use crate::gradients::{Entry, Place};
 use crate::tensors::device_has;
 use crate::vars::VarList;
 
-/// The gradient of each Var of `vars[start..start + found.len()]`, `None` where it got none.
-///
-/// Only Vars are asked for: a store also holds gradients of constants.
+/// Finds the gradient of each Var of `vars[start..start + found.len()]`; `None` if it has none.
 pub(crate) fn collect<'g>(
     vars: VarList<'_>,
     start: usize,
@@ -19,8 +17,8 @@ pub(crate) fn collect<'g>(
     found: &mut [Option<&'g Tensor>],
 ) -> Result<()> {
     let block = &vars.vars[start..start + found.len()];
-    // Three loops, not one: the cache misses of each are independent of each other, so the CPU
-    // overlaps them. With thousands of small tensors these misses are most of the work.
+    // Two loops, so that the CPU overlaps the cache misses of each: with thousands of small tensors
+    // they are most of the work.
     for (slot, var) in found.iter_mut().zip(block) {
         *slot = grads.get(var);
     }
@@ -46,7 +44,7 @@ fn is_supported(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
 }
 
-/// The error that [`agrees`] found.
+/// The error for a gradient that fails [`agrees`].
 #[cold]
 fn disagreement(var: &Var, grad: &Tensor, name: String) -> Error {
     if !is_supported(grad.dtype()) {
@@ -71,7 +69,8 @@ fn disagreement(var: &Var, grad: &Tensor, name: String) -> Error {
             format!("{:?}", grad.dtype()),
         )
     } else {
-        // Two `Device::new_cuda(0)` have one location, and candle can't mix them either.
+        // Two calls of `Device::new_cuda(0)` return devices with one location, but candle can't mix
+        // them.
         let location = |tensor: &Tensor| format!("{:?}", tensor.device().location());
         let (expected, mut got) = (location(var), location(grad));
         if expected == got {
@@ -87,10 +86,10 @@ fn disagreement(var: &Var, grad: &Tensor, name: String) -> Error {
     }
 }
 
-/// The error of a store that has gradients, but none for any of `vars`: those of another model
-/// would pass unclipped.
+/// Refuses a store that has gradients, but none for `vars`: those of another model would pass
+/// unclipped.
 pub(crate) fn check_any_match(vars: &[Var], grads: &GradStore) -> Result<()> {
-    // The first Var has one, most often.
+    // Fast: usually the first Var has a gradient.
     if vars.is_empty() || vars.iter().any(|var| grads.get(var).is_some()) {
         return Ok(());
     }
@@ -103,15 +102,15 @@ pub(crate) fn check_any_match(vars: &[Var], grads: &GradStore) -> Result<()> {
     }
 }
 
-/// The gradient, if our kernels are to read it.
+/// The gradient, if this crate's kernels read it.
 pub(crate) fn readable<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
     entry
         .grad
         .filter(|_| entry.place != Place::Elsewhere && entry.elements > 0)
 }
 
-/// Copies of the gradients, by index, that our kernels can't read while they write tensors with
-/// these storages: those that are not contiguous, and those that share one of the storages.
+/// Copies, by index, the gradients that the kernels can't read while they write to the storages in
+/// `written`: those that are not contiguous, and those that share one of the storages.
 pub(crate) fn copies_of_unreadable(
     entries: &[Entry<'_>],
     written: &FxHashSet<usize>,

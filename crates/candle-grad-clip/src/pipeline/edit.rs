@@ -1,4 +1,4 @@
-//! apply: what was decided, done to the gradients.
+//! Applies edits to the gradients.
 
 use std::borrow::Cow;
 
@@ -18,13 +18,13 @@ use crate::vars::VarList;
 /// Gradients that one task edits.
 const JOBS_PER_TASK: usize = 64;
 
-/// Edits the gradients of `vars` in place, and returns those that must replace their entry of
-/// `grads`, as `entries` still borrows from it.
+/// Edits the gradients of `vars` in place. Returns the new tensors that must replace entries of
+/// `grads`, since `entries` still borrows from it.
 ///
-/// A gradient that shares storage with an entry of anything else or with a Var, or that is not
-/// contiguous, gets storage of its own; of those in `vars` that share storage, all but the first
-/// contiguous one do. So nothing is scaled twice and no weight is touched. Whatever can fail comes
-/// before the first write.
+/// A gradient gets new storage if it is not contiguous, or if it shares storage with a Var or with
+/// another tensor's entry. If gradients of `vars` share storage, only the first contiguous one
+/// keeps it. This way no gradient is scaled twice and no weight changes. Everything that can fail
+/// comes before the first write.
 #[must_use = "the replacements must be inserted into `grads`"]
 pub(crate) fn edit_in_place(
     vars: VarList<'_>,
@@ -33,9 +33,9 @@ pub(crate) fn edit_in_place(
     edits: &Edits,
 ) -> Result<Vec<(TensorId, Tensor)>> {
     if edits.is_nothing() {
-        return Ok(Vec::new()); // before looking for shared storage
+        return Ok(Vec::new()); // before the search for shared storage
     }
-    // A free function has no set of its Vars' storages at hand: first see whether it takes one.
+    // A free function has no set of its Vars' storages: first check whether it needs one.
     let mut shared = (!vars.may_repeat() || any_shared(vars, grads, entries))
         .then(|| SharedStorage::find(vars, grads, entries));
     let mut is_taken = |storage| shared.as_mut().is_some_and(|set| set.is_taken(storage));
@@ -63,9 +63,9 @@ pub(crate) fn edit_in_place(
     Ok(replacements)
 }
 
-/// A new store in which the gradients of `vars` are edited copies, and all others those of `grads`.
+/// A new store with edited copies of the gradients of `vars`, and the other gradients of `grads`.
 ///
-/// The copies are made in `scratch`, so that the next call allocates nothing of a gradient's size.
+/// The copies are written to `scratch`, so the next call allocates no memory of a gradient's size.
 pub(crate) fn edit_copies(
     vars: VarList<'_>,
     grads: &GradStore,
@@ -106,8 +106,8 @@ pub(crate) fn edit_copies(
     Ok(store)
 }
 
-/// Tensors that copies of gradients are written into, kept from step to step: one a Var, made when
-/// first needed.
+/// Tensors for the copies of gradients, kept from step to step: one per Var, allocated on first
+/// use.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     tensors: Vec<Option<Tensor>>,
@@ -115,8 +115,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Forgets its tensors if one of them has become a gradient of the caller's (an optimizer can
-    /// hand out what it got): it would be read and written at once.
+    /// Drops its tensors if the caller's gradients include one of them (an optimizer can hand out
+    /// what it received): a tensor must not be read and written at once.
     fn avoid(&mut self, entries: &[Entry<'_>]) {
         if entries
             .iter()
@@ -141,8 +141,9 @@ impl Scratch {
     }
 }
 
-/// Whether the edit changes this gradient: not one without elements (which candle's in-place
-/// operations refuse, as its strides contain a 0), nor, at a coefficient of 1, a clean one.
+/// Whether the edit changes this gradient. False for one without elements (candle's in-place
+/// operations refuse it, since its strides contain a 0), and for a finite one at a coefficient of
+/// 1.
 fn needs_edit(entry: &Entry<'_>, edit: GradEdit<'_>) -> bool {
     match edit {
         _ if entry.elements == 0 => false,
@@ -154,7 +155,7 @@ fn needs_edit(entry: &Entry<'_>, edit: GradEdit<'_>) -> bool {
     }
 }
 
-/// Whether any two of the Vars and of the gradients in the store share storage.
+/// Whether any two of the Vars and the gradients in the store share storage.
 fn any_shared(vars: VarList<'_>, grads: &GradStore, entries: &[Entry<'_>]) -> bool {
     let of_vars = storage_addresses(vars.vars, vars.work).into_iter();
     let ours = entries.iter().filter(|entry| entry.grad.is_some());
@@ -168,8 +169,8 @@ fn any_shared(vars: VarList<'_>, grads: &GradStore, entries: &[Entry<'_>]) -> bo
     }
 }
 
-/// The storages that must not be written to: those of Vars and of gradients of anything else, and
-/// those already taken by an earlier entry.
+/// The storages that must not be written: those of Vars and of other tensors' gradients, and those
+/// of earlier entries.
 struct SharedStorage<'a> {
     of_vars: Cow<'a, FxHashSet<usize>>,
     taken: FxHashSet<usize>,
@@ -192,13 +193,13 @@ impl<'a> SharedStorage<'a> {
         }
     }
 
-    /// Whether the storage is taken; from now on it is.
+    /// Whether the storage is taken. Marks it as taken.
     fn is_taken(&mut self, storage: usize) -> bool {
         self.of_vars.contains(&storage) || !self.taken.insert(storage)
     }
 }
 
-/// A gradient to edit, with the tensor to write to unless it is edited in place.
+/// A gradient to edit, and the tensor to write to, unless it is edited in place.
 struct Job<'g> {
     grad: &'g Tensor,
     target: Option<Tensor>,
@@ -207,7 +208,7 @@ struct Job<'g> {
     place: Place,
 }
 
-/// Does all jobs: those on GPUs first, as launching them is what can fail.
+/// Runs all jobs, those on GPUs first, since their launches can fail.
 fn run(jobs: &[Job<'_>], work: Work) -> Result<()> {
     if jobs.iter().any(|job| job.place.is_cuda()) {
         run_on_gpu(jobs)?;
@@ -233,8 +234,9 @@ fn run_on_gpu(jobs: &[Job<'_>]) -> Result<()> {
     backend::cuda::edit(&edits)
 }
 
-/// Does all jobs: small ones in parallel, a task for many; each large one by itself, as it is
-/// parallel inside. From the last to the first: measuring has left the last ones in the cache.
+/// Runs all jobs: many small ones per task, in parallel, and large ones one after the other, since
+/// each is parallel inside. The order is last to first: the last gradients measured are still in
+/// the cache.
 pub(crate) fn run_all<J: Sync>(
     jobs: &[J],
     work: Work,
@@ -244,7 +246,7 @@ pub(crate) fn run_all<J: Sync>(
 ) -> Result<()> {
     for_each(work, jobs.chunks(JOBS_PER_TASK).rev(), |task| {
         let small = || task.iter().rev().filter(|job| elements(job) <= BLOCK);
-        // The headers first, all of them: their cache misses overlap here.
+        // Read all headers first, so that their cache misses overlap.
         touch_headers(small().map(&grad));
         small().try_for_each(&run)
     })?;
@@ -252,7 +254,7 @@ pub(crate) fn run_all<J: Sync>(
     for_each_large(work, large, run)
 }
 
-/// Puts the gradients that could not be edited in place where their old ones were.
+/// Inserts the tensors that replace gradients.
 pub(crate) fn insert(grads: &mut GradStore, replacements: Vec<(TensorId, Tensor)>) {
     for (id, grad) in replacements {
         grads.insert_id(id, grad);

@@ -1,4 +1,4 @@
-//! collect and measure: one walk over the Vars, one read of every gradient.
+//! Collects and measures gradients: one pass over the Vars, one read of every gradient.
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
@@ -13,11 +13,11 @@ use crate::tensors::{any_equal, storage_address};
 use crate::threads::{for_each, for_each_large};
 use crate::vars::VarList;
 
-/// Vars that one task collects and measures.
+/// Vars per task.
 const VARS_PER_TASK: usize = 64;
 
-/// As [`measure`], of the gradients divided by `scale`, a power of two; `clip_value` is that of the
-/// divided ones, too.
+/// As [`measure`], for the gradients divided by `scale`, a power of two. `clip_value` also applies
+/// to the divided gradients.
 pub(crate) fn measure_unscaled<'g>(
     vars: VarList<'_>,
     grads: &'g GradStore,
@@ -85,7 +85,7 @@ pub(crate) fn walk<'g>(
     Ok(entries)
 }
 
-/// Collects a block of gradients, and measures those that one thread should.
+/// Collects a block of gradients, and measures the small ones on CPU.
 fn walk_block<'g>(
     vars: VarList<'_>,
     start: usize,
@@ -113,14 +113,14 @@ fn walk_block<'g>(
             Some(request) if entry.place.is_cpu() && entry.elements <= BLOCK => {
                 backend::cpu::measure(entry, request)?;
             }
-            Some(_) if entry.place.is_cpu() => {} // large: later, in parallel
+            Some(_) if entry.place.is_cpu() => {} // measured later, in parallel
             _ => entry.storage = storage_address(grad),
         }
     }
     Ok(())
 }
 
-/// Keeps one entry of a Var that is listed twice: both found the same gradient.
+/// Keeps one entry for a Var that is listed twice: both found the same gradient.
 fn forget_repeated(entries: &mut [Entry<'_>]) {
     let grads = entries.iter().filter_map(|entry| entry.grad);
     let addresses = grads.map(|grad| std::ptr::from_ref(grad).addr());
@@ -137,7 +137,7 @@ fn forget_repeated(entries: &mut [Entry<'_>]) {
     }
 }
 
-/// The error under [`NonFinite::Error`].
+/// The error under [`NonFinite::Error`](crate::NonFinite::Error).
 pub(crate) fn non_finite_error(vars: VarList<'_>, measured: &Measurements<'_>) -> Error {
     let index = measured.first_non_finite().unwrap_or(0);
     let entry = &measured.entries[index];

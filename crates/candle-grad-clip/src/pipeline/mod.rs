@@ -1,4 +1,4 @@
-//! The verbs that touch tensors: collect and measure (one walk), and edit.
+//! The stages that access tensors: collect and measure (one pass), and edit.
 
 pub(crate) mod collect;
 pub(crate) mod edit;

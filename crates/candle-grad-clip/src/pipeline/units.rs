@@ -1,4 +1,4 @@
-//! Measuring by units: the norm of each row or column of each gradient, and of its Var's value.
+//! Measures by units: the norm of each row or column of each gradient and of its Var's value.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use crate::pipeline::measure::walk;
 use crate::threads::{Work, for_each, for_each_large};
 use crate::vars::VarList;
 
-/// Tensors that one task measures.
+/// Tensors per task.
 const JOBS_PER_TASK: usize = 64;
 
-/// Collects the gradients of `vars` and measures them, divided by `scale`, by units.
+/// Collects the gradients of `vars` and measures their units, divided by `scale`.
 pub(crate) fn measure_units<'g>(
     vars: VarList<'_>,
     grads: &'g GradStore,
@@ -55,7 +55,7 @@ pub(crate) fn measure_units<'g>(
     })
 }
 
-/// A tensor to measure, and where to.
+/// A tensor to measure, and the destination of its results.
 struct Job<'a> {
     tensor: &'a Tensor,
     units: Units,

@@ -1,4 +1,4 @@
-//! Edits gradients, each into a new tensor.
+//! Edits each gradient into a new tensor.
 
 use candle_core::{DType, Tensor};
 use candle_grad_clip_kernels::{Edit, GradEdit, UnitEdit, Units, coef_factors};
@@ -9,13 +9,14 @@ use crate::error::Result;
 use crate::tensors::wide_dtype;
 use crate::threads::{Work, run};
 
-/// The edited gradient, as a new tensor. `is_finite` says whether all its elements are.
+/// Returns the edited gradient as a new tensor. `is_finite` says whether all its elements are
+/// finite.
 pub(crate) fn edit(grad: &Tensor, edit: GradEdit<'_>, is_finite: bool) -> Result<Tensor> {
     let edited = edit_wide(grad, edit, is_finite)?;
     Ok(edited.to_dtype(grad.dtype())?.detach())
 }
 
-/// `sum` and the edited gradient, in f32, or in f64 for f64: a tensor of its own.
+/// Returns `sum` plus the edited gradient as a new tensor: f64 for f64 gradients, else f32.
 pub(crate) fn accumulate(
     sum: Option<&Tensor>,
     grad: &Tensor,
@@ -32,7 +33,7 @@ pub(crate) fn accumulate(
     })
 }
 
-/// `sum * coef` in a dtype.
+/// `sum * coef` in `dtype`.
 pub(crate) fn round(sum: &Tensor, coef: f64, dtype: DType) -> Result<Tensor> {
     if sum.elem_count() == 0 {
         return none(sum, dtype);
@@ -40,8 +41,8 @@ pub(crate) fn round(sum: &Tensor, coef: f64, dtype: DType) -> Result<Tensor> {
     Ok(times(sum, coef)?.to_dtype(dtype)?)
 }
 
-/// The edited gradient in f32, or in f64 for f64, not rounded back. `is_finite` says whether all
-/// its elements are.
+/// The edited gradient in f64 for f64, else in f32, before rounding to its dtype. `is_finite` says
+/// whether all its elements are finite.
 pub(super) fn edit_wide(grad: &Tensor, edit: GradEdit<'_>, is_finite: bool) -> Result<Tensor> {
     let x = wide(grad)?;
     if !is_finite && tells_apart(edit) {
@@ -63,7 +64,7 @@ pub(super) fn edit_wide(grad: &Tensor, edit: GradEdit<'_>, is_finite: bool) -> R
     }
 }
 
-/// Whether an edit does to a NaN or infinite element what is not plain arithmetic.
+/// Whether the edit treats non-finite elements differently from plain arithmetic.
 fn tells_apart(edit: GradEdit<'_>) -> bool {
     match edit {
         GradEdit::Units(UnitEdit {
@@ -76,7 +77,7 @@ fn tells_apart(edit: GradEdit<'_>) -> bool {
     }
 }
 
-/// `x * clip_coef`. candle rounds a factor to f32, where a tiny one vanishes.
+/// `x * clip_coef`, in two factors: candle rounds a factor to f32, where a tiny one becomes 0.
 fn scale(x: Tensor, clip_coef: f64) -> Result<Tensor> {
     if clip_coef == 1.0 {
         return Ok(x);
@@ -86,7 +87,7 @@ fn scale(x: Tensor, clip_coef: f64) -> Result<Tensor> {
     if b == 1.0 { Ok(x) } else { times(&x, b) }
 }
 
-/// A wide tensor with each unit times its own coefficient.
+/// Multiplies each unit of a wide tensor by its coefficient.
 fn scale_units(x: &Tensor, edit: UnitEdit<'_>) -> Result<Tensor> {
     let (rows, columns) = match edit.units {
         Units::Rows(length) => (x.elem_count() / length.max(1), length),

@@ -12,8 +12,8 @@ use crate::gradients::{Entry, GradStats, Place, Request};
 use crate::tensors::by_device;
 use crate::threads::{Work, run};
 
-/// Measures the gradients that only candle's operations handle: one read per device. On the
-/// caller's thread, since candle's CUDA devices use a stream per thread.
+/// Measures the gradients at [`Place::Elsewhere`], with one read per device. Runs on the caller's
+/// thread, since candle's CUDA devices use a stream per thread.
 pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
     let elsewhere = |entry: &Entry<'_>| entry.place == Place::Elsewhere;
     let grads = entries.iter().map(|e| e.grad.filter(|_| elsewhere(e)));
@@ -26,7 +26,8 @@ pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<()>
     Ok(())
 }
 
-/// Measures gradients of one device, with one read of it if all is finite and of ordinary size.
+/// Measures gradients of one device. One read is enough if all elements are finite and of ordinary
+/// size.
 fn measure_on_device(grads: &[&Tensor], request: Request) -> Result<Vec<GradStats>> {
     let (mut jobs, mut counts) = (Vec::new(), Vec::new());
     for grad in grads.iter().filter(|grad| grad.elem_count() > 0) {
@@ -71,14 +72,14 @@ fn measure_on_device(grads: &[&Tensor], request: Request) -> Result<Vec<GradStat
     grads.iter().map(|grad| of_grad(grad)).collect()
 }
 
-/// What a gradient's elements are to be clamped to, if that can change them.
+/// The bound to clamp a gradient to, if clamping can change an element.
 fn bound(grad: &Tensor, request: Request) -> Option<f64> {
     let bound = rounded(request.clip_value?, grad.dtype());
     Some(bound).filter(|bound| bound.is_finite())
 }
 
-/// A gradient with elements that are not finite: the kernels on CPU count them. The norm is that of
-/// the device with zeros in their place.
+/// Measures a gradient with non-finite elements: the CPU kernels count them. The norm is measured
+/// on the device, with those elements set to 0.
 fn measure_on_cpu(grad: &Tensor, request: Request) -> Result<GradStats> {
     let here = on_cpu(grad)?;
     let mut entry = Entry {
@@ -111,7 +112,7 @@ fn measure_on_cpu(grad: &Tensor, request: Request) -> Result<GradStats> {
     Ok(measured)
 }
 
-/// A bound as the gradient's dtype has it.
+/// The bound, rounded to the gradient's dtype.
 fn rounded(clip_value: f64, dtype: DType) -> f64 {
     match dtype {
         DType::F16 => f16::from_f32(clip_value as f32).to_f64(),

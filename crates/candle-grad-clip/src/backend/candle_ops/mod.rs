@@ -1,10 +1,13 @@
-//! candle's tensor operations only, and of those only what every device has.
+//! The backend that uses candle's tensor operations only, and only those that every device
+//! supports.
 //!
-//! Each Var's numbers stay on its device until all are known; then one read brings them to the
-//! host, where they are added in f64. No comparison on the device decides whether an element is
-//! finite, since each device treats NaN in another way, and Metal by default as if there were none:
-//! see `powers`. What is not finite is brought to CPU, and measured and edited there. So `clamp`,
-//! `minimum` and the maximum only see finite elements.
+//! The sums of each Var stay on its device until all are computed. One read then brings them to the
+//! host, which adds them in f64.
+//!
+//! No comparison on the device decides whether an element is finite: each device treats NaN
+//! differently, and Metal's fast math assumes that there is none (see `powers`). Tensors with
+//! non-finite elements are copied to CPU, and measured and edited there. So `clamp`, `minimum` and
+//! the maximum only see finite elements.
 
 mod edit;
 mod measure;

@@ -1,6 +1,6 @@
-//! Power sums by sums and maxima of rows. What is not finite is found on the host: sums carry NaN
-//! and infinity by themselves, whereas a comparison on a device may be compiled as if there were
-//! none (Metal's fast math).
+//! Power sums from sums and maxima of rows. The host detects non-finite elements in these: a sum
+//! propagates NaN and infinity, whereas a device may compile a comparison under the assumption that
+//! there are none (Metal's fast math).
 
 use candle_core::{D, DType, Tensor};
 use candle_grad_clip_kernels::{NormType, ScaledPowerSum, Units};
@@ -9,34 +9,34 @@ use super::tensor_ops::{times, wide, wide_tensor};
 use crate::error::Result;
 use crate::tensors::wide_dtype;
 
-/// Elements that are added on the device, in its own precision.
+/// Elements per row. A row is summed on the device, in the device's precision.
 const ROW: usize = 1024;
-/// A factor by which no sum of a [`ROW`] of finite elements overflows.
+/// A factor that prevents overflow in the sum of a [`ROW`] of finite elements.
 const DOWN: f64 = 1.0 / 1_048_576.0;
 
-/// A tensor of which each unit's power is asked for.
+/// A tensor whose units are to be measured.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Job<'a> {
     pub(super) tensor: &'a Tensor,
     pub(super) units: Units,
-    /// Larger elements count as this.
+    /// Larger elements count as this value.
     pub(super) bound: Option<f64>,
 }
 
-/// What is known of a unit.
+/// The intermediate or final result of a unit.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Found {
     Nothing,
-    /// The largest element, which is what the others are to be divided by.
+    /// The largest element, to divide the others by.
     Largest(f64),
     Power(ScaledPowerSum),
-    /// An element is not finite: a case for the kernels on CPU, which count such ones.
+    /// A non-finite element was found: the CPU kernels must count them.
     NotFinite,
 }
 
-/// What is known of the units of a tensor.
+/// The results for the units of a tensor.
 pub(super) type OfUnits = Vec<Found>;
-/// What was read of a tensor.
+/// The numbers that were read for a tensor.
 pub(super) type Numbers = Vec<f64>;
 
 impl Found {
@@ -59,7 +59,7 @@ impl<'a> Job<'a> {
         wide_dtype(self.tensor.dtype())
     }
 
-    /// A row a unit. With a bound, absolute values.
+    /// The tensor as a matrix with one row per unit; absolute values if there is a bound.
     fn matrix(&self) -> Result<Tensor> {
         let x = wide(self.tensor)?;
         let elements = x.elem_count();
@@ -76,19 +76,19 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// Sums of how many elements are larger than `bound`: right if all are finite.
+    /// Counts the elements larger than `bound`, by rows. Correct if all elements are finite.
     pub(super) fn above(&self, bound: f64) -> Result<Tensor> {
         let above = self.matrix()?.abs()?.gt(bound)?;
         row_sums(&above.to_dtype(self.dtype())?)
     }
 }
 
-/// The power of each unit of some tensors of one device. Of ordinary values that is one read of it;
-/// `extra` is read on the way.
+/// The power sum of each unit of some tensors of one device. For ordinary values this takes one
+/// read, which also reads `extra`.
 ///
-/// Squares of f32 can vanish or overflow. Where their sum shows that they may have, the largest
-/// element is asked for, and then the sum of the elements divided by that. (As products: a fast
-/// division by a large number can give 0.)
+/// Squares of f32 can underflow or overflow. If their sum indicates this, a second read gets the
+/// largest element, and a third the power sum of the elements divided by it. The division is done
+/// as products, since a fast division by a large number can give 0.
 pub(super) fn powers(
     jobs: &[Job<'_>],
     norm_type: NormType,
@@ -115,8 +115,8 @@ pub(super) fn powers(
     Ok((found, extra))
 }
 
-/// Reads the same count of numbers for each unit of the tensors with an open one, and lets `tell`
-/// say what they show. Returns the numbers of `extra`.
+/// For each tensor with an open unit, computes `numbers` on the device and reads them all at once.
+/// `tell` then updates each open unit. Returns the numbers of `extra`.
 fn ask(
     jobs: &[Job<'_>],
     found: &mut [Vec<Found>],
@@ -154,8 +154,8 @@ fn plain_sums(job: &Job<'_>, norm_type: NormType) -> Result<Tensor> {
 }
 
 fn of_plain_sums(dtype: DType, norm_type: NormType, sums: &[f64]) -> Found {
-    // Squares that vanish are below 1e-37 (2e-308 in f64), so those of a row below a millionth of
-    // an ulp of this.
+    // Squares that underflow are below 1e-37 (2e-308 in f64). At most 1024 of them per row are
+    // negligible against this value.
     let least = match (norm_type, dtype) {
         (NormType::L1, _) => 0.0,
         (_, DType::F64) => 1e-270,
@@ -169,8 +169,8 @@ fn of_plain_sums(dtype: DType, norm_type: NormType, sums: &[f64]) -> Found {
     }
 }
 
-/// Of each unit, the scaled sums of its rows, which are finite if all elements are, and the largest
-/// of each row.
+/// For each unit: the scaled sum of each row, finite if all its elements are, and the largest
+/// element of each row.
 fn largest(job: &Job<'_>, _: &[Found]) -> Result<Tensor> {
     let abs = job.matrix()?.abs()?;
     let sums = row_sums(&times(&abs, DOWN)?)?;
@@ -194,8 +194,8 @@ fn of_largest(norm_type: NormType, numbers: &[f64]) -> Found {
     }
 }
 
-/// Two factors, each of which the dtype holds, that bring a number to 1: their product may be too
-/// large or too small.
+/// Two factors, each representable in `dtype`, whose product scales `largest` to 1. The product
+/// itself may overflow or underflow.
 fn inverse(largest: f64, dtype: DType) -> [f64; 2] {
     let half = 2f64.powi(-(largest.log2() / 2.0).floor() as i32);
     let rest = (largest * half).recip();
@@ -236,12 +236,12 @@ fn of_scaled_sums(job: &Job<'_>, unit: Found, sums: &[f64]) -> Found {
     }
 }
 
-/// Of each row of a matrix, the sums of [`ROW`] elements each, and one of the rest.
+/// Sums each row of a matrix in parts of [`ROW`] elements, plus one for the rest.
 fn row_sums(x: &Tensor) -> Result<Tensor> {
     by_rows(x, |rows| Ok(rows.sum(D::Minus1)?))
 }
 
-/// Of each row of a matrix, what `reduce` makes of [`ROW`] elements each, and of the rest.
+/// Applies `reduce` to each row of a matrix in parts of [`ROW`] elements, and to the rest.
 fn by_rows(x: &Tensor, reduce: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let (units, length) = x.dims2()?;
     let parts = length / ROW;
@@ -257,7 +257,7 @@ fn by_rows(x: &Tensor, reduce: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Ten
     Ok(Tensor::cat(&reduced, 1)?)
 }
 
-/// The one read: the numbers of each tensor.
+/// Reads the numbers of all tensors in one transfer.
 fn read(parts: &[Tensor]) -> Result<Vec<Vec<f64>>> {
     if parts.is_empty() {
         return Ok(Vec::new());

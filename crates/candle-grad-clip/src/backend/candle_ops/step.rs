@@ -1,5 +1,5 @@
-//! An optimizer's step by candle's tensor operations: the equations of the kernels' `AdamW` and
-//! `Sgd`.
+//! Optimizer steps with candle's tensor operations, by the same equations as the kernels' `AdamW`
+//! and `Sgd`.
 
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd, Wide};
@@ -10,15 +10,15 @@ use crate::error::Result;
 use crate::param_state::{Kept, State, StepRule};
 use crate::tensors::wide_dtype;
 
-/// What a Var and its state will be.
+/// The new values of a Var and its state.
 #[derive(Debug)]
 pub(crate) struct Stepped {
     pub(crate) param: Tensor,
     pub(crate) state: State,
 }
 
-/// Computes a step and changes nothing. `is_finite` says whether all of the gradient's elements
-/// are.
+/// Computes a step without changing anything. `is_finite` says whether all elements of the gradient
+/// are finite.
 pub(crate) fn step(
     var: &Var,
     grad: &Tensor,
@@ -51,8 +51,8 @@ pub(crate) fn step(
     })
 }
 
-/// The master, but the Var where that was set from outside, so that the master no longer rounds to
-/// it.
+/// The master weights. Where the master no longer rounds to the Var, the caller has set the Var, so
+/// its value is used instead.
 fn renewed(master: &Tensor, var: &Var) -> Result<Tensor> {
     let var = var.as_detached_tensor();
     let is_same = master.to_dtype(var.dtype())?.eq(&var)?;
@@ -76,7 +76,7 @@ fn adamw(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: AdamW) -> 
     moments[1] = (times(&moments[1], beta2)? + times(&grad.sqr()?, 1.0 - beta2)?)?;
     let mut second = moments[1].clone();
     if let Some(largest) = moments.get_mut(2) {
-        // Not `maximum`, which treats NaN in another way on each device.
+        // Not `maximum`: devices differ in how it treats NaN.
         second = largest.gt(&second)?.where_cond(largest, &second)?;
         *largest = second.clone();
     }
@@ -93,7 +93,7 @@ fn sgd(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: Sgd) -> Resu
     }
     if let Some(buffer) = moments.first_mut() {
         if rule.is_first {
-            // Of its own, as the direction can be the caller's gradient.
+            // A copy, since the direction can be the caller's gradient.
             *buffer = direction.force_contiguous()?;
         } else {
             *buffer = (times(buffer, rule.momentum)? + times(&direction, 1.0 - rule.dampening)?)?;

@@ -8,18 +8,18 @@ use crate::error::Result;
 use crate::tensors::wide_dtype;
 use crate::threads::{Work, run};
 
-/// f64 is kept, everything else is widened to f32 (Metal has no f64).
+/// Widens to f32; keeps f64 (Metal has no f64).
 pub(super) fn wide(grad: &Tensor) -> Result<Tensor> {
     let dtype = wide_dtype(grad.dtype());
     Ok(grad.detach().to_dtype(dtype)?.contiguous()?)
 }
 
-/// `x * factor`. candle adds 0 to a product, which makes 0 of -0; adding -0 changes nothing.
+/// `x * factor`. candle adds 0 to the product, which turns -0 into 0; adding -0 changes nothing.
 pub(super) fn times(x: &Tensor, factor: f64) -> Result<Tensor> {
     Ok(x.affine(factor, -0.0)?)
 }
 
-/// A tensor of `like`'s dtype, where it is. (Metal has no f64.)
+/// A tensor with `like`'s dtype, on its device. (Metal has no f64.)
 pub(super) fn wide_tensor(
     values: Vec<f64>,
     shape: (usize, usize),
@@ -33,18 +33,18 @@ pub(super) fn wide_tensor(
     })
 }
 
-/// A tensor without elements: candle's operations fail on such ones on CUDA.
+/// A tensor without elements: candle's operations fail on those on CUDA.
 pub(super) fn none(like: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(Tensor::zeros(like.shape(), dtype, like.device())?)
 }
 
-/// A copy on CPU, of which no other thread knows.
+/// A copy on CPU that no other thread can reach.
 pub(super) fn on_cpu(tensor: &Tensor) -> Result<Tensor> {
     let copy = tensor.detach().force_contiguous()?;
     Ok(copy.to_device(&Device::Cpu)?)
 }
 
-/// Sets to 0 what is not finite in a tensor on CPU, and brings it to a device.
+/// Sets the non-finite elements of a CPU tensor to 0, and copies it to a device.
 pub(super) fn zeroed(here: &Tensor, device: &Device) -> Result<Tensor> {
     let zero = Edit::Scale {
         clip_coef: 1.0,

@@ -1,4 +1,4 @@
-//! Measures by units: a tensor becomes a matrix with a row a unit.
+//! Measures by units: a tensor becomes a matrix with one row per unit.
 
 use candle_core::Tensor;
 use candle_grad_clip_kernels::{NormType, Stats, Units};
@@ -9,8 +9,8 @@ use crate::backend::cpu;
 use crate::error::Result;
 use crate::threads::{Work, run};
 
-/// Measures the units of tensors that are not on CPU, into the stats beside them: one read per
-/// device.
+/// Measures the units of tensors that are not on CPU, with one read per device. Each tensor's
+/// results go to its stats.
 pub(crate) fn measure_units(
     tensors: Vec<(&Tensor, Units, &mut [Stats])>,
     norm_type: NormType,
@@ -26,8 +26,8 @@ pub(crate) fn measure_units(
     Ok(())
 }
 
-/// Measures each unit of some tensors of one device into the stats beside them, with one read of it
-/// if all is finite and of ordinary size.
+/// Measures the units of tensors of one device. One read is enough if all elements are finite and
+/// of ordinary size.
 fn measure_on_device(
     tensors: Vec<(&Tensor, Units, &mut [Stats])>,
     norm_type: NormType,
@@ -58,8 +58,8 @@ fn measure_on_device(
     Ok(())
 }
 
-/// A tensor with elements that are not finite: the kernels on CPU count them. The norms are those
-/// of the device with zeros in their place.
+/// Measures a tensor with non-finite elements: the CPU kernels count them. The norms are measured
+/// on the device, with those elements set to 0.
 fn measure_on_cpu(
     tensor: &Tensor,
     units: Units,

@@ -1,4 +1,4 @@
-//! apply: all gradients of a device edited in one launch.
+//! Edits all gradients of a device in one launch.
 
 use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
@@ -10,7 +10,7 @@ use super::table::{Table, address, have_read, will_write};
 use crate::error::Result;
 use crate::tensors::by_device;
 
-/// Edits each gradient into its target, which may be the gradient itself; all are contiguous.
+/// Edits each gradient into its target, which may be the gradient itself. All are contiguous.
 pub(crate) fn edit(jobs: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {
     let grads = jobs.iter().map(|(grad, ..)| Some(*grad));
     let mut tables = Vec::new();
@@ -28,7 +28,7 @@ pub(crate) fn edit(jobs: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {
         let table = Table::upload(&gpu, rows)?;
         tables.push((gpu, table, indices));
     }
-    // What can fail is behind us, on every device, before the first write.
+    // Allocations, uploads and kernel loads of all devices come before the first write.
     for (gpu, table, indices) in tables {
         if table.chunks == 0 {
             continue;
@@ -38,8 +38,9 @@ pub(crate) fn edit(jobs: &[(&Tensor, &Tensor, Edit)]) -> Result<()> {
         let function = gpu.function(Kernel::EDIT)?;
         let mut launch = gpu.stream.launch_builder(&function);
         launch.arg(&table.rows).arg(&table.count).arg(&table.chunk);
-        // SAFETY: the kernel's arguments in their order. It reads the rows' gradients and writes as
-        // many elements of their targets; the caller holds both, and no two rows share a target.
+        // SAFETY: the arguments match the kernel's. It reads the rows' gradients and writes the
+        // same number of elements to their targets. The caller holds both, and no two rows share a
+        // target.
         unsafe { launch_blocks(Kernel::EDIT, &mut launch, table.chunks)? };
         will_write(&gpu, targets())?;
         have_read(&gpu, indices.iter().map(|&i| jobs[i].0))?;

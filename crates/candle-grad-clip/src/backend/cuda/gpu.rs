@@ -1,4 +1,4 @@
-//! A GPU: its stream, the kernels that are launched there, and what waits for it.
+//! A GPU: its stream, kernel launches and reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,26 +12,27 @@ use candle_grad_clip_kernels::cuda as ptx;
 
 use crate::error::{Error, Result};
 
-/// Threads of a block: `THREADS` of the kernels.
+/// Threads per block: `THREADS` in the kernels.
 pub(super) const THREADS: u32 = 256;
 
 static SYNCS: AtomicU64 = AtomicU64::new(0);
 
-/// How often this process has waited for a GPU on this crate's account: a step of a fused optimizer
-/// with a plain norm or value clip never does, reading its [`StepReport`](crate::StepReport) does
-/// once, other steps do once a device.
+/// The number of times that this crate has waited for a GPU, in this process.
+///
+/// A step of a fused optimizer with a plain norm or value clip never waits. Reading its
+/// [`StepReport`](crate::StepReport) does. Other steps wait once per device.
 #[must_use]
 pub fn device_sync_count() -> u64 {
     SYNCS.load(Ordering::Relaxed)
 }
 
-/// Counts a wait for a GPU, before it.
+/// Counts a wait for a GPU, before the wait.
 pub(super) fn count_sync() {
     SYNCS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A kernel, and the module that it is in: candle keeps those by name, so each version of this
-/// crate has its own.
+/// A kernel and its module. candle caches modules by name, so the name includes this crate's
+/// version.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
     pub(super) name: &'static str,
@@ -90,8 +91,8 @@ impl Gpu {
         Ok(Self { device, stream })
     }
 
-    /// The kernel, loaded if it is not yet: the driver compiles it for the GPU then. That can fail,
-    /// so a kernel that writes is asked for twice: before anything is written, and for its launch.
+    /// The kernel, loaded on first use: the driver compiles it for the GPU then, which can fail. So
+    /// for a kernel that writes, call this before the first write, and again for the launch.
     pub(super) fn function(&self, kernel: Kernel) -> Result<CudaFunction> {
         let Kernel { name, module, ptx } = kernel;
         let function = self.device.get_or_load_custom_func(name, module, ptx);
@@ -105,14 +106,14 @@ impl Gpu {
     }
 
     /// # Safety
-    /// What is allocated must be written before it is read.
+    /// The caller must write the memory before reading it.
     pub(super) unsafe fn alloc<T: DeviceRepr>(&self, len: u32) -> Result<CudaSlice<T>> {
-        // SAFETY: the caller's. candle and its driver do not take 0.
+        // SAFETY: the caller's. A length of 0 is not allowed by the driver.
         let allocated = unsafe { self.stream.alloc(len.max(1) as usize) };
         allocated.map_err(|error| failed("alloc", error))
     }
 
-    /// Waits for the GPU, and reads.
+    /// Waits for the GPU, and reads `from`.
     pub(super) fn read<T: DeviceRepr>(&self, from: &CudaSlice<T>) -> Result<Vec<T>> {
         count_sync();
         let read = self.stream.clone_dtoh(from);
@@ -122,8 +123,8 @@ impl Gpu {
 }
 
 /// # Safety
-/// `launch` has the kernel's arguments, and what they point to is valid for what the kernel does
-/// with `blocks` blocks.
+/// `launch` has the kernel's arguments, and its pointers are valid for everything that the kernel
+/// accesses with `blocks` blocks.
 pub(super) unsafe fn launch_blocks(
     kernel: Kernel,
     launch: &mut LaunchArgs<'_>,
@@ -141,7 +142,7 @@ pub(super) unsafe fn launch_blocks(
     }
 }
 
-/// An error of the driver, in what it was asked for.
+/// An error of the driver, with the operation that failed.
 pub(super) fn failed(what: &str, error: DriverError) -> Error {
     candle_core::Error::Cuda(format!("{what}: {error:?}").into()).into()
 }

@@ -1,4 +1,4 @@
-//! What host and GPU exchange: the structs of the kernels crate's `cuda/*.cuh`, field by field.
+//! The structs that host and GPU exchange: the same fields as in the kernels crate's `cuda/*.cuh`.
 
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_grad_clip_kernels::{self as kernels, NormType, ScaledPowerSum};
@@ -6,7 +6,7 @@ use candle_grad_clip_kernels::{self as kernels, NormType, ScaledPowerSum};
 use crate::gradients::{GradStats, Plan, Request};
 use crate::param_state::StepRule;
 
-/// A pointer to the GPU's memory.
+/// A pointer to GPU memory.
 pub(super) type Address = u64;
 
 pub(super) const ZERO_NON_FINITE: u32 = 1;
@@ -155,7 +155,7 @@ impl Policy {
     }
 }
 
-/// `State` of `fold.cu`; all null where the host decides.
+/// `State` of `fold.cu`; all pointers are null if the host decides.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct FoldState {
@@ -166,7 +166,7 @@ pub(super) struct FoldState {
     pub(super) rules: Address,
 }
 
-/// `Decided` of `update.cu`; all null where the host decides.
+/// `Decided` of `update.cu`; all pointers are null if the host decides.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct Decided {
@@ -176,10 +176,10 @@ pub(super) struct Decided {
     pub(super) row_steps: Address,
 }
 
-/// `RowStep` of `step.cuh`; only the kernels look into it.
+/// `RowStep` of `step.cuh`; only the kernels use its fields.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-#[allow(dead_code)] // the host asks for its size only
+#[allow(dead_code)] // the host only uses its size
 pub(super) struct RowStep {
     scale_m: f64,
     scale_v: f64,
@@ -253,8 +253,8 @@ macro_rules! device_repr {
     ($($name:ident: $size:literal),*) => {
         $(
             const _: () = assert!(size_of::<$name>() == $size);
-            // SAFETY: `repr(C)`, of numbers only, with the fields of the kernels' struct in their
-            // order.
+            // SAFETY: `repr(C)`, with the fields of the kernels' struct in the same order, all
+            // numbers.
             unsafe impl DeviceRepr for $name {}
         )*
     };

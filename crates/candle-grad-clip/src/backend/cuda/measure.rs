@@ -1,5 +1,5 @@
-//! measure: one launch reads all gradients of a device, one folds what it found to a few numbers a
-//! gradient, and these are read back.
+//! Measures all gradients of a device: one launch reads them, a second folds the results to a few
+//! numbers per gradient, and the host reads these.
 
 use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, PushKernelArg};
@@ -12,11 +12,10 @@ use crate::error::Result;
 use crate::gradients::{Entry, GradStats, Plan, Request};
 use crate::tensors::by_device;
 
-/// Measures the gradients that our kernels read, with one read back a device; returns what they are
-/// together.
+/// Measures the gradients on CUDA, with one read per device. Returns the total.
 pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<GradStats> {
     let mut total = GradStats::ZERO;
-    // The host decides: the fold only adds up.
+    // The host decides, so the fold only adds.
     let plan = Plan {
         request,
         max_norm: f64::INFINITY,
@@ -56,7 +55,7 @@ pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<Gra
     Ok(total)
 }
 
-/// All of them, in the order of `fold.cu`: host and GPU decide by the same bits.
+/// The total, added in the order of `fold.cu`: host and GPU then decide from the same bits.
 fn fold(tensors: &[GradStats], norm_type: NormType) -> GradStats {
     let mut parts = vec![GradStats::ZERO; THREADS as usize];
     for (index, tensor) in tensors.iter().enumerate() {
@@ -73,17 +72,17 @@ fn fold(tensors: &[GradStats], norm_type: NormType) -> GradStats {
     parts[0]
 }
 
-/// What measuring leaves for each chunk.
+/// The measurements of each chunk.
 pub(super) struct PartsOfChunks {
     stats: CudaSlice<Stats>,
-    /// For values that will be clamped.
+    /// For clamped measurements.
     clamped: Option<(CudaSlice<Stats>, CudaSlice<u64>)>,
     chunks: u32,
 }
 
 impl PartsOfChunks {
     pub(super) fn new(gpu: &Gpu, chunks: u32, request: Request) -> Result<Self> {
-        // SAFETY: measuring writes all of it before the fold reads it.
+        // SAFETY: the measurement writes all of it before the fold reads it.
         let (stats, clamped) = unsafe {
             let clamped = match request.clip_value {
                 Some(_) => Some((gpu.alloc(chunks)?, gpu.alloc(chunks)?)),
@@ -98,7 +97,7 @@ impl PartsOfChunks {
         })
     }
 
-    /// Whether there is room for these.
+    /// Whether the arrays are large enough.
     pub(super) fn has_room_for(&self, chunks: u32, request: Request) -> bool {
         self.chunks >= chunks && self.clamped.is_some() == request.clip_value.is_some()
     }
@@ -138,8 +137,8 @@ pub(super) fn launch_measure(
     let mut launch = gpu.stream.launch_builder(&function);
     launch.arg(&table.rows).arg(&table.count);
     launch.arg(&request).arg(&results);
-    // SAFETY: the kernel's arguments in their order. It reads the rows' gradients, whose tensors
-    // the caller holds, and writes one place a block of results that have `chunks` places.
+    // SAFETY: the arguments match the kernel's. It reads the rows' gradients, whose tensors the
+    // caller holds, and each of the `chunks` blocks writes one element of the results.
     unsafe { launch_blocks(kernel, &mut launch, table.chunks) }
 }
 
@@ -156,7 +155,7 @@ pub(super) fn launch_fold(
     let mut launch = gpu.stream.launch_builder(&function);
     launch.arg(&table.rows).arg(&table.count);
     launch.arg(&policy).arg(&parts).arg(tensors).arg(&state);
-    // SAFETY: the kernel's arguments in their order; `tensors` has a place a row, and what `state`
-    // points to, if it does, the caller holds.
+    // SAFETY: the arguments match the kernel's. `tensors` has one element per row. The caller holds
+    // the memory that `state` points to.
     unsafe { launch_blocks(Kernel::FOLD, &mut launch, table.count) }
 }

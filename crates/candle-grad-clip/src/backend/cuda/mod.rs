@@ -1,9 +1,9 @@
-//! Our kernels on NVIDIA GPUs: a few launches for all tensors of a device, on candle's own stream,
-//! from the caller's thread (candle's devices use a stream per thread).
+//! The CUDA backend: a few launches for all tensors of a device. They run on candle's own stream
+//! and from the caller's thread, since candle's devices use a stream per thread.
 //!
-//! Everything that waits for the GPU is in [`Gpu::read`](gpu::Gpu::read) and
-//! [`Slot`](results::Slot), and counted by [`device_sync_count`].
-#![allow(unsafe_code)] // kernels are launched here, and nowhere else
+//! Every wait of a step is in [`Gpu::read`](gpu::Gpu::read) or [`Slot`](results::Slot), and
+//! [`device_sync_count`] counts it.
+#![allow(unsafe_code)] // kernel launches are in this module only
 
 mod edit;
 mod gpu;

@@ -1,5 +1,5 @@
-//! What a step that the GPU decides tells, later: each step has a slot of its own, in memory that
-//! the GPU can write to.
+//! Results of steps that the GPU decides, for reading later: the GPU writes each step's result to a
+//! separate block of pinned memory.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,27 +14,27 @@ use crate::backend::device_steps::{Outcome, StepResult};
 use crate::error::Result;
 use crate::gradients::GradStats;
 
-// SAFETY: numbers only, all of which may be 0.
+// SAFETY: all fields are numbers that may be 0.
 unsafe impl ValidAsZeroBits for DeviceOutcome {}
 
-/// Pinned memory to use again: freeing it would wait for the GPU.
+/// Pinned memory to reuse: freeing it would wait for the GPU.
 #[derive(Default)]
 pub(super) struct Pool(Mutex<VecDeque<PinnedHostSlice<DeviceOutcome>>>);
 
-/// The result of one step, to be read when it is asked for.
+/// The result of one step, read on demand.
 pub(crate) struct Slot {
-    /// Taken on drop.
+    /// `None` only during drop.
     memory: Option<PinnedHostSlice<DeviceOutcome>>,
     gpu: Gpu,
-    /// Behind the copy into it.
+    /// Recorded after the copy into `memory`.
     copied: CudaEvent,
     pool: Arc<Pool>,
-    /// The norm of each gradient, if reports are to have them.
+    /// The measurements of each gradient, if reports need them.
     tensors: Option<CudaSlice<DeviceStats>>,
 }
 
 impl Pool {
-    /// Memory for a step's result, before it is launched.
+    /// Memory for a step's result, taken before the step is launched.
     pub(super) fn take(&self, gpu: &Gpu) -> Result<PinnedHostSlice<DeviceOutcome>> {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(memory) = free.pop_front() {
@@ -47,7 +47,7 @@ impl Pool {
 }
 
 impl Slot {
-    /// Copies `outcome` there, once the stream has come so far.
+    /// Enqueues the copy of `outcome` into `memory`.
     pub(super) fn fill(
         gpu: &Gpu,
         pool: &Arc<Pool>,
@@ -86,8 +86,8 @@ impl StepResult for Slot {
         let Some(memory) = &self.memory else {
             unreachable!("taken on drop only")
         };
-        // SAFETY: the copy into it is done, and the next is not launched before this slot is
-        // dropped. Not `as_slice`, which would wait once more.
+        // SAFETY: the copy into it is done, and the memory is not reused before this slot is
+        // dropped. `as_slice` would wait once more.
         let (outcome, _guard) = unsafe { memory.stream_synced_slice(&self.gpu.stream) };
         let outcome = outcome[0];
         Ok(Outcome {
@@ -103,7 +103,7 @@ impl StepResult for Slot {
         let Some(tensors) = &self.tensors else {
             return Ok(None);
         };
-        // The thread that reads may have another stream than the one that launched.
+        // The reading thread may use another stream than the launching thread.
         self.wait()?;
         let read = self.gpu.read(tensors)?;
         Ok(Some(read.into_iter().map(GradStats::from).collect()))
@@ -112,8 +112,8 @@ impl StepResult for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // Nobody may have its memory, nor free it, before the copy is done; what fails shows
-        // elsewhere.
+        // The memory must not be reused or freed before the copy is done. If the wait
+        // fails, a later call reports it.
         let _ = self.wait();
         if let Some(memory) = self.memory.take() {
             let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! A fused optimizer's step that the GPU decides: measure, fold and decide, update, without waiting
-//! for any of it.
+//! A fused optimizer step that the GPU decides: it measures, decides and updates without the host
+//! waiting.
 
 use std::sync::Arc;
 
@@ -19,19 +19,19 @@ use crate::error::Result;
 use crate::gradients::Plan;
 use crate::param_state::StepRule;
 
-/// What lasts from step to step.
+/// The data that is kept from step to step.
 struct CudaSteps {
     gpu: Gpu,
     device: Device,
     clock: CudaSlice<Clock>,
-    /// The steps that each Var has taken.
+    /// The number of steps taken by each Var.
     counts: CudaSlice<u64>,
     outcome: CudaSlice<DeviceOutcome>,
     parts: Option<PartsOfChunks>,
     pool: Arc<Pool>,
 }
 
-/// Hands the lead to the GPU; `counted.counts` has one for each Var.
+/// Moves the counters to the GPU. `counted.counts` has one count per Var.
 pub(crate) fn start_steps(device: &Device, counted: &Counted) -> Result<Box<dyn DeviceSteps>> {
     let gpu = Gpu::of(device)?;
     let clock = Clock {
@@ -75,7 +75,7 @@ impl DeviceSteps for CudaSteps {
     ) -> Result<Arc<dyn StepResult>> {
         let gpu = &self.gpu;
         let kernel = kernel_of(rules);
-        gpu.function(kernel)?; // so that it loads before anything is counted
+        gpu.function(kernel)?; // loads before any counter changes
         let rows = jobs.iter().map(|job| job.row(gpu));
         let table = Table::upload(gpu, rows.collect::<Result<_>>()?)?;
         let numbers = upload_rules(gpu, rules)?;
@@ -85,7 +85,7 @@ impl DeviceSteps for CudaSteps {
             .as_ref()
             .is_some_and(|parts| parts.has_room_for(table.chunks, request))
         {
-            self.parts = None; // freed first
+            self.parts = None; // free the old one first
             self.parts = Some(PartsOfChunks::new(gpu, table.chunks, request)?);
         }
         let Some(parts) = &self.parts else {
@@ -117,10 +117,10 @@ impl DeviceSteps for CudaSteps {
     }
 }
 
-/// What is freed here may be in use still, on the stream of another thread than this.
+/// The freed memory may still be in use on the stream of another thread.
 impl Drop for CudaSteps {
     fn drop(&mut self) {
-        let _ = self.gpu.stream.context().synchronize(); // what fails shows elsewhere
+        let _ = self.gpu.stream.context().synchronize(); // if this fails, a later call reports it
     }
 }
 

@@ -1,5 +1,5 @@
-//! The table of tensors that a launch works on: built anew for each step, as gradients move, and
-//! uploaded in one copy.
+//! The table of tensors for a launch. It is rebuilt for each step, since gradients move, and
+//! uploaded.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
@@ -10,8 +10,8 @@ use super::gpu::{Gpu, failed};
 use super::layout::{Address, Row, ZERO_NON_FINITE};
 use crate::error::Result;
 
-/// Elements of a chunk, the work of one block: small ones spread small models over the GPU, large
-/// ones keep the table of their results short.
+/// Elements per chunk; a chunk is the work of one block. Small chunks spread small models over the
+/// GPU, and large ones keep the table of results short.
 fn chunk_of(elements: u64) -> u32 {
     const MI: u64 = 1024 * 1024;
     if elements <= 16 * MI {
@@ -23,10 +23,10 @@ fn chunk_of(elements: u64) -> u32 {
     }
 }
 
-/// Bytes that go up at once: more, from memory that is not pinned, may wait for the GPU.
+/// Bytes per copy: a larger copy from unpinned memory may wait for the GPU.
 const UPLOAD: usize = 64 * 1024;
 
-/// Rows on a GPU, and the geometry of every launch over them: a block a chunk.
+/// Rows on a GPU, and the grid of every launch over them: one block per chunk.
 pub(super) struct Table {
     pub(super) rows: CudaSlice<Row>,
     pub(super) count: u32,
@@ -67,7 +67,7 @@ fn upload(gpu: &Gpu, rows: &[Row]) -> Result<CudaSlice<Row>> {
 }
 
 impl Row {
-    /// A gradient, to be left as it is.
+    /// A row for a gradient, without an edit.
     pub(super) fn of(gpu: &Gpu, grad: &Tensor) -> Result<Self> {
         Ok(Self {
             first_chunk: 0,
@@ -134,9 +134,9 @@ macro_rules! with_slice {
     };
 }
 
-/// Where the elements of a contiguous tensor are. Work that other streams do on them is waited for
-/// on ours; the caller sees to it that the tensor lives until the kernel is launched: its memory is
-/// freed in the order of the stream.
+/// The address of a contiguous tensor's elements. This stream waits for the work of other streams
+/// on the tensor. The caller keeps the tensor until the kernel is launched; after that, stream
+/// order protects its memory.
 pub(super) fn address(gpu: &Gpu, tensor: &Tensor) -> Result<Address> {
     let (storage, layout) = tensor.storage_and_layout();
     let (Storage::Cuda(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets())
@@ -150,9 +150,9 @@ pub(super) fn address(gpu: &Gpu, tensor: &Tensor) -> Result<Address> {
     Ok(base + bytes as u64)
 }
 
-/// Tells tensors that a kernel writes to them, for those who use several streams: other streams'
-/// work on them is waited for before a launch, and ours by others after it. With candle's devices
-/// as they come there is one stream, and nothing to do.
+/// Declares that a kernel writes to these tensors, for users of several streams. Called before a
+/// launch, it waits for the work of other streams; called after, it makes other streams wait.
+/// candle's default devices have one stream, so there is nothing to do.
 pub(super) fn will_write<'a>(gpu: &Gpu, tensors: impl Iterator<Item = &'a Tensor>) -> Result<()> {
     if gpu.stream.context().is_managing_stream_synchronization() {
         for tensor in tensors.filter(|tensor| tensor.elem_count() > 0) {
@@ -162,7 +162,7 @@ pub(super) fn will_write<'a>(gpu: &Gpu, tensors: impl Iterator<Item = &'a Tensor
     Ok(())
 }
 
-/// As [`will_write`], after a launch that has read.
+/// As [`will_write`], after a launch that read the tensors.
 pub(super) fn have_read<'a>(gpu: &Gpu, tensors: impl Iterator<Item = &'a Tensor>) -> Result<()> {
     if gpu.stream.context().is_managing_stream_synchronization() {
         for tensor in tensors {
@@ -172,7 +172,7 @@ pub(super) fn have_read<'a>(gpu: &Gpu, tensors: impl Iterator<Item = &'a Tensor>
     Ok(())
 }
 
-/// Waits for what other streams do to a tensor, and records our own work, without touching it.
+/// Waits for other streams' work on a tensor and records this one's, without changing the tensor.
 struct Touch<'a>(&'a Gpu);
 
 impl InplaceOp1 for Touch<'_> {

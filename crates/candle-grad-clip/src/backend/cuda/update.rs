@@ -1,4 +1,4 @@
-//! A fused optimizer's step that the host has decided: one launch updates all Vars of a device.
+//! A fused optimizer step that the host has decided: one launch updates all Vars of a device.
 
 use candle_core::Tensor;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
@@ -36,7 +36,7 @@ impl UpdateJob<'_> {
         Ok(row)
     }
 
-    /// What the update writes.
+    /// The tensors that the update writes.
     pub(super) fn written(&self) -> impl Iterator<Item = &Tensor> {
         let arrays = match self.state {
             State::Device(arrays) => &arrays[..],
@@ -46,7 +46,7 @@ impl UpdateJob<'_> {
     }
 }
 
-/// Does all jobs; `rules` has at least one.
+/// Runs all jobs. `rules` must not be empty.
 pub(crate) fn update(jobs: &[UpdateJob<'_>], rules: &[StepRule]) -> Result<()> {
     let grads = jobs.iter().map(|job| Some(job.grad));
     let mut tables = Vec::new();
@@ -58,7 +58,7 @@ pub(crate) fn update(jobs: &[UpdateJob<'_>], rules: &[StepRule]) -> Result<()> {
         let numbers = upload_rules(&gpu, rules)?;
         tables.push((gpu, table, numbers, indices));
     }
-    // What can fail is behind us, on every device, before the first write.
+    // Allocations, uploads and kernel loads of all devices come before the first write.
     for (gpu, table, numbers, indices) in tables {
         let jobs = || indices.iter().map(|&i| &jobs[i]);
         launch_update(
@@ -102,9 +102,9 @@ pub(super) fn launch_update<'a, I: Iterator<Item = &'a UpdateJob<'a>>>(
     let mut launch = gpu.stream.launch_builder(&function);
     launch.arg(&table.rows).arg(&table.count).arg(&table.chunk);
     launch.arg(rules).arg(&decided);
-    // SAFETY: the kernel's arguments in their order. It writes the Vars and states of the jobs,
-    // each of them in one row only, and reads their gradients, which share no storage with them;
-    // the caller holds all.
+    // SAFETY: the arguments match the kernel's. It writes the Vars and states of the jobs, each in
+    // one row only, and reads their gradients, which share no storage with them. The caller holds
+    // all.
     unsafe { launch_blocks(kernel, &mut launch, table.chunks)? };
     will_write(gpu, jobs().flat_map(UpdateJob::written))?;
     have_read(gpu, jobs().map(|job| job.grad))
