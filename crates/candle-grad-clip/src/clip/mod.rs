@@ -141,10 +141,9 @@ impl Clip {
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::block_rms(1.0))?; let report =
-    /// opt.backward_step_report(&loss)?; // the gradient is (3, 4)
-    /// assert!((report.record()?.clipped_norm - 2f64.sqrt()).abs() < 1e-12); // two elements of rms
-    /// 1
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::block_rms(1.0))?;
+    /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
+    /// assert!((report.record()?.clipped_norm - 2f64.sqrt()).abs() < 1e-12); // two elements of rms 1
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     #[must_use]
@@ -402,7 +401,8 @@ impl Clip {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidClip`](crate::Error::InvalidClip) for those above, and for two different settings of what holds for the whole list.
+    /// [`Error::InvalidClip`](crate::Error::InvalidClip) for those above, and for two different
+    /// settings of what holds for the whole list.
     pub fn chain(clips: impl IntoIterator<Item = Clip>) -> Result<Self> {
         Self::chain_of(clips.into_iter().collect())
     }

@@ -192,9 +192,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
-    /// let warm_up = |step: u64| 0.1 + 0.9 * (step as f64 / 1000.0).min(1.0); let mut opt =
-    /// ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_max_norm_schedule(warm_up)?; let
-    /// report = opt.backward_step_report(&loss)?; // norm 5, step 1
+    /// let warm_up = |step: u64| 0.1 + 0.9 * (step as f64 / 1000.0).min(1.0);
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?.with_max_norm_schedule(warm_up)?;
+    /// let report = opt.backward_step_report(&loss)?; // norm 5, step 1
     /// assert!((report.record()?.clipped_norm - 0.1009).abs() < 1e-6);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
