@@ -133,9 +133,7 @@ impl Clip {
     /// above 0. An infinite limit only measures.
     ///
     /// `g_i * min(1, max_rms / (rms_i + eps))` with `rms_i = sqrt(mean(g_i^2))`. The default `eps`
-    /// is 0. With a [`Clip::norm_type`] of p, `rms_i` is `mean(|g_i|^p)^(1/p)`.
-    ///
-    /// # References
+    /// is 0. With a [`Clip::norm_type`] of p, `rms_i` is `mean(|g_i|^p)^(1/p)`. Source:
     /// `optax.clip_by_block_rms` (optax 0.2.8).
     ///
     /// ```

@@ -297,7 +297,7 @@ impl Live {
             tracing::warn!(
                 norms = new_level,
                 mean = statistics.mean,
-                "zclip restarts its statistics: all these norms in a row were above a million times their limit"
+                "zclip restarts: that many norms in a row were above a million times their limit"
             );
             return;
         }
