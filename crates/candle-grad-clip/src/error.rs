@@ -131,7 +131,7 @@ pub enum Error {
         /// Its shape.
         shape: Vec<usize>,
     },
-    /// A Var of a rank for which [`AgcUnits::Optax`](crate::AgcUnits::Optax) has no units.
+    /// A Var with a rank for which [`AgcUnits::Optax`](crate::AgcUnits::Optax) has no units.
     #[error(
         "{var} has shape {shape:?}, and the units of optax are those of ranks 0 to 4: take AgcUnits::Rows or \
          AgcUnits::Columns, or leave it out by `exclude`"

@@ -246,7 +246,7 @@ impl ParamGroups {
         self.iter().any(|group| group.max_norm.is_some())
     }
 
-    /// As [`ParamGroups::group_of`], counted from 1; 0 for none.
+    /// Like [`ParamGroups::group_of`], but counted from 1; 0 for none.
     pub(crate) fn assign(&self, names: &[String]) -> Result<Arc<[usize]>> {
         let groups = self.group_of(names)?;
         let place = |group: &Option<usize>| group.map_or(0, |index| index + 1);
@@ -256,7 +256,7 @@ impl ParamGroups {
     /// The group of each name, as its index in this list.
     ///
     /// # Errors
-    /// A pattern that matches no name: a typing error, most likely.
+    /// A pattern that matches no name, which is most likely a typing error.
     pub(crate) fn group_of(&self, names: &[String]) -> Result<Arc<[Option<usize>]>> {
         for group in self {
             for pattern in &group.patterns {

@@ -86,7 +86,7 @@ pub(crate) struct Scaling {
 }
 
 impl Default for LossScaler {
-    /// Scale 65536, times 2 after 2000 good steps in a row, times 0.5 after an overflow.
+    /// A scale of 65536, which doubles after 2000 good steps in a row and halves after an overflow.
     fn default() -> Self {
         Self(Scaling {
             scale: 65536.0,

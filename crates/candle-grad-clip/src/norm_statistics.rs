@@ -29,7 +29,7 @@ use crate::optimizer::StepReport;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct NormStatistics {
-    /// Finite norms before clipping, one a step.
+    /// Finite norms before clipping, one per step.
     total_norms: Vec<f64>,
     clipped: u64,
     skipped: u64,
@@ -56,7 +56,7 @@ pub struct MaxNormSuggestion {
     pub percentile: f64,
     /// The norm at this percentile.
     pub max_norm: f64,
-    /// Fraction of the steps with a finite norm whose norm is above it.
+    /// Fraction of the steps with a finite norm whose norm is above `max_norm`.
     pub clipped_fraction: f64,
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn arrays_mut<W>(values: &mut [W], len: usize) -> impl Iterator<Item 
 /// The arrays of one Var, in f32, or in f64 for f64 Vars.
 #[derive(Debug, Clone)]
 pub(crate) enum State {
-    /// No step was taken yet: moments are zero, the copy is the Var itself.
+    /// No step was taken yet: the moments are zero, and the copy is the Var itself.
     Fresh,
     /// On CPU: one array after the other, [`stride`] apart.
     Host(WideVec),

@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(fs::read(&path)?, b"the first, whole");
         assert_eq!(folder.names()?, ["o"]);
 
-        // Without any other name: an error, and the other's file stays.
+        // If all names are taken: an error, and the other writer's file stays.
         fs::write(folder.0.join(".o.same.tmp"), "theirs")?;
         let mut same = || "same".to_string();
         let result = replace_by(&path, &mut same, |_| Ok(()));

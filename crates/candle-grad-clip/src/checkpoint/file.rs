@@ -23,7 +23,7 @@ use crate::tensors::wide_dtype;
 
 /// The format's name.
 pub(super) const FORMAT: &str = "candle-grad-clip optimizer";
-/// A reader that does not know a version refuses it. Any new field is a new version.
+/// A reader that does not know a version refuses it. Any new field needs a new version.
 pub(super) const VERSION: &str = "1";
 /// The limit of the crate `safetensors`, so that others can read our files.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -109,7 +109,7 @@ pub(super) fn header_bytes(
     let mut bytes = vec![0; PREFIX_BYTES as usize];
     serde_json::to_writer(&mut bytes, &Entries(metadata, tensors))
         .map_err(|error| Fault::Invalid(error.to_string()))?;
-    // The numbers begin at a multiple of eight.
+    // The numbers start at a multiple of eight bytes.
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
     let len = bytes.len() as u64 - PREFIX_BYTES;
     if len > MAX_HEADER_BYTES {
@@ -123,7 +123,7 @@ pub(super) fn header_bytes(
     Ok(bytes)
 }
 
-/// A checksum as it is written.
+/// A checksum in the form of the file.
 pub(super) fn hex(sum: u32) -> String {
     format!("{sum:08x}")
 }
@@ -317,7 +317,7 @@ fn misplaced(tensors: &[(String, TensorInfo)], index: usize) -> Fault {
     ))
 }
 
-/// The header as it is written.
+/// The header in the form of the file.
 struct Entries {
     metadata: Metadata,
     tensors: HashMap<String, TensorInfo>,

@@ -49,7 +49,7 @@ pub(super) struct VarRecord {
 }
 
 impl VarRecord {
-    /// The steps that the Var has taken, of an optimizer that has taken `steps`.
+    /// The Var's steps, if the optimizer has taken `steps`.
     pub(super) fn count(&self, steps: u64) -> u64 {
         if self.has_stepped {
             self.steps.unwrap_or(steps)

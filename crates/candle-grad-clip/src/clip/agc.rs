@@ -37,8 +37,8 @@ use crate::vars::NamedVars;
 ///
 /// # References
 /// Brock and others (2021), arXiv 2102.06171: clipping 0.01 for small batches, 0.08 and more for
-/// large ones. (timm and optax also keep `|g_i|` above 1e-6, which matters only where `clipping *
-/// eps` is below that.)
+/// large ones. (timm and optax also keep `|g_i|` above 1e-6, which matters only if `clipping * eps`
+/// is below 1e-6.)
 ///
 /// ```
 /// use candle_grad_clip::{Agc, Clip};
@@ -70,12 +70,12 @@ pub struct Agc {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum AgcUnits {
-    /// Each index of the first dimension, as in timm: right for candle's and PyTorch's layouts,
-    /// (out, in) and (out, in, height, width).
+    /// Each index of the first dimension, as in timm. For candle's and PyTorch's layouts, (out, in)
+    /// and (out, in, height, width).
     #[default]
     Rows,
-    /// Each index of the last dimension: right for the layouts of JAX, (in, out) and (height,
-    /// width, in, out).
+    /// Each index of the last dimension. For the layouts of JAX, (in, out) and (height, width, in,
+    /// out).
     Columns,
     /// As optax without an `axis`, for the layouts of JAX. Ranks 2 and 3: all but the first
     /// dimension. Rank 4: each index of the last dimension. A Var with at most one dimension above

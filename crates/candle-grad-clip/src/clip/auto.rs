@@ -109,7 +109,7 @@ impl Method for AutoClip {
     }
 }
 
-/// The running rule: the latest norms of the taken steps, in both orders.
+/// The running rule: the latest norms of the taken steps, in order of time and sorted.
 #[derive(Debug, Default)]
 struct Live {
     config: AutoClip,
@@ -246,7 +246,7 @@ mod tests {
         step(&mut rule, 3e5, None);
         assert_eq!(rule.order.len(), bound);
         assert_eq!(rule.max_norm(None), (bound + 2) as f64);
-        // With one more the next leaves.
+        // This norm pushes the oldest out.
         assert_eq!(rule.max_norm(Some(4e5)), (bound + 3) as f64);
     }
 

@@ -209,7 +209,7 @@ impl Clip {
     /// Returns the index of its method.
     ///
     /// # Errors
-    /// A limit that is not above 0; no limit to set, or more than one. Nothing is changed then.
+    /// A limit that is not above 0, no limit to set, or more than one. Nothing is changed then.
     pub(super) fn set_limit(&mut self, value: f64) -> Result<usize> {
         let limits = self.parts.iter_mut().enumerate();
         let limits = limits.filter_map(|(at, part)| Some((at, part.method.config_mut().limit()?)));

@@ -69,7 +69,7 @@ pub(crate) enum Action {
 pub struct GroupRecord {
     /// The group's name.
     pub name: String,
-    /// Norm of the group's gradients as one vector before clipping.
+    /// Norm of the group's gradients as one vector, before clipping.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub total_norm: f64,
     /// The clip coefficient; the smallest one if each Var has its own.

@@ -11,8 +11,8 @@ use crate::error::Result;
 use crate::gradients::{Measurements, UnitPlan};
 use crate::vars::NamedVars;
 
-/// The config of a method: plain data. Each method is a file of this folder and a row of the table
-/// in `methods.rs`.
+/// The config of a method: plain data. Each method is a file of this folder and a row in the table
+/// of `methods.rs`.
 pub(super) trait Method {
     /// Parses the options of a text. They are checked later.
     fn parse(options: &mut Options<'_>) -> Result<Self>

@@ -1,7 +1,7 @@
 //! ZClip: clips norms that are many standard deviations above the running mean.
 //!
 //! Kumar, Owen, Chowdhury, Güra (2025), "ZClip: Adaptive spike mitigation for LLM pre-training",
-//! arXiv 2504.02507, and the authors' PyTorch code, which this follows where the paper leaves a
+//! arXiv 2504.02507, and the authors' PyTorch code, which this follows if the paper leaves a
 //! choice.
 
 use std::fmt;
@@ -61,7 +61,7 @@ pub struct ZClip {
     pub eps: f64,
     /// A limit that always applies; infinite for none. Default: 1.
     pub max_norm: f64,
-    /// What a spike is clipped to. Default: [`ZClipMode::ZScore`].
+    /// The limit to which a spike is clipped. Default: [`ZClipMode::ZScore`].
     pub mode: ZClipMode,
     /// Factor of the limit of [`ZClipMode::ZScore`]. Default: 1.
     pub clip_scale: f64,
@@ -250,7 +250,7 @@ impl Rule for Live {
         self.config.max_norm = value;
     }
 
-    /// Mean, variance (a mean of 0 for none yet), and the norms of the warm-up.
+    /// Mean, variance (a mean of 0 means none yet), and the norms of the warm-up.
     fn save(&self) -> Saved {
         if self.statistics.is_none() && self.warmup.is_empty() {
             return Saved::default();

@@ -80,7 +80,7 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// A hyper-parameter that is not finite or outside its range: `lr`, `eps`, `weight_decay` 0 or
+    /// A hyper-parameter that is non-finite or outside its range: `lr`, `eps`, `weight_decay` 0 or
     /// above, `beta1` and `beta2` in `[0, 1)`.
     pub fn from_named_vars(vars: impl Into<NamedVars>, params: ParamsAdamW) -> Result<Self> {
         check_adamw(&params)?;

@@ -1,11 +1,11 @@
-//! Fused optimizers: the clip is folded into the update.
+//! Fused optimizers: the clip is part of the update.
 //!
 //! [`AdamW`] and [`Sgd`] replace candle's optimizers, alone or in a
 //! [`ClippedOptimizer`](crate::ClippedOptimizer). The wrapper recognizes them by type and passes
 //! its edit (coefficient, bound, zeroing of non-finite elements) to the update. Each gradient is
-//! read once for the norm and once for the step. No gradient is written, and nothing of its size is
-//! allocated. The memory traffic is 8 words per parameter for clip and AdamW, 4 for clip and SGD. A
-//! skipped step changes neither weights, moments nor the step counter.
+//! read once for the norm and once for the step. On CPU and CUDA no gradient is written, and
+//! nothing of its size is allocated. The memory traffic is 8 words per parameter for clip and
+//! AdamW, 4 for clip and SGD. A skipped step changes neither weights, moments nor the step counter.
 //! [`StepReport::path`](crate::StepReport::path) is then
 //! [`StepPath::Fused`](crate::StepPath::Fused).
 //!
