@@ -65,7 +65,7 @@ const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as
 /// Below 1, unscaling makes gradients larger. A step whose gradients would overflow the dtype in
 /// which they are written (f16 around candle's optimizers, f32 in the fused ones) is skipped in the
 /// same way, also under [`NonFinite::Zero`](crate::NonFinite::Zero). Only `Propagate` writes them.
-/// The report always says [`skipped`](crate::StepReport::skipped).
+/// The report of each skipped step says [`skipped`](crate::StepReport::skipped).
 ///
 /// # References
 /// `torch.amp.GradScaler` (PyTorch 2.15), with the same defaults. It allows any factors; here they
