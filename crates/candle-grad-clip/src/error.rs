@@ -21,12 +21,12 @@ use crate::skip_reason::SkipReason;
 /// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong. Whatever it is, weights, optimizer state and gradients are as they were (but
-/// for an inner optimizer whose own `step` fails half way).
+/// The errors of this crate. After any of them, weights, optimizer state and gradients are
+/// unchanged, except if an inner optimizer's own `step` fails half way.
 ///
-/// It converts into [`candle_core::Error`], which keeps the whole text (and only the text: use
-/// [`ClippedOptimizer::step_report`](crate::ClippedOptimizer::step_report) for the typed error), so
-/// `?` works in functions that return candle's `Result`, `anyhow`'s or this crate's.
+/// It converts into [`candle_core::Error`], so `?` works in functions that return candle's
+/// `Result`, `anyhow`'s or this crate's. The conversion keeps only the text. For the typed error
+/// use [`ClippedOptimizer::step_report`](crate::ClippedOptimizer::step_report).
 ///
 /// ```
 /// use candle_core::backprop::GradStore;
@@ -56,15 +56,15 @@ pub enum Error {
     InvalidOption {
         /// The field or argument.
         name: &'static str,
-        /// What came.
+        /// The given value.
         value: f64,
         /// The allowed range, and what to do.
         expected: &'static str,
     },
-    /// A norm order that makes no norm.
+    /// An invalid norm order.
     #[error("norm_type is {p}, expected 1, 2, inf or any p > 0")]
     InvalidNormType {
-        /// The exponent that came.
+        /// The given exponent.
         p: f64,
     },
     /// NaN or infinite gradients, under [`NonFinite::Error`](crate::NonFinite::Error).
@@ -85,11 +85,11 @@ pub enum Error {
         elements: usize,
         /// NaN and infinite values in all gradients.
         total: u64,
-        /// The norm that was to be taken.
+        /// The type of the norm.
         norm_type: NormType,
     },
     /// More steps in a row were skipped than [`Clip::max_skips`](crate::Clip::max_skips) allows.
-    /// The other fields are about the last of them.
+    /// The other fields describe the last of them.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -110,7 +110,7 @@ pub enum Error {
     /// ```
     #[error("{}", too_many_skips(*reason, *skips, *max_skips, var.as_deref(), *total_norm, *loss, clip))]
     TooManySkips {
-        /// Why it was skipped.
+        /// Why the step was skipped.
         reason: SkipReason,
         /// Skipped steps in a row, this one included.
         skips: u32,
@@ -120,18 +120,18 @@ pub enum Error {
         var: Option<String>,
         /// The norm of the finite elements of all gradients.
         total_norm: f64,
-        /// The loss, if the rule looks at it.
+        /// The loss, if the rule needs it.
         loss: Option<f64>,
         /// The [`Clip`](crate::Clip) as text.
         clip: String,
     },
-    /// A loss that is not one number, for a rule that looks at it.
+    /// A loss that is not one number, for a rule that needs it.
     #[error("the loss has shape {shape:?}, expected one number: the clip looks at it (loss_z)")]
     LossShape {
         /// Its shape.
         shape: Vec<usize>,
     },
-    /// A Var of a rank for which [`AgcUnits::Optax`](crate::AgcUnits::Optax) has no units.
+    /// A Var with a rank for which [`AgcUnits::Optax`](crate::AgcUnits::Optax) has no units.
     #[error(
         "{var} has shape {shape:?}, and the units of optax are those of ranks 0 to 4: take AgcUnits::Rows or \
          AgcUnits::Columns, or leave it out by `exclude`"
@@ -142,15 +142,15 @@ pub enum Error {
         /// Its shape.
         shape: Vec<usize>,
     },
-    /// A text that is no [`Clip`](crate::Clip), or clips that can't come one after the other.
+    /// A text that is not a [`Clip`](crate::Clip), or a clip that cannot be used here.
     #[error("clip `{text}`: {reason}")]
     InvalidClip {
-        /// What came.
+        /// The given value.
         text: String,
         /// What is wrong with it, and what is allowed.
         reason: String,
     },
-    /// A gradient of a dtype that cannot be clipped.
+    /// A gradient with a dtype that cannot be clipped.
     #[error("the gradient of {var} is {dtype:?}, expected F32, F64, F16 or BF16")]
     UnsupportedDType {
         /// Name of the Var.
@@ -186,8 +186,8 @@ pub enum Error {
         /// The name of one of them.
         example: String,
     },
-    /// Groups of a [`ClippedOptimizer`](crate::ClippedOptimizer) that its inner optimizer can't
-    /// follow.
+    /// Groups of a [`ClippedOptimizer`](crate::ClippedOptimizer) that its inner optimizer does not
+    /// support.
     #[error(
         "group `{group}` sets lr_scale or weight_decay, which the inner optimizer {optimizer} has but one of; make \
          it an optim::GroupedOptimizer of them, and give the wrapper groups.max_norms_only()"
@@ -203,11 +203,11 @@ pub enum Error {
     CheckpointIo {
         /// The checkpoint.
         path: PathBuf,
-        /// What the system said. Of a file that is not there it has the kind `NotFound`.
+        /// The system's error. For a missing file its kind is `NotFound`.
         source: io::Error,
     },
-    /// A file that is not a checkpoint, or a damaged one; or what is to be saved can't be, as two
-    /// Vars have the same name.
+    /// A file that is damaged or not a checkpoint. Or state that cannot be saved, for example
+    /// because two Vars have the same name.
     #[error("checkpoint {}: {reason}", path.display())]
     Checkpoint {
         /// The checkpoint.
@@ -224,7 +224,7 @@ pub enum Error {
     CheckpointMismatch {
         /// The checkpoint.
         path: PathBuf,
-        /// All that differs, by name.
+        /// All differences, by name.
         differences: Vec<String>,
     },
     /// An error of candle, from `backward`, from the inner optimizer or from a device.
@@ -236,7 +236,7 @@ pub enum Error {
         /// Name of the Var.
         var: String,
     },
-    /// A checkpoint that was saved, whole and under its name, but that a power cut may still undo.
+    /// A checkpoint that was saved completely, but that a power cut may still undo.
     #[error(
         "checkpoint {}: the new file is in place and whole, but its folder could not be brought to the disk, so after a \
          power cut the old one may be there: {source}",
@@ -245,7 +245,7 @@ pub enum Error {
     CheckpointNotDurable {
         /// The checkpoint.
         path: PathBuf,
-        /// What the system said of the folder; of one that can't be read it has the kind
+        /// The system's error for the folder. For an unreadable folder its kind is
         /// `PermissionDenied`.
         source: io::Error,
     },
@@ -265,16 +265,16 @@ pub enum Error {
         /// Micro-batches dropped since the accumulator was made.
         dropped: u64,
     },
-    /// Gradients of a [`GradAccumulator`](crate::GradAccumulator) that leaves out what is not
-    /// finite, for a wrapper with a [`LossScaler`](crate::LossScaler).
+    /// Gradients of a [`GradAccumulator`](crate::GradAccumulator) that hides non-finite elements,
+    /// for a wrapper with a [`LossScaler`](crate::LossScaler).
     #[error(
         "the gradients come from a GradAccumulator with NonFinite::SkipStep or NonFinite::Zero, which hides overflows from the \
          LossScaler: its scale would never fall; nothing was changed; take NonFinite::Propagate (one overflow skips the step and \
          lowers the scale) or NonFinite::Error"
     )]
     HiddenOverflow,
-    /// A gradient that is finite, but would not be once it is multiplied by its coefficient:
-    /// unscaled by a [`LossScaler`](crate::LossScaler) whose scale is below 1, or scaled up by a
+    /// A finite gradient that overflows when it is multiplied by its coefficient: unscaled by a
+    /// [`LossScaler`](crate::LossScaler) whose scale is below 1, or scaled up by a
     /// [`ClipRule`](crate::ClipRule). Under [`NonFinite::Error`](crate::NonFinite::Error).
     #[error(
         "the gradient of {var} has an element of {largest} (absolute), which times its coefficient {coef} is more than {dtype:?} \
@@ -283,14 +283,14 @@ pub enum Error {
     Overflow {
         /// Name of the first such Var.
         var: String,
-        /// Its largest absolute value, as it came.
+        /// Its largest absolute value, before the multiplication.
         largest: f64,
-        /// What it is multiplied by: the clip's coefficient, divided by the loss scale.
+        /// Its factor: the clip's coefficient, divided by the loss scale.
         coef: f64,
-        /// What the product is kept in.
+        /// The dtype of the product.
         dtype: DType,
     },
-    /// The inner optimizer trains Vars that the wrapper was not given: they would be neither
+    /// The inner optimizer trains Vars that the wrapper does not have. They would be neither
     /// measured nor clipped.
     #[error(
         "the inner optimizer trains {} Var(s) that the wrapper was not given: {}; expected all that it trains: wrap \
@@ -302,8 +302,8 @@ pub enum Error {
         /// Their names in the inner optimizer.
         vars: Vec<String>,
     },
-    /// An optimizer that was put in by [`inner_mut`](crate::ClippedOptimizer::inner_mut) does not
-    /// train all of the wrapper's Vars: the others would count in the global norm.
+    /// An optimizer that was set through [`inner_mut`](crate::ClippedOptimizer::inner_mut) does not
+    /// train all of the wrapper's Vars. The others would still count in the global norm.
     #[error(
         "the optimizer that was put in does not train {} Var(s) of the wrapper: {}; expected one that trains them all: \
          wrap it anew",
@@ -314,14 +314,14 @@ pub enum Error {
         /// Their names in the wrapper.
         vars: Vec<String>,
     },
-    /// Two Vars of one name: neither errors nor groups nor checkpoints could tell them apart.
+    /// Two Vars with the same name. Errors, groups and checkpoints could not distinguish them.
     #[error("two Vars are named `{name}`, expected a name of its own for each")]
     DuplicateName {
         /// The name.
         name: String,
     },
-    /// A store that has gradients, but none for any of the Vars: they are Vars of another model,
-    /// most likely.
+    /// A store that has gradients, but none for any of the Vars. Most likely they are Vars of
+    /// another model.
     #[error(
         "the store has {grads} gradient(s), but none for any of the {vars} Var(s): expected those of backward() on a loss \
          of these Vars; are they Vars of another model?"
@@ -332,8 +332,8 @@ pub enum Error {
         /// How many Vars were given.
         vars: usize,
     },
-    /// A wrapper with a [`LossScaler`](crate::LossScaler) inside another wrapper: what it gets is
-    /// not scaled by it.
+    /// A wrapper with a [`LossScaler`](crate::LossScaler) inside another wrapper. The losses would
+    /// not be scaled.
     #[error(
         "a ClippedOptimizer with a LossScaler is the inner optimizer of another, which doesn't scale losses by it: \
          expected the LossScaler on the outermost one"

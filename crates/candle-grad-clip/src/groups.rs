@@ -8,9 +8,9 @@ use wildmatch::WildMatch;
 use crate::check::{check_limit, check_not_negative};
 use crate::error::{Error, Result};
 
-/// Vars with settings of their own, chosen by name.
+/// A group of Vars, selected by name, with its own settings.
 ///
-/// A name belongs to the group if one of its patterns matches the whole of it: `*` stands for any
+/// A Var belongs to the group if one of the patterns matches its whole name: `*` stands for any
 /// characters, `?` for one.
 ///
 /// ```
@@ -30,7 +30,7 @@ pub struct ParamGroup {
 }
 
 impl ParamGroup {
-    /// A group of the Vars whose name matches one of `patterns`, so far without settings.
+    /// A group of the Vars whose names match one of `patterns`, without settings.
     #[must_use]
     pub fn new(name: impl Into<String>, patterns: &[&str]) -> Self {
         Self {
@@ -43,37 +43,38 @@ impl ParamGroup {
         }
     }
 
-    /// The group's learning rate as a multiple of the optimizer's, so that `set_learning_rate` (a
-    /// schedule) moves all groups. PyTorch's `lr` of a group is this times the optimizer's.
+    /// Sets the group's learning rate, relative to the optimizer's. A schedule that calls
+    /// `set_learning_rate` then changes all groups. The `lr` of a PyTorch group is this times the
+    /// optimizer's.
     ///
-    /// A group at 0 stands still, but its gradients count in the global norm as long as it gets
-    /// some: give it [`no_clip`](Self::no_clip) too, so that the others are clipped for their own
-    /// norm.
+    /// A group with 0 is frozen, but its gradients still count in the global norm. To exclude them,
+    /// set [`no_clip`](Self::no_clip) too.
     #[must_use]
     pub fn lr_scale(mut self, lr_scale: f64) -> Self {
         self.lr_scale = Some(lr_scale);
         self
     }
 
-    /// The group's weight decay, instead of the optimizer's.
+    /// Sets the group's weight decay, instead of the optimizer's.
     #[must_use]
     pub fn weight_decay(mut self, weight_decay: f64) -> Self {
         self.weight_decay = Some(weight_decay);
         self
     }
 
-    /// A limit for the norm of the group's gradients as one vector, beside the limit of all: the
-    /// smaller of both coefficients holds.
+    /// Limits the norm of the group's gradients as one vector, in addition to the global limit. The
+    /// smaller of both coefficients applies.
     #[must_use]
     pub fn max_norm(mut self, max_norm: f64) -> Self {
         self.max_norm = Some(max_norm);
         self
     }
 
-    /// Takes the group out of the global norm and out of clipping, by whatever rule: frozen layers,
-    /// or matrices whose optimizer normalizes updates itself (Muon). What is not finite in its
-    /// gradients still ends a step as [`NonFinite`](crate::NonFinite) says; under `Propagate` it
-    /// does not touch the others. A [`ClipRule`](crate::ClipRule) sees norms of 0 for its Vars.
+    /// Excludes the group from the global norm and from clipping, with every rule. Use it for
+    /// frozen layers, or for matrices whose optimizer normalizes its updates (Muon). Non-finite
+    /// elements in its gradients are still handled by [`NonFinite`](crate::NonFinite). Under
+    /// `Propagate` they do not affect other Vars. A [`ClipRule`](crate::ClipRule) sees norms of 0
+    /// for its Vars.
     ///
     /// ```
     /// # use candle_core::{Device, Var};
@@ -99,19 +100,19 @@ impl ParamGroup {
         self
     }
 
-    /// Its name.
+    /// The group's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What the learning rate is multiplied by: 1 unless set.
+    /// The factor of the learning rate: 1 unless set.
     #[must_use]
     pub fn learning_rate_scale(&self) -> f64 {
         self.lr_scale.unwrap_or(1.0)
     }
 
-    /// `weight_decay`, or the group's own.
+    /// The group's weight decay, or `weight_decay` if it has none.
     #[must_use]
     pub fn weight_decay_or(&self, weight_decay: f64) -> f64 {
         self.weight_decay.unwrap_or(weight_decay)
@@ -136,7 +137,7 @@ impl ParamGroup {
     }
 }
 
-/// All there is to a group: `no_decay (*.bias, ln_*) weight_decay 0`.
+/// The name, patterns and settings: `no_decay (*.bias, ln_*) weight_decay 0`.
 impl fmt::Display for ParamGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.name, self.patterns.join(", "))?;
@@ -156,19 +157,21 @@ impl fmt::Display for ParamGroup {
     }
 }
 
-/// Groups of Vars with settings of their own: learning rate, weight decay, clip limit.
+/// Groups of Vars with their own learning rate, weight decay or clip limit.
 ///
-/// A Var belongs to the first group that matches its name; one that none matches has the
-/// optimizer's settings. One global norm is taken over all groups all the same, and its limit holds
-/// for all; a group's own limit comes on top:
+/// A Var belongs to the first group that matches its name. A Var without a group has the
+/// optimizer's settings. The global norm is taken over all groups, and its limit holds for all of
+/// them. A group's limit holds in addition:
 ///
 /// ```text
 /// g <- g * min(clip_coef, max_norm / (norm of the group's gradients + eps))
 /// ```
 ///
-/// A group with [`no_clip`](ParamGroup::no_clip) is in neither: its gradients stay as they are.
+/// A group with [`no_clip`](ParamGroup::no_clip) is in neither norm, and its gradients are not
+/// scaled.
 ///
-/// Given to [`ClippedOptimizer::with_param_groups`](crate::ClippedOptimizer::with_param_groups), to
+/// Pass them to
+/// [`ClippedOptimizer::with_param_groups`](crate::ClippedOptimizer::with_param_groups), to
 /// [`AdamW::with_param_groups`](crate::optim::AdamW::with_param_groups) and
 /// [`Sgd::with_param_groups`](crate::optim::Sgd::with_param_groups), or to
 /// [`GroupedOptimizer`](crate::optim::GroupedOptimizer) for other optimizers.
@@ -200,7 +203,7 @@ impl fmt::Display for ParamGroup {
 pub struct ParamGroups(Arc<[ParamGroup]>);
 
 impl ParamGroups {
-    /// Checks the groups.
+    /// A list of groups, which are checked.
     ///
     /// # Errors
     /// A setting outside its range: `lr_scale` and `weight_decay` are 0 or above, `max_norm` is
@@ -226,9 +229,9 @@ impl ParamGroups {
         self.0.iter()
     }
 
-    /// The same groups with nothing but their limits: for a
-    /// [`ClippedOptimizer`](crate::ClippedOptimizer) around an optimizer that has the other
-    /// settings already, such as [`GroupedOptimizer`](crate::optim::GroupedOptimizer).
+    /// The same groups without `lr_scale` and `weight_decay`. For a
+    /// [`ClippedOptimizer`](crate::ClippedOptimizer) around an optimizer that already has these
+    /// settings, such as [`GroupedOptimizer`](crate::optim::GroupedOptimizer).
     #[must_use]
     pub fn max_norms_only(&self) -> Self {
         let only_limit = |group: &ParamGroup| ParamGroup {
@@ -243,7 +246,7 @@ impl ParamGroups {
         self.iter().any(|group| group.max_norm.is_some())
     }
 
-    /// As [`ParamGroups::group_of`], counted from 1; 0 for none.
+    /// Like [`ParamGroups::group_of`], but counted from 1; 0 for none.
     pub(crate) fn assign(&self, names: &[String]) -> Result<Arc<[usize]>> {
         let groups = self.group_of(names)?;
         let place = |group: &Option<usize>| group.map_or(0, |index| index + 1);
@@ -253,7 +256,7 @@ impl ParamGroups {
     /// The group of each name, as its index in this list.
     ///
     /// # Errors
-    /// A pattern that matches no name: a typing error, most likely.
+    /// A pattern that matches no name, which is most likely a typing error.
     pub(crate) fn group_of(&self, names: &[String]) -> Result<Arc<[Option<usize>]>> {
         for group in self {
             for pattern in &group.patterns {
@@ -282,7 +285,7 @@ impl<'a> IntoIterator for &'a ParamGroups {
     }
 }
 
-/// Groups for an optimizer by itself, which clips nothing.
+/// Checks the groups of an optimizer without a wrapper, which does not clip.
 pub(crate) fn check_no_limits(groups: &ParamGroups) -> Result<()> {
     for group in groups {
         if group.is_no_clip() {

@@ -1,4 +1,4 @@
-//! A loss that weighs samples and large errors: the kind that needs clipping.
+//! A loss with weights and a power of the error. Its gradients often need clipping.
 
 use candle_core::backend::BackendStorage;
 use candle_core::op::Abs;
@@ -8,16 +8,17 @@ use crate::error::{Error, Result};
 
 /// Weighted power loss: `mean(w |pred - target|^p)`.
 ///
-/// The mean is over all elements, not over the sum of the weights. The gradient with respect to
-/// `pred` is `w p |e|^(p-1) sign(e) / n`, with `e = pred - target`: finite everywhere for `p >= 1`,
-/// and 0 where `e` is 0. (candle's `powf` gives NaN for a negative base, and a gradient of its own
-/// choice at 0.) It grows with `|e|^(p-1)`, which is why training with `p` of 3 or 4 explodes.
+/// The mean divides by the number of elements, not by the sum of the weights. The gradient with
+/// respect to `pred` is `w p |e|^(p-1) sign(e) / n`, with `e = pred - target`. It is finite
+/// everywhere for `p >= 1`, and 0 where `e` is 0. (candle's `powf` gives NaN for a negative base,
+/// and may give another gradient at 0.) It grows with `|e|^(p-1)`, so training with `p` of 3 or 4
+/// can explode.
 ///
-/// `pred`, `target` and `weight` have one shape, or shapes that broadcast to it, and one float
-/// dtype. Gradients flow to all three. The result is a scalar.
+/// `pred`, `target` and `weight` have the same float dtype, and the same shape or shapes that
+/// broadcast to it. Gradients flow to all three. The result is a scalar.
 ///
 /// # Errors
-/// A `power` below 1, NaN or infinite; shapes, dtypes or devices that do not go together.
+/// A `power` below 1, NaN or infinite. Shapes, dtypes or devices that do not match.
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
@@ -91,7 +92,7 @@ impl CustomOp1 for AbsPower {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let x = x.detach(); // or the gradient would carry the graph
+        let x = x.detach(); // otherwise the gradient would carry the graph
         let slope = (x.abs()?.powf(self.0 - 1.0)? * self.0)?;
         Ok(Some(((slope * x.sign()?)? * grad)?))
     }

@@ -1,4 +1,4 @@
-//! unscale: the scale of a loss whose gradients would vanish in half precision.
+//! Loss scaling, for gradients that would underflow in f16.
 
 use std::ops::RangeInclusive;
 
@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// The scale stays in f32's normal range: from 2^-126 to 2^127.
 const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as f64;
 
-/// Multiplies the loss by a scale, so that small gradients do not vanish in f16, and finds that
-/// scale while training: PyTorch's `GradScaler`.
+/// Multiplies the loss by a scale, so that small gradients do not underflow in f16. The scale
+/// adapts during training, as in PyTorch's `GradScaler`.
 ///
 /// ```text
 /// g = (gradient of scale * loss) / scale
@@ -19,12 +19,12 @@ const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as
 /// growth_interval steps in a row without one:                scale <- scale * 2
 /// ```
 ///
-/// It goes into a [`ClippedOptimizer`](crate::ClippedOptimizer::with_loss_scaler), whose
-/// `backward_step` then scales the loss, and which unscales in no pass of its own: `1 / scale` is a
-/// factor of the coefficient that the gradients are multiplied by anyway (or that goes into the
-/// update of the [fused optimizers](crate::optim)). Norms and limits are those of the unscaled
-/// gradients. As the scale is a power of two, this is exact: where nothing overflows or vanishes, a
-/// run in f32 has the bits of the run without it.
+/// Give it to a [`ClippedOptimizer`](crate::ClippedOptimizer::with_loss_scaler), whose
+/// `backward_step` then scales the loss. Unscaling needs no separate pass: `1 / scale` is part of
+/// the coefficient that multiplies the gradients anyway, or part of the update in the [fused
+/// optimizers](crate::optim). Norms and limits are those of the unscaled gradients. The scale is a
+/// power of two, so this is exact: unless something overflows or underflows, a run in f32 is
+/// bit-identical to the run without a scaler.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -48,30 +48,32 @@ const SCALES: RangeInclusive<f64> = f32::MIN_POSITIVE as f64..=(1u128 << 127) as
 /// # }
 /// ```
 ///
-/// Compute the **loss in f32**, as above: in f16 its own gradient, which is the scale, overflows
-/// from 2^16 on, so that training starts with a skipped step. bf16 has f32's range and needs no
-/// scaler.
+/// Compute the **loss in f32**, as above. The gradient of the scaled loss starts with the scale
+/// itself, and a scale of 2^16 overflows in f16: training would start with a skipped step. bf16 has
+/// the range of f32 and needs no scaler.
 ///
 /// # Overflow and skipped steps
-/// At a scale above 1 a gradient that is not finite is the scale's fault: the step is skipped
-/// without a warning, whatever [`Clip::non_finite`](crate::Clip::non_finite) says, and not counted
-/// towards [`Clip::max_skips`](crate::Clip::max_skips), as `GradScaler` skips in silence while it
-/// looks for its scale. At 1 or below there is nothing left to blame it on, so the policy has its
-/// say (a step that it takes all the same leaves the scale as it is), and skips count: a model that
-/// is really broken comes to an error after at most `log2(scale) + max_skips` steps, where
-/// `GradScaler` halves on towards 0. Below 1, unscaling makes gradients larger: a step whose
-/// gradients would be infinite in what they are written in (f16 around candle's optimizers, f32 in
-/// the fused ones) is skipped in the same way, also under
-/// [`NonFinite::Zero`](crate::NonFinite::Zero); only `Propagate` writes them. The report says
-/// [`skipped`](crate::StepReport::skipped) each time.
+/// At a scale above 1, a non-finite gradient counts as an overflow of the scale. The step is
+/// skipped without a warning, whatever [`Clip::non_finite`](crate::Clip::non_finite) says, and does
+/// not count towards [`Clip::max_skips`](crate::Clip::max_skips). (`GradScaler` skips silently,
+/// too.)
+///
+/// At a scale of 1 or below, scaling is not the cause, so the policy applies, and skips count. A
+/// step that the policy takes leaves the scale as it is. So a broken model gives an error after at
+/// most `log2(scale) + max_skips` steps, whereas `GradScaler` halves its scale towards 0.
+///
+/// Below 1, unscaling makes gradients larger. A step whose gradients would overflow the dtype in
+/// which they are written (f16 around candle's optimizers, f32 in the fused ones) is skipped in the
+/// same way, also under [`NonFinite::Zero`](crate::NonFinite::Zero). Only `Propagate` writes them.
+/// The report of each skipped step says [`skipped`](crate::StepReport::skipped).
 ///
 /// # References
-/// `torch.amp.GradScaler` (PyTorch 2.15), whose defaults these are; it takes any factors, here they
+/// `torch.amp.GradScaler` (PyTorch 2.15), with the same defaults. It allows any factors; here they
 /// are powers of two. Micikevicius et al. (2018), "Mixed precision training".
 #[derive(Debug, Clone, PartialEq)]
 pub struct LossScaler(pub(crate) Scaling);
 
-/// As checkpoints write it.
+/// The form in checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Scaling {
@@ -84,7 +86,7 @@ pub(crate) struct Scaling {
 }
 
 impl Default for LossScaler {
-    /// Scale 65536, times 2 after 2000 good steps in a row, times 0.5 after an overflow.
+    /// A scale of 65536, which doubles after 2000 good steps in a row and halves after an overflow.
     fn default() -> Self {
         Self(Scaling {
             scale: 65536.0,
@@ -98,36 +100,37 @@ impl Default for LossScaler {
 }
 
 impl LossScaler {
-    /// The first scale: a power of two. Default: 65536.
+    /// Sets the initial scale: a power of two. Default: 65536.
     #[must_use]
     pub fn init_scale(mut self, init_scale: f64) -> Self {
         self.0.scale = init_scale;
         self
     }
 
-    /// What the scale is multiplied by after [`growth_interval`](Self::growth_interval) good steps:
-    /// a power of two, 1 or above. Default: 2.
+    /// Sets the factor of the scale after [`growth_interval`](Self::growth_interval) good steps: a
+    /// power of two, 1 or above. Default: 2.
     #[must_use]
     pub fn growth_factor(mut self, growth_factor: f64) -> Self {
         self.0.growth_factor = growth_factor;
         self
     }
 
-    /// What the scale is multiplied by after an overflow: a power of two below 1. Default: 0.5.
+    /// Sets the factor of the scale after an overflow: a power of two below 1. Default: 0.5.
     #[must_use]
     pub fn backoff_factor(mut self, backoff_factor: f64) -> Self {
         self.0.backoff_factor = backoff_factor;
         self
     }
 
-    /// Steps in a row without an overflow after which the scale grows, 1 or more. Default: 2000.
+    /// Sets after how many steps in a row without an overflow the scale grows, 1 or more. Default:
+    /// 2000.
     #[must_use]
     pub fn growth_interval(mut self, growth_interval: u32) -> Self {
         self.0.growth_interval = growth_interval;
         self
     }
 
-    /// Whether it does anything: with `false` the scale is 1 and stays so. Default: yes.
+    /// Enables or disables scaling. If disabled, the scale is always 1. Default: enabled.
     ///
     /// ```
     /// use candle_grad_clip::LossScaler;
@@ -142,13 +145,13 @@ impl LossScaler {
         self
     }
 
-    /// Whether it does anything.
+    /// Whether scaling is enabled.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
         self.0.enabled
     }
 
-    /// The scale that the next loss is multiplied by; 1 if it is not enabled.
+    /// The scale of the next loss; 1 if scaling is disabled.
     #[must_use]
     pub fn current_scale(&self) -> f64 {
         if self.0.enabled { self.0.scale } else { 1.0 }
@@ -160,8 +163,8 @@ impl LossScaler {
         self.0.good_steps
     }
 
-    /// The loss times the scale; an f16 or bf16 loss becomes f32 first, as it may not hold the
-    /// product.
+    /// The loss times the scale. An f16 or bf16 loss becomes f32 first, because the product may
+    /// overflow.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};
@@ -174,7 +177,7 @@ impl LossScaler {
     /// ```
     ///
     /// # Errors
-    /// Those of candle.
+    /// Errors of candle.
     pub fn scale(&self, loss: &Tensor) -> Result<Tensor> {
         let scale = self.current_scale();
         if scale == 1.0 {
@@ -189,7 +192,7 @@ impl LossScaler {
         Ok((loss * scale)?)
     }
 
-    /// A step was taken, or skipped for its overflow.
+    /// Updates the scale after a step that was taken, or skipped because of an overflow.
     pub(crate) fn update(&mut self, overflow: bool) {
         let Scaling {
             scale,
@@ -213,7 +216,7 @@ impl LossScaler {
                 *good_steps = 0;
             }
         }
-        // Where it would leave the range it stays, as `GradScaler`'s does where it would be
+        // The scale stays if it would leave the range. `GradScaler` keeps it if it would be
         // infinite.
         if SCALES.contains(&(*scale * factor)) {
             *scale *= factor;
@@ -257,7 +260,7 @@ impl LossScaler {
     }
 }
 
-/// In the range of scales.
+/// Whether this is a power of two in the range of scales.
 fn is_power_of_two(x: f64) -> bool {
     const MANTISSA: u64 = (1 << 52) - 1;
     SCALES.contains(&x) && x.to_bits() & MANTISSA == 0

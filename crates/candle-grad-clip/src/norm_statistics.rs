@@ -1,9 +1,10 @@
-//! What many steps together tell.
+//! Norm statistics over many steps.
 
 use crate::error::Result;
 use crate::optimizer::StepReport;
 
-/// What many steps together tell: how often clipping acted, and which `max_norm` to take.
+/// Norm statistics over many steps: how often gradients were clipped, and which `max_norm` to
+/// choose.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -28,14 +29,14 @@ use crate::optimizer::StepReport;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct NormStatistics {
-    /// Finite norms before clipping, one a step.
+    /// Finite norms before clipping, one per step.
     total_norms: Vec<f64>,
     clipped: u64,
     skipped: u64,
     non_finite: u64,
 }
 
-/// A limit, and what fraction of the steps seen it would clip: from
+/// A limit, and the fraction of the recorded steps that it would clip, from
 /// [`NormStatistics::suggest_max_norm`].
 ///
 /// ```
@@ -53,9 +54,9 @@ pub struct NormStatistics {
 pub struct MaxNormSuggestion {
     /// Percentile of the norms, 0 to 100.
     pub percentile: f64,
-    /// The norm there.
+    /// The norm at this percentile.
     pub max_norm: f64,
-    /// Fraction of the steps with a finite norm whose norm is above it.
+    /// Fraction of the steps with a finite norm whose norm is above `max_norm`.
     pub clipped_fraction: f64,
 }
 
@@ -82,7 +83,7 @@ impl NormStatistics {
     /// ```
     ///
     /// # Errors
-    /// If the report has to be read from a GPU, and that fails.
+    /// If the report cannot be read from a GPU.
     pub fn add(&mut self, report: &StepReport) -> Result<()> {
         let total_norm = report.total_norm()?;
         if total_norm.is_finite() {
@@ -125,8 +126,8 @@ impl NormStatistics {
         self.skipped
     }
 
-    /// Steps whose norm was NaN or infinite, skipped or not: no median, percentile or suggestion
-    /// knows of them.
+    /// Steps whose norm was NaN or infinite, skipped or not. Median, percentiles and suggestions
+    /// ignore them.
     ///
     /// ```
     #[doc = include_str!("norm_statistics_example.md")]
@@ -142,7 +143,7 @@ impl NormStatistics {
         self.non_finite
     }
 
-    /// Fraction of all steps in which clipping changed something; 0 for no steps.
+    /// Fraction of all steps that were clipped; 0 for no steps.
     ///
     /// ```
     #[doc = include_str!("norm_statistics_example.md")]
@@ -177,8 +178,8 @@ impl NormStatistics {
         self.percentile_norm(50.0)
     }
 
-    /// A percentile (0 to 100) of the finite norms before clipping, linear between neighbours as
-    /// `numpy.percentile` has it; `None` without any, or for another percentile.
+    /// A percentile (0 to 100) of the finite norms before clipping, with linear interpolation as in
+    /// `numpy.percentile`. `None` without a finite norm, or for an invalid percentile.
     ///
     /// ```
     #[doc = include_str!("norm_statistics_example.md")]
@@ -194,12 +195,12 @@ impl NormStatistics {
         percentile_of(&self.sorted(), percentile)
     }
 
-    /// Limits to choose from: percentiles 50, 75, 90, 95 and 99 of the norms, with the fraction of
-    /// steps that each would have clipped. Percentiles where the norm is 0, or where no norm was
-    /// finite, are left out, as they make no limit.
+    /// Suggests limits: percentiles 50, 75, 90, 95 and 99 of the norms, each with the fraction of
+    /// steps that it would have clipped. Percentiles whose norm is 0 are left out. Without a finite
+    /// norm there are no suggestions.
     ///
-    /// They are worth most from steps that were not clipped, at a learning rate that is safe. A
-    /// limit that clips nearly every step only rescales the learning rate.
+    /// The suggestions are best if the recorded steps were not clipped and used a safe learning
+    /// rate. A limit that clips nearly every step only rescales the learning rate.
     ///
     /// ```
     #[doc = include_str!("norm_statistics_example.md")]

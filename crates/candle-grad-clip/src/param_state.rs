@@ -1,5 +1,4 @@
-//! What an optimizer keeps for one Var (its moments, and its value in full precision), and the
-//! equation of its step.
+//! The optimizer state of one Var (its moments and its f32 master copy), and the update rule.
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip_kernels::{AdamW, BLOCK, Sgd, Wide, WideVec};
@@ -7,7 +6,7 @@ use candle_grad_clip_kernels::{AdamW, BLOCK, Sgd, Wide, WideVec};
 use crate::error::Result;
 use crate::tensors::wide_dtype;
 
-/// The equation of a step, with its numbers.
+/// The update rule of a step, with its numbers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum StepRule {
     AdamW(AdamW),
@@ -15,7 +14,7 @@ pub(crate) enum StepRule {
 }
 
 impl StepRule {
-    /// The equation for a Var that has taken so many steps.
+    /// The rule for a Var that has taken `taken` steps.
     pub(crate) fn of(mut self, taken: u64) -> Self {
         match &mut self {
             Self::AdamW(adamw) => adamw.step = taken + 1,
@@ -28,30 +27,29 @@ impl StepRule {
 /// Which arrays of a Var's shape an optimizer keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kept {
-    /// Arrays of moments.
+    /// Number of moment arrays.
     pub(crate) moments: usize,
-    /// Whether half-precision Vars have a copy in f32, behind the moments.
+    /// Whether half-precision Vars have a copy in f32, after the moments.
     pub(crate) master_weights: bool,
 }
 
-/// How far apart the arrays of a Var with `len` elements begin.
+/// The distance between the starts of a Var's arrays, in elements, for a Var with `len` elements.
 ///
-/// Behind large ones is room: where the sizes are powers of two, moments, gradient and parameter
-/// would all lie at the same place of a DRAM bank or a cache, and four streams that evict each
-/// other took 2.7 times as long (64 Mi elements, AMD EPYC VM, `cargo run --release -p bench --
-/// --sets A`, 2026-11-24).
+/// Large arrays are padded. With sizes that are powers of two, moments, gradient and parameter
+/// would map to the same DRAM bank or cache set. Four streams that evict each other took 2.7 times
+/// as long (64 Mi elements, AMD EPYC VM, `cargo run --release -p bench -- --sets A`, 2026-11-24).
 pub(crate) fn stride(len: usize) -> usize {
-    const ROOM: usize = 272; // no multiple of a page, since large allocations begin at pages
+    const ROOM: usize = 272; // not a multiple of a page, since large allocations start at pages
     if len > BLOCK { len + ROOM } else { len }
 }
 
-/// The arrays of `len` elements in what [`State::Host`] holds.
+/// The arrays of `len` elements in the values of [`State::Host`].
 pub(crate) fn arrays<W>(values: &[W], len: usize) -> impl Iterator<Item = &[W]> {
     let arrays = values.chunks_exact(stride(len).max(1));
     arrays.map(move |array| &array[..len])
 }
 
-/// As [`arrays`], to write to.
+/// Like [`arrays`], but mutable.
 pub(crate) fn arrays_mut<W>(values: &mut [W], len: usize) -> impl Iterator<Item = &mut [W]> {
     let arrays = values.chunks_exact_mut(stride(len).max(1));
     arrays.map(move |array| &mut array[..len])
@@ -60,11 +58,11 @@ pub(crate) fn arrays_mut<W>(values: &mut [W], len: usize) -> impl Iterator<Item 
 /// The arrays of one Var, in f32, or in f64 for f64 Vars.
 #[derive(Debug, Clone)]
 pub(crate) enum State {
-    /// No step was taken yet: moments are zero, the copy is the Var itself.
+    /// No step was taken yet: the moments are zero, and the copy is the Var itself.
     Fresh,
-    /// On CPU: one array behind the other, [`stride`] apart.
+    /// On CPU: one array after the other, [`stride`] apart.
     Host(WideVec),
-    /// On another device: a tensor an array.
+    /// On another device: one tensor per array.
     Device(Vec<Tensor>),
 }
 
@@ -94,7 +92,7 @@ impl Kept {
 }
 
 impl State {
-    /// The state before the first step, as arrays where the Var is.
+    /// The state before the first step, as arrays on the Var's device.
     pub(crate) fn start(var: &Var, kept: Kept) -> Result<Self> {
         let dtype = wide_dtype(var.dtype());
         if !var.device().is_cpu() {
@@ -121,7 +119,8 @@ impl State {
         Ok(Self::Host(WideVec::F32(values)))
     }
 
-    /// The arrays as tensors shaped as `var` is, where it is; none before the first step.
+    /// The arrays as tensors with the shape of `var`, on the state's device. None before the first
+    /// step.
     pub(crate) fn to_tensors(&self, var: &Var) -> Result<Vec<Tensor>> {
         match self {
             Self::Fresh => Ok(Vec::new()),
@@ -131,7 +130,7 @@ impl State {
         }
     }
 
-    /// The state with these arrays, kept where `var` is.
+    /// The state with these arrays, which are on the device of `var`.
     pub(crate) fn from_tensors(var: &Var, arrays: Vec<Tensor>) -> Result<Self> {
         if !var.device().is_cpu() {
             return Ok(Self::Device(arrays));
@@ -140,7 +139,7 @@ impl State {
     }
 }
 
-/// The numbers of some arrays of one of the two dtypes, as [`State::Host`] holds them.
+/// The numbers of f32 or f64 arrays, in the layout of [`State::Host`].
 pub(crate) fn host_values(arrays: &[Tensor]) -> Result<WideVec> {
     if arrays.first().map(Tensor::dtype) == Some(DType::F64) {
         return Ok(WideVec::F64(values(arrays)?));

@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::tensors::{device_has, storage_addresses};
 use crate::threads::Work;
 
-/// Vars with their names, in a fixed order: what reports and errors speak of.
+/// Vars with their names, in a fixed order. Reports and errors use the names.
 ///
-/// From a `&VarMap` (its names, sorted, since candle's map has another order each run), from
-/// `Vec<(String, Var)>` in the given order, or from `Vec<Var>` (named `var.0`, `var.1`, ...). A Var
-/// that comes twice (tied weights) is kept once, under its first name.
+/// Made from a `&VarMap` (sorted by name, since candle's map has another order in each run), from a
+/// `Vec<(String, Var)>` in the given order, or from a `Vec<Var>` (named `var.0`, `var.1`, ...). A
+/// Var that comes twice (tied weights) is kept once, under its first name.
 ///
 /// ```
 /// use candle_core::{DType, Device, Var};
@@ -31,13 +31,12 @@ use crate::threads::Work;
 pub struct NamedVars {
     names: Arc<[String]>,
     vars: Vec<Var>,
-    /// Whether a Var has no other name than its place, of which nobody said that it is always the
-    /// same.
+    /// Whether a Var is named by its index, and the order may differ between processes.
     pub(crate) has_places: bool,
-    /// Where the Vars' values are. A Var keeps its storage for life.
+    /// The addresses of the Vars' storages, which never change.
     storages: FxHashSet<usize>,
     work: Work,
-    /// The map that they are of.
+    /// The map that the Vars come from.
     source: Option<Source>,
 }
 
@@ -75,9 +74,10 @@ impl NamedVars {
         &self.vars
     }
 
-    /// Vars that checkpoints find by their place (`var.0`, `var.1`, ...), which must be the same in
-    /// each process: that of `VarMap::all_vars` is not. A `Vec<Var>` has the same names, but is not
-    /// saved or loaded, as moments of one shape would change places without a word.
+    /// Vars that checkpoints match by index (`var.0`, `var.1`, ...). The order must be the same in
+    /// each process; that of `VarMap::all_vars` is not. A plain `Vec<Var>` has the same names, but
+    /// checkpoints refuse it: in another order, moments of the same shape would silently go to the
+    /// wrong Vars.
     ///
     /// ```
     /// use candle_core::{DType, Device, Var};
@@ -103,12 +103,12 @@ impl NamedVars {
         named.collect::<Vec<_>>().into()
     }
 
-    /// As [`NamedVars::names`], shared.
+    /// Like [`NamedVars::names`], shared.
     pub(crate) fn shared_names(&self) -> &Arc<[String]> {
         &self.names
     }
 
-    /// An error if a Var is of a dtype that its device lacks.
+    /// An error if a device does not support its Var's dtype.
     pub(crate) fn check_devices(&self) -> Result<()> {
         let lacks = |var: &Var| !device_has(var.dtype(), || var.device().is_metal());
         match self.vars.iter().position(lacks) {
@@ -119,12 +119,12 @@ impl NamedVars {
         }
     }
 
-    /// The map that they are of, if they are of one.
+    /// The map that the Vars come from, if there is one.
     pub(crate) fn source(&self) -> Option<&Source> {
         self.source.as_ref()
     }
 
-    /// Those that `keep` says, in the same order; the same ones if it says all.
+    /// The Vars that `keep` selects, in the same order. Returns `self` if it selects all.
     pub(crate) fn filtered(self, keep: impl Fn(&Var) -> bool) -> Self {
         if self.vars.iter().all(&keep) {
             return self;
@@ -138,7 +138,7 @@ impl NamedVars {
         }
     }
 
-    /// The same with names in a place of their own, so that this place says whose they are.
+    /// The same with a separate allocation of the names, so that its address identifies this list.
     pub(crate) fn with_own_names(self) -> Self {
         Self {
             names: self.names.to_vec().into(),
@@ -146,7 +146,7 @@ impl NamedVars {
         }
     }
 
-    /// The error of two Vars that have one name.
+    /// An error if two Vars have the same name.
     pub(crate) fn check_names(&self) -> Result<()> {
         let mut seen = FxHashSet::default();
         match self.names.iter().find(|name| !seen.insert(*name)) {
@@ -195,7 +195,7 @@ impl From<Vec<Var>> for NamedVars {
 
 impl From<&VarMap> for NamedVars {
     fn from(map: &VarMap) -> Self {
-        // A poisoned lock means that another thread panicked; the map itself is whole.
+        // A poisoned lock means that another thread panicked; the map itself is intact.
         let data = map
             .data()
             .lock()
@@ -225,8 +225,8 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// The names and Vars of the map, if it has grown. Waits for no lock: a thread that holds the
-    /// map may wait for us.
+    /// The names and Vars of the map, if it has grown. Does not wait for the lock: a thread that
+    /// holds the map may wait for us.
     pub(crate) fn if_grown(&self) -> Option<Vec<(String, Var)>> {
         let data = match self.map.data().try_lock() {
             Ok(data) => data,
@@ -246,7 +246,7 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Borrowed Vars: named and each once, or the bare slice that a free function got.
+/// Borrowed Vars: named and unique, or the plain slice of a free function.
 #[derive(Clone, Copy)]
 pub(crate) struct VarList<'a> {
     pub(crate) vars: &'a [Var],

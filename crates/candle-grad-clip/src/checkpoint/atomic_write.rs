@@ -1,4 +1,4 @@
-//! A file is replaced as a whole or not at all.
+//! Replaces a file atomically.
 
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
@@ -10,9 +10,10 @@ use std::time::Duration;
 use super::fault::{Checked, Fault};
 use super::file::BUFFER_BYTES;
 
-/// Writes beside `path`, and renames over it when all is on the disk: at each moment the old file
-/// is there, or the new one, also after a power cut. A symbolic link stays, and what it points to
-/// is replaced. Of several writers, in whatever processes or machines, the last one wins, whole.
+/// Writes a temporary file beside `path`, syncs it to the disk and renames it. At any time, even
+/// after a power cut, there is the complete old file or the complete new one. A symbolic link
+/// stays, and its target is replaced. Of several writers, in any processes or machines, the last
+/// one wins with a complete file.
 pub(super) fn replace(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> Checked<()>,
@@ -20,7 +21,7 @@ pub(super) fn replace(
     replace_by(path, &mut random_name, write)
 }
 
-/// As [`replace`], with temporary names that `name` thinks of.
+/// Like [`replace`], with temporary names from `name`.
 fn replace_by(
     path: &Path,
     name: &mut dyn FnMut() -> String,
@@ -31,7 +32,7 @@ fn replace_by(
         return Err(Fault::Invalid("not the name of a file".to_string()));
     };
     let old = fs::metadata(path).ok();
-    // Also a device: a rename would put a file in its place.
+    // For example a device, which the rename would replace by a file.
     if old.as_ref().is_some_and(|metadata| !metadata.is_file()) {
         return Err(Fault::Invalid(
             "something that is not a file is there, and stays; expected a file, or nothing"
@@ -43,21 +44,21 @@ fn replace_by(
     let (temporary, file) = Temporary::create(folder, &prefix, name, old.is_some())?;
     remove_leftovers(folder, &prefix, &file);
     if let Some(old) = old.filter(|_| cfg!(unix)) {
-        // Where this fails there are no modes.
+        // If this fails, the file system has no modes.
         let _ = file.set_permissions(old.permissions());
     }
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
     write(&mut out)?;
     let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
-    drop(file); // some systems rename no open file
+    drop(file); // some systems cannot rename an open file
     fs::rename(&temporary.path, path)?;
     sync_folder(folder).map_err(Fault::NotDurable)
 }
 
-/// What `path` is when its links are followed, also those that point to nothing.
+/// `path` with its symbolic links followed, also dangling ones.
 fn behind_links(path: &Path) -> Checked<PathBuf> {
-    const MOST_LINKS: usize = 40; // as Linux
+    const MOST_LINKS: usize = 40; // like Linux
     let mut path = path.to_path_buf();
     for _ in 0..MOST_LINKS {
         if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_symlink()) {
@@ -82,11 +83,11 @@ struct Temporary {
     path: PathBuf,
 }
 
-/// What the names of our temporary files end with.
+/// The suffix of our temporary files.
 const SUFFIX: &str = ".tmp";
 
-/// What the temporary names for one file begin with: short, since the file's own name may be as
-/// long as the system allows.
+/// The prefix of the temporary names for one file. Short, since the file's own name may have the
+/// maximal length.
 fn prefix(file_name: &str) -> String {
     const MOST_BYTES: usize = 60;
     let fits = |end: &usize| file_name.is_char_boundary(*end);
@@ -94,15 +95,15 @@ fn prefix(file_name: &str) -> String {
     format!(".{}.", &file_name[..end.unwrap_or(0)])
 }
 
-/// What no other writer thinks of: 128 bits, whose keys are the system's random numbers. A number
-/// of the process would not do, as it is the same in each container.
+/// A name that no other writer uses: 128 bits, hashed with the system's random keys. A process id
+/// is not enough, as it may be the same in several containers.
 fn random_name() -> String {
     let number = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", number(), number())
 }
 
 impl Temporary {
-    /// A file that is new: never one that another writer has open.
+    /// Creates a new file, never one that another writer has open.
     fn create(
         folder: &Path,
         prefix: &str,
@@ -114,7 +115,7 @@ impl Temporary {
         options.write(true).create_new(true);
         #[cfg(unix)]
         if is_private {
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600); // until it has the old file's
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600); // until it gets the old file's mode
         }
         let mut tries = 0;
         loop {
@@ -132,15 +133,15 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // The error that led here says more than one from here would.
+        // The error that led here matters more than one from here.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Removes what earlier saves to the same path left that were killed, since each is as large as the
-/// state. Nobody can tell whether a writer in another container or machine lives: what nobody has
-/// written to for a day is taken for left. (A writer that sleeps so long gets an error, and no file
-/// of another.)
+/// Removes the temporary files of earlier, killed saves to the same path, since each is as large as
+/// the state. Nobody can tell whether a writer in another container or machine is alive. So a file
+/// that was not written to for a day counts as abandoned. (A writer that sleeps for so long gets an
+/// error, and replaces no other writer's file.)
 fn remove_leftovers(folder: &Path, prefix: &str, ours: &File) {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     // By the clock of the file system, which may be another machine's.
@@ -171,7 +172,7 @@ fn is_temporary(name: &str, prefix: &str) -> bool {
     })
 }
 
-/// Makes the rename last. Windows has no such call, and some file systems refuse it.
+/// Makes the rename durable. Windows has no such call, and some file systems refuse it.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     if !cfg!(unix) {
         return Ok(());
@@ -223,8 +224,7 @@ mod tests {
         }
     }
 
-    /// Two writers whose names would be equal, as those of the first processes of two containers
-    /// were.
+    /// Two writers that choose the same temporary name.
     #[test]
     fn equal_names_take_nobodys_file() -> anyhow::Result<()> {
         let folder = Folder::new("equal")?;
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(fs::read(&path)?, b"the first, whole");
         assert_eq!(folder.names()?, ["o"]);
 
-        // Without any other name: an error, and the other's file stays.
+        // If all names are taken: an error, and the other writer's file stays.
         fs::write(folder.0.join(".o.same.tmp"), "theirs")?;
         let mut same = || "same".to_string();
         let result = replace_by(&path, &mut same, |_| Ok(()));

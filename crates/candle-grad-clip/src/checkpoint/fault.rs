@@ -1,24 +1,24 @@
-//! What goes wrong with a checkpoint.
+//! The errors of saving and loading.
 
 use std::io;
 use std::path::Path;
 
 use crate::error::Error;
 
-/// What a part of saving or loading returns.
+/// The result of a part of saving or loading.
 pub(super) type Checked<T> = std::result::Result<T, Fault>;
 
-/// What went wrong, before it is known with which file.
+/// An error without the path of its file.
 #[derive(Debug)]
 pub(super) enum Fault {
     Io(io::Error),
-    /// The file is in place, but its folder can't be brought to the disk.
+    /// The file is in place, but its folder could not be synced to the disk.
     NotDurable(io::Error),
-    /// The file, or what is to be saved, is not as it must be.
+    /// The file, or the state to save, is invalid.
     Invalid(String),
     /// The file fits another optimizer.
     Different(Vec<String>),
-    /// A device.
+    /// An error of a device.
     Other(Error),
 }
 
@@ -35,7 +35,7 @@ impl From<Error> for Fault {
 }
 
 impl Fault {
-    /// The error, of the file at `path`.
+    /// The error for the file at `path`.
     pub(super) fn at(self, path: &Path) -> Error {
         let path = path.to_path_buf();
         match self {

@@ -1,9 +1,10 @@
 //! The safetensors format: eight bytes with the header's length, the header in JSON, the numbers
 //! (little-endian).
 //!
-//! The crate `safetensors` (0.8) checks sizes, offsets and gaps. By hand: two entries with one
-//! name, of which it takes the last; the header's bytes, which it writes in another order each
-//! time; and the arrays, since it wants the whole file in memory.
+//! The crate `safetensors` (0.8) checks sizes, offsets and gaps. This module does the rest. It
+//! rejects two entries with the same name, of which the crate takes the last. It writes the header
+//! in a fixed order, which the crate does not. It streams the arrays, for which the crate needs the
+//! whole file in memory.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -20,17 +21,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::fault::{Checked, Fault, join_names};
 use crate::tensors::wide_dtype;
 
-/// What the files are.
+/// The format's name.
 pub(super) const FORMAT: &str = "candle-grad-clip optimizer";
-/// A reader that does not know a version refuses it. Any new field is a new version.
+/// A reader that does not know a version refuses it. Any new field needs a new version.
 pub(super) const VERSION: &str = "1";
-/// As the crate `safetensors` has it, so that others can read what we write.
+/// The limit of the crate `safetensors`, so that others can read our files.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// The bytes of the header's length.
+/// Size of the header's length field.
 const PREFIX_BYTES: u64 = 8;
-/// Bytes of a buffer between us and the file.
+/// Size of a file buffer.
 pub(super) const BUFFER_BYTES: usize = 1 << 20;
-/// The key that is no tensor.
+/// The key of the metadata, which is not a tensor.
 const METADATA: &str = "__metadata__";
 
 /// The entries of a file's metadata that we know; there may be others.
@@ -39,11 +40,11 @@ pub(super) struct Metadata {
     pub(super) format: Option<String>,
     pub(super) format_version: Option<String>,
     pub(super) crate_version: Option<String>,
-    /// The document.
+    /// The checkpoint's header as JSON.
     pub(super) checkpoint: Option<String>,
-    /// The document's checksum: CRC-32, as eight hexadecimal digits.
+    /// The checksum of that JSON: CRC-32, as eight hexadecimal digits.
     pub(super) checkpoint_crc32: Option<String>,
-    /// The tensors' checksums, of each its name and its bytes, in the order of their names.
+    /// The tensors' checksums (each of name and bytes), sorted by name.
     pub(super) tensors_crc32: Option<String>,
 }
 
@@ -73,8 +74,8 @@ fn dtype_in_file(var: &Var) -> Dtype {
     }
 }
 
-/// Everything in front of the numbers, with the tensors' checksums. Whatever these are, it has the
-/// same length.
+/// The file's bytes before the numbers, with the tensors' checksums. The length does not depend on
+/// the checksums.
 pub(super) fn header_bytes(
     document: &str,
     tensors: &[(String, TensorInfo)],
@@ -108,7 +109,7 @@ pub(super) fn header_bytes(
     let mut bytes = vec![0; PREFIX_BYTES as usize];
     serde_json::to_writer(&mut bytes, &Entries(metadata, tensors))
         .map_err(|error| Fault::Invalid(error.to_string()))?;
-    // The numbers begin at a multiple of eight.
+    // The numbers start at a multiple of eight bytes.
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
     let len = bytes.len() as u64 - PREFIX_BYTES;
     if len > MAX_HEADER_BYTES {
@@ -122,7 +123,7 @@ pub(super) fn header_bytes(
     Ok(bytes)
 }
 
-/// A checksum as it is written.
+/// A checksum in the form of the file.
 pub(super) fn hex(sum: u32) -> String {
     format!("{sum:08x}")
 }
@@ -136,11 +137,11 @@ pub(super) struct FileHeader {
     left: BTreeSet<String>,
 }
 
-/// A tensor that was asked for.
+/// A requested tensor.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) key: String,
-    /// Where it begins, from the end of the header.
+    /// Where it starts, from the end of the header.
     pub(super) offset: u64,
     pub(super) len: usize,
     /// Its checksum.
@@ -148,8 +149,8 @@ pub(super) struct Place {
 }
 
 impl FileHeader {
-    /// Reads a header, and leaves the reader behind it. The tensors cover the rest of the file,
-    /// without gaps or overlaps.
+    /// Reads a header, and returns the reader at its end. Checks that the tensors cover the rest of
+    /// the file without gaps or overlaps.
     pub(super) fn read(path: &Path) -> Checked<(Self, BufReader<File>)> {
         let file_type = fs::metadata(path)?;
         if !file_type.is_file() {
@@ -196,7 +197,7 @@ impl FileHeader {
         }
     }
 
-    /// The array of `var` by this name.
+    /// Takes the array of `var` with this name.
     pub(super) fn take(&mut self, name: &str, var: &Var) -> Checked<Place> {
         let Some(info) = self.take_info(name) else {
             return Err(Fault::Invalid(format!("it has no tensor {name:?}")));
@@ -211,7 +212,7 @@ impl FileHeader {
         Ok(Place::new(name, info, var.elem_count()))
     }
 
-    /// The list by this name, if there is one.
+    /// Takes the list with this name, if there is one.
     pub(super) fn take_list(&mut self, name: &str) -> Checked<Option<Place>> {
         let Some(info) = self.take_info(name) else {
             return Ok(None);
@@ -225,7 +226,7 @@ impl FileHeader {
         Ok(Some(Place::new(name, info, len)))
     }
 
-    /// Tells the places, which are all that the file has, their checksums.
+    /// Sets the checksums of the places, which must be all tensors of the file.
     pub(super) fn fill_sums<'a>(&self, places: impl Iterator<Item = &'a mut Place>) -> Checked<()> {
         let mut places: Vec<&mut Place> = places.collect();
         places.sort_unstable_by(|a, b| a.key.cmp(&b.key));
@@ -254,7 +255,7 @@ impl FileHeader {
         Ok(())
     }
 
-    /// All tensors were taken.
+    /// Checks that all tensors were taken.
     pub(super) fn expect_empty(&self) -> Checked<()> {
         if self.left.is_empty() {
             return Ok(());
@@ -278,7 +279,8 @@ impl Place {
     }
 }
 
-/// One tensor behind the other, each as long as its shape says, to the end of the file.
+/// Checks that the tensors follow each other to the end of the file, each as long as its shape
+/// says.
 fn checked_layout(tensors: HashMap<String, TensorInfo>, data_bytes: u64) -> Checked<Layout> {
     let mut tensors: Vec<(String, TensorInfo)> = tensors.into_iter().collect();
     tensors.sort_by(|(a, of_a), (b, of_b)| (of_a.data_offsets, a).cmp(&(of_b.data_offsets, b)));
@@ -287,7 +289,7 @@ fn checked_layout(tensors: HashMap<String, TensorInfo>, data_bytes: u64) -> Chec
         return Err(misplaced(&tensors, index));
     }
     let Ok(layout) = Layout::new(None, tensors.clone()) else {
-        // The crate goes from the first to the last, and does not always say where it stopped.
+        // The crate stops at the first wrong tensor, but does not always say which one it is.
         let counts: Vec<usize> = (1..=tensors.len()).collect();
         let fits = |count: &usize| Layout::new(None, tensors[..*count].to_vec()).is_ok();
         return Err(misplaced(&tensors, counts.partition_point(fits)));
@@ -302,7 +304,7 @@ fn checked_layout(tensors: HashMap<String, TensorInfo>, data_bytes: u64) -> Chec
     Ok(layout)
 }
 
-/// What is wrong with the tensor at `index`.
+/// The error for the tensor at `index`.
 fn misplaced(tensors: &[(String, TensorInfo)], index: usize) -> Fault {
     let end = |(_, info): &(_, TensorInfo)| info.data_offsets.1;
     let expected = tensors[..index].last().map_or(0, end);
@@ -315,13 +317,13 @@ fn misplaced(tensors: &[(String, TensorInfo)], index: usize) -> Fault {
     ))
 }
 
-/// The header as it is written.
+/// The header in the form of the file.
 struct Entries {
     metadata: Metadata,
     tensors: HashMap<String, TensorInfo>,
 }
 
-/// By hand, since a map would take the last of two tensors with one name.
+/// By hand, since a map would silently take the last of two tensors with the same name.
 impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;

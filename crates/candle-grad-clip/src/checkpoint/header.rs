@@ -1,4 +1,4 @@
-//! What a checkpoint says of itself: JSON in the metadata of the safetensors file.
+//! The header of a checkpoint: JSON in the metadata of the safetensors file.
 
 use std::collections::HashSet;
 
@@ -13,9 +13,9 @@ use crate::groups::ParamGroups;
 use crate::loss_scaler::{LossScaler, Scaling};
 use crate::optim::{ParamStates, Settings, Snapshot};
 
-/// No training takes more steps; a counter must not overflow.
+/// The largest step counter, so that none overflows.
 pub(super) const MAX_STEPS: u64 = 1 << 53;
-/// Of a file that is loaded: from there as many steps can be taken and saved again.
+/// The largest step counter in a loaded file, so that training can go on and save again.
 pub(super) const MAX_STEPS_LOADED: u64 = MAX_STEPS / 2;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,10 +27,10 @@ pub(super) struct CheckpointHeader {
     pub(super) vars: Vec<VarRecord>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) groups: Vec<String>,
-    /// There if a wrapper saved the file.
+    /// Only if a wrapper saved the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) wrapper: Option<WrapperRecord>,
-    /// Whether the state was saved although it may be NaN or infinite.
+    /// Whether the state may be NaN or infinite.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) non_finite: bool,
 }
@@ -41,16 +41,15 @@ pub(super) struct VarRecord {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
     pub(super) dtype: String,
-    /// Whether it has had a gradient: before that it has no arrays.
+    /// Whether the Var has had a gradient. Before that it has no arrays.
     pub(super) has_stepped: bool,
-    /// The steps that it has taken, if that is another number than the optimizer's: it had no
-    /// gradient in some.
+    /// The Var's steps, if they differ from the optimizer's: it had no gradient in some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     steps: Option<u64>,
 }
 
 impl VarRecord {
-    /// The steps that the Var has taken, of an optimizer that has taken `steps`.
+    /// The Var's steps, if the optimizer has taken `steps`.
     pub(super) fn count(&self, steps: u64) -> u64 {
         if self.has_stepped {
             self.steps.unwrap_or(steps)
@@ -66,7 +65,7 @@ impl VarRecord {
 pub(super) struct WrapperRecord {
     #[serde(with = "crate::clip::record::clip")]
     pub(super) clip: Clip,
-    /// What the clip remembers of the steps before.
+    /// The clip's history.
     #[serde(default, skip_serializing_if = "RuleRecord::is_empty")]
     pub(super) rule: RuleRecord,
     pub(super) step: u64,
@@ -74,21 +73,22 @@ pub(super) struct WrapperRecord {
     pub(super) skips_in_a_row: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) loss_scaler: Option<Scaling>,
-    /// What a rule of the user's saved: an array in the file.
+    /// The state of a user-defined rule: an array in the file.
     #[serde(skip)]
     pub(super) own_rule: Vec<f64>,
 }
 
 impl WrapperRecord {
-    /// What grows with the steps: arrays in the file, by name, and not in the document. Of each
-    /// name the last part is no array of a Var.
+    /// The lists that are arrays in the file, by name, and not part of this JSON. No Var's array
+    /// ends in these names.
     pub(super) fn lists(&mut self) -> Vec<(&'static str, &mut Vec<f64>)> {
         let mut lists = self.rule.lists();
         lists.push(("clip.own_rule", &mut self.own_rule));
         lists
     }
 
-    /// Checks what the rules remember; of a file once its arrays are read.
+    /// Checks the rules' histories. For a loaded file this is complete only after its arrays are
+    /// read.
     pub(super) fn check_histories(&self) -> Checked<()> {
         if let Some(reason) = self.rule.fault(&self.clip) {
             return Err(Fault::Invalid(reason));
@@ -169,8 +169,8 @@ impl CheckpointHeader {
             .map_err(|error| Fault::Invalid(format!("its metadata can't be read: {error}")))
     }
 
-    /// Checks what can be checked without an optimizer. Also before saving, so that no file is
-    /// written that can't be loaded.
+    /// Checks what can be checked without an optimizer. Also used before saving, so that every
+    /// saved file can be loaded.
     pub(super) fn check(&self, max_steps: u64) -> Checked<()> {
         self.check_settings()?;
         if let Some(wrapper) = &self.wrapper {
@@ -180,7 +180,7 @@ impl CheckpointHeader {
         self.check_vars()
     }
 
-    /// Settings in their ranges.
+    /// Checks that the settings are in their ranges.
     fn check_settings(&self) -> Checked<()> {
         let in_range = self.optimizer.check().and_then(|()| {
             let Some(wrapper) = &self.wrapper else {
@@ -242,7 +242,7 @@ impl CheckpointHeader {
     }
 }
 
-/// Groups as they are compared.
+/// The groups as text, for comparison.
 pub(super) fn describe_groups(groups: &ParamGroups) -> Vec<String> {
     groups.iter().map(ToString::to_string).collect()
 }

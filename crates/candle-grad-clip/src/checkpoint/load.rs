@@ -16,8 +16,8 @@ use crate::optim::{Fused, Loaded, ParamStates, Settings};
 use crate::param_state::State;
 use crate::tensors::wide_dtype;
 
-/// Loads an optimizer, and hands back what a wrapper saved, if `check` finds it good. Changes
-/// nothing before.
+/// Loads an optimizer, and returns the record of the wrapper that saved it. Changes nothing unless
+/// `check` accepts the record.
 pub(super) fn load(
     path: &Path,
     optimizer: &mut dyn Fused,
@@ -96,7 +96,7 @@ fn read_states(
     Ok(states)
 }
 
-/// The state of a Var whose arrays are at `places`, kept where the Var is.
+/// Reads the state of a Var whose arrays are at `places`, to the Var's device.
 fn read_state(
     reader: &mut Reader,
     var: &Var,

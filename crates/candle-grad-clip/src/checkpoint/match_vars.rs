@@ -10,7 +10,7 @@ use crate::groups::ParamGroups;
 use crate::optim::{ParamStates, Settings};
 use crate::vars::NamedVars;
 
-/// The records of the optimizer's Vars, in its order, or in what the file is of another optimizer.
+/// The records of the optimizer's Vars, in its order, or an error with all differences.
 pub(super) fn match_vars<'h>(
     header: &'h CheckpointHeader,
     trained: &ParamStates,

@@ -2,11 +2,11 @@
 //! safetensors file.
 //!
 //! Tensors are named `<Var>.<array>` (see [`Settings::moments`](crate::optim::Settings::moments),
-//! and `<Var>.master`) and shaped as their Var is. As no array's name has a dot, no two Vars of
-//! different names have a tensor of one name. What the tensors are is said by a
-//! [`CheckpointHeader`](header::CheckpointHeader) in the file's metadata. Loading takes three
-//! steps: read the header, check everything, read the numbers into new state. Only then, and
-//! without anything that could fail, the caller puts it in place.
+//! and `<Var>.master`) and have their Var's shape. No array's name has a dot, so Vars with
+//! different names never have tensors with the same name. A
+//! [`CheckpointHeader`](header::CheckpointHeader) in the file's metadata describes the tensors.
+//! Loading has three steps: read the header, check everything, read the numbers into new state.
+//! Then the caller installs the new state, which cannot fail.
 
 mod atomic_write;
 mod fault;

@@ -1,4 +1,4 @@
-//! The names under which state is saved.
+//! The names of the saved tensors.
 
 use std::path::Path;
 
@@ -23,8 +23,8 @@ pub(super) fn keys(record: &VarRecord, var: &Var, settings: &Settings) -> Vec<St
         .collect()
 }
 
-/// State is found by the Vars' names: a place is none, since in another order moments of one shape
-/// would change places.
+/// State is matched by the Vars' names. An index is not a name: in another order, moments of the
+/// same shape would go to the wrong Vars.
 pub(super) fn check_names(path: &Path, has_places: bool) -> Result<()> {
     if !has_places {
         return Ok(());

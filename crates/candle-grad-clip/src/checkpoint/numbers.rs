@@ -1,4 +1,4 @@
-//! The numbers of a file, little-endian: written and read one array at a time, each with its
+//! Writes and reads the numbers of a file, little-endian, one array at a time, each with a
 //! checksum.
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use crate::param_state::{arrays_mut, stride};
 /// The numbers that an array may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Range {
-    /// All: they are checked elsewhere, or were saved as they were.
+    /// All: the numbers are checked elsewhere, or were saved unchecked.
     Any,
     Finite,
     /// Finite, and 0 or above.
@@ -23,7 +23,7 @@ pub(super) enum Range {
 }
 
 impl Range {
-    /// Of a Var's array, by its name.
+    /// The range of a Var's array, by its name.
     pub(super) fn of(key: &str, non_finite: bool) -> Self {
         match (key.ends_with("second_moment"), non_finite) {
             (false, false) => Self::Finite,
@@ -42,9 +42,9 @@ impl Range {
         }
     }
 
-    /// The first number that is outside.
+    /// The first number outside the range.
     fn first_outside<W: Copy + Into<f64>>(self, numbers: &[W]) -> Option<f64> {
-        // Without a way out, which makes the loop fast.
+        // Without an early exit, which makes the loop fast.
         let all = numbers
             .iter()
             .fold(true, |all, x| all & self.has((*x).into()));
@@ -56,22 +56,22 @@ impl Range {
     }
 }
 
-/// Writes arrays one after the other, and keeps a checksum of each.
+/// Writes arrays one after the other, and computes the checksum of each.
 pub(super) struct Writer<'a, W: Write> {
     pub(super) out: &'a mut W,
-    /// The names of the arrays to come.
+    /// The names of the arrays that are left.
     pub(super) keys: std::slice::Iter<'a, (String, TensorInfo)>,
-    /// Of those that were written.
+    /// The checksums of the written arrays.
     pub(super) sums: Vec<u32>,
     /// Whether numbers may be NaN or infinite.
     pub(super) non_finite: bool,
 }
 
-/// Numbers that are read or written at a time: they stay in a cache.
+/// How many numbers are read or written at a time, so that they stay in the cache.
 const CHUNK: usize = BUFFER_BYTES / 8;
 
 impl<W: Write> Writer<'_, W> {
-    /// The next array, as little-endian.
+    /// Writes the next array.
     pub(super) fn write<N: bytemuck::NoUninit + Into<f64>>(
         &mut self,
         numbers: &[N],
@@ -105,15 +105,15 @@ impl<W: Write> Writer<'_, W> {
     }
 }
 
-/// The numbers of a file.
+/// Reads the numbers of a file.
 pub(super) struct Reader {
     reader: BufReader<File>,
-    /// Where the reader stands, from the end of the header.
+    /// The reader's position, from the end of the header.
     position: u64,
 }
 
 impl Reader {
-    /// Of a file, behind its header.
+    /// For a file's reader that is at the end of the header.
     pub(super) fn new(reader: BufReader<File>) -> Self {
         Self {
             reader,
@@ -121,8 +121,8 @@ impl Reader {
         }
     }
 
-    /// Arrays of one length, as [`State::Host`](crate::param_state::State) holds them, once their
-    /// checksums are found right and their numbers in range.
+    /// Reads arrays of one length, in the layout of [`State::Host`](crate::param_state::State), and
+    /// checks their checksums and ranges.
     pub(super) fn read<W: bytemuck::Pod + Into<f64>>(
         &mut self,
         places: &[Place],
@@ -137,7 +137,7 @@ impl Reader {
         Ok(numbers)
     }
 
-    /// A list whose numbers the caller checks.
+    /// Reads a list, whose numbers the caller checks.
     pub(super) fn read_list(&mut self, place: &Place) -> Checked<Vec<f64>> {
         let mut numbers = vec![0.0; place.len];
         self.read_array(place, &mut numbers, Range::Any)?;

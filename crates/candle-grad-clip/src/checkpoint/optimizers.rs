@@ -1,4 +1,4 @@
-//! `save` and `load` of the optimizers by themselves.
+//! `save` and `load` of the optimizers without a wrapper.
 
 use std::path::Path;
 
@@ -15,17 +15,17 @@ macro_rules! save_and_load {
             /// module](crate::optim#checkpoints)).
             ///
             /// # Errors
-            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); two Vars of one name;
-            /// hyper-parameters outside their range, as those could not be loaded; state that is
-            /// NaN or infinite. A file that was there stays then, whole. After
-            /// [`Error::CheckpointNotDurable`](crate::Error::CheckpointNotDurable) alone the new
-            /// file is in its place.
+            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo), two Vars with the same name,
+            /// hyper-parameters outside their range (they could not be loaded), or NaN or infinite
+            /// state. An existing file then stays intact. Only after
+            /// [`Error::CheckpointNotDurable`](crate::Error::CheckpointNotDurable) the new file is
+            /// in place.
             pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
                 save(path.as_ref(), self, None, false)
             }
 
-            /// As [`save`](Self::save), also where the state is NaN or infinite, which `save`
-            /// refuses to write over a good file. `load` takes such a file as it is.
+            /// Like [`save`](Self::save), but also saves NaN or infinite state. `save` refuses
+            /// this, so that it does not replace a good file. `load` accepts such a file.
             ///
             /// # Errors
             /// As [`save`](Self::save).
@@ -33,17 +33,17 @@ macro_rules! save_and_load {
                 save(path.as_ref(), self, None, true)
             }
 
-            /// Goes on from what [`save`](Self::save) wrote, here or in a
-            /// [`ClippedOptimizer`](crate::ClippedOptimizer), whose own state is then left out.
-            /// Hyper-parameters become those of the file. The weights must be loaded as well (see
-            /// [the module](crate::optim#checkpoints)).
+            /// Restores the state and the hyper-parameters that [`save`](Self::save) wrote, here or
+            /// in a [`ClippedOptimizer`](crate::ClippedOptimizer). The wrapper's own state is
+            /// ignored. The weights must be loaded separately (see [the
+            /// module](crate::optim#checkpoints)).
             ///
             $(#[$load_example])*
             ///
             /// # Errors
-            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo); a file that is no checkpoint,
-            /// or a damaged one; [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch)
-            /// with all that differs. Nothing is changed then.
+            /// [`Error::CheckpointIo`](crate::Error::CheckpointIo), a file that is damaged or not a
+            /// checkpoint, or [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with
+            /// all differences. Nothing is changed then.
             pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
                 load(path.as_ref(), self, &mut |_| Ok(()))?;
                 Ok(())

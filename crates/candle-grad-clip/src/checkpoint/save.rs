@@ -20,8 +20,8 @@ use crate::param_state::{self, State};
 use crate::tensors::wide_dtype;
 use crate::vars::NamedVars;
 
-/// Saves an optimizer under its Vars' own names or those of a wrapper, with its state; with
-/// `non_finite` also one whose state is NaN or infinite.
+/// Saves an optimizer with its state, under its Vars' own names or the wrapper's. With
+/// `non_finite`, the state may be NaN or infinite.
 pub(super) fn save(
     path: &Path,
     optimizer: &dyn Fused,
@@ -56,7 +56,8 @@ fn save_as(
     let json = header.to_json()?;
     let placeholder = header_bytes(&json, &tensors, &vec![0; tensors.len()])?;
     replace(path, |out| {
-        // The checksums are known when the numbers are written: then the header is written again.
+        // The checksums are known only after the numbers are written. Then the header is
+        // overwritten.
         out.write_all(&placeholder)?;
         let mut writer = Writer {
             out: &mut *out,
@@ -76,14 +77,14 @@ fn save_as(
     })
 }
 
-/// The wrapper's lists that are not empty, which are arrays in the file.
+/// Takes the wrapper's non-empty lists, which become arrays in the file.
 fn take_lists(header: &mut CheckpointHeader) -> Vec<(&'static str, Vec<f64>)> {
     let lists = header.wrapper.iter_mut().flat_map(WrapperRecord::lists);
     let lists = lists.map(|(name, list)| (name, std::mem::take(list)));
     lists.filter(|(_, list)| !list.is_empty()).collect()
 }
 
-/// The tensors of the file, one behind the other: the lists, then the arrays of the Vars in this
+/// The tensors of the file, one after the other: the lists, then the arrays of the Vars in this
 /// order.
 fn layout(
     header: &CheckpointHeader,
@@ -139,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    /// As far as it goes without another device.
+    /// With tensors on CPU, as there may be no other device.
     #[test]
     fn state_on_a_device_is_written_as_state_on_the_host() -> anyhow::Result<()> {
         for dtype in [DType::F32, DType::F64] {

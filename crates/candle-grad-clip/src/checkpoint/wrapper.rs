@@ -12,11 +12,11 @@ use crate::loss_scaler::LossScaler;
 use crate::optim;
 use crate::optimizer::ClippedOptimizer;
 
-/// Checkpoints, of the optimizers that have them.
+/// Checkpoints, for the optimizers that support them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
-    /// Saves the inner optimizer as its own `save` does, and beside it the [`Clip`] with its
-    /// history, the counters of steps and of steps taken, the skips in a row and the
-    /// [`LossScaler`]; not the weights (see [`optim`](crate::optim#checkpoints)).
+    /// Saves the inner optimizer like its own `save`. The file also has the [`Clip`] with its
+    /// history, the counters (steps, taken steps, skips in a row) and the [`LossScaler`]. It does
+    /// not have the weights (see [`optim`](crate::optim#checkpoints)).
     ///
     /// # Errors
     /// As [`optim::AdamW::save`].
@@ -24,7 +24,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
         self.save_with(path.as_ref(), false)
     }
 
-    /// As [`save`](Self::save), also where the state is NaN or infinite: see
+    /// Like [`save`](Self::save), but also saves NaN or infinite state: see
     /// [`optim::AdamW::save_non_finite`].
     ///
     /// # Errors
@@ -47,11 +47,11 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
         save(path, &self.inner, Some((&core.vars, wrapper)), non_finite)
     }
 
-    /// Goes on from what [`save`](Self::save) wrote. The [`Clip`], its history and the counters
-    /// become those of the file, as the inner optimizer's hyper-parameters do; those of the wrapper
-    /// stay if the file is of an optimizer without one, and its [`LossScaler`] if the file has
-    /// none. There is no [`last_report`](Self::last_report) then. The weights must be loaded as
-    /// well (see [`optim`](crate::optim#checkpoints)).
+    /// Restores what [`save`](Self::save) wrote: the inner optimizer with its hyper-parameters, the
+    /// [`Clip`] with its history, and the counters. If the file is of an optimizer without a
+    /// wrapper, the wrapper keeps its clip and counters. If the file has no [`LossScaler`], the
+    /// wrapper keeps its own. [`last_report`](Self::last_report) is `None` afterwards. The weights
+    /// must be loaded separately (see [`optim`](crate::optim#checkpoints)).
     ///
     /// ```
     /// use candle_core::{Device, Var};
@@ -81,7 +81,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// # Errors
     /// As [`optim::AdamW::load`]. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.core.trained.adopt(&mut self.inner, &self.core.vars)?; // `inner_mut` may have put another in its place
+        self.core.trained.adopt(&mut self.inner, &self.core.vars)?; // `inner_mut` may have replaced it
         let path = path.as_ref();
         let (steps_taken, skips) = (self.core.steps_taken()?, self.core.skips_in_a_row()?);
         let (vars, policy) = (&self.core.vars, &mut self.core.policy);

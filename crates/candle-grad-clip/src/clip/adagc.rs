@@ -1,4 +1,4 @@
-//! AdaGC: each Var's norm is limited to a little above its own running mean.
+//! AdaGC: limits each Var's gradient norm to slightly above its running mean.
 //!
 //! Wang, Li, and others (2025), "AdaGC: Improving training stability for large language model
 //! pretraining", arXiv 2502.11034, algorithm 1.
@@ -14,8 +14,8 @@ use crate::check::{check_decay, check_limit};
 use crate::error::Result;
 use crate::gradients::Entry;
 
-/// AdaGC, of [`Clip::adagc`](crate::Clip::adagc): each Var's norm is limited to a little above its
-/// own running mean `c_i`.
+/// AdaGC ([`Clip::adagc`](crate::Clip::adagc)): limits each Var's gradient norm to slightly above
+/// its running mean `c_i`.
 ///
 /// ```text
 /// in the first `warmup` steps:  h   = min(1, lambda_abs / total_norm)               c_i <- min(c_i, |h g_i|)
@@ -23,12 +23,12 @@ use crate::gradients::Entry;
 /// g_i <- h_i g_i
 /// ```
 ///
-/// The first gradient of a Var sets `c_i` to its clipped norm. A gradient of zeros, or none, leaves
-/// `c_i` alone (a departure: in the paper a Var with one would stay at zero for ever), and the
-/// warm-up does not count a step in which all are so.
+/// A Var's first gradient sets `c_i` to its clipped norm. A missing or all-zero gradient does not
+/// change `c_i`, and the warm-up does not count a step without any other gradients. (A departure:
+/// in the paper a Var with a zero gradient stays at zero for ever.)
 ///
-/// From a `c_i` that is far too low (after norms that were tiny) it rises by the factor `beta + (1 - beta) lambda_rel` a step, 1.001
-/// with the defaults.
+/// If `c_i` is far too low (after very small norms), it rises by the factor `beta + (1 - beta)
+/// lambda_rel` per step: 1.001 with the defaults.
 ///
 /// # References
 /// Wang and others (2025), arXiv 2502.11034.
@@ -43,10 +43,9 @@ use crate::gradients::Entry;
 pub struct AdaGc {
     /// The limit of the global norm in the warm-up. Default: 1.
     pub lambda_abs: f64,
-    /// How far above its mean a Var's norm may be. Default: 1.05. With 1 or less a mean can never
-    /// rise.
+    /// A Var's limit, relative to its mean. Default: 1.05. With 1 or less the mean can never rise.
     pub lambda_rel: f64,
-    /// How much of a Var's mean stays in a step, 0 to below 1. Default: 0.98.
+    /// Decay of the means, 0 to below 1. Default: 0.98.
     pub beta: f64,
     /// Steps of the warm-up. Default: 100.
     pub warmup: u64,
@@ -97,15 +96,15 @@ impl Method for AdaGc {
     }
 }
 
-/// The rule at work.
+/// The running rule.
 #[derive(Debug, Default)]
 struct Live {
     config: AdaGc,
-    /// The mean of each Var's norm, once it had a gradient.
+    /// The mean of each Var's norm; `None` before its first gradient.
     means: Vec<Option<f64>>,
     /// Steps taken.
     steps: u64,
-    /// The clipped norm of each Var that has one in this step; empty if some are not finite.
+    /// This step's clipped norm of each Var, if it has one; empty if the global norm is not finite.
     clipped: Vec<Option<f64>>,
 }
 
@@ -161,7 +160,7 @@ impl Rule for Live {
                 Some(mean) => history::limit(beta * mean + (1.0 - beta) * norm, 0.0),
             });
         }
-        // Not for a step in which there was nothing to clip.
+        // A step in which all norms are 0 does not count.
         if self.clipped.iter().any(Option::is_some) {
             self.steps = self.steps.saturating_add(1);
         }

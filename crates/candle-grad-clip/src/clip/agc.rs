@@ -1,5 +1,5 @@
-//! Adaptive gradient clipping by units: the norm of a unit's gradient is limited to a share of its
-//! weights' norm.
+//! Adaptive gradient clipping (AGC): limits the gradient norm of a unit relative to the norm of its
+//! weights.
 //!
 //! Brock, De, Smith, Simonyan (2021), "High-performance large-scale image recognition without
 //! normalization", arXiv 2102.06171, eq. 3; `timm.utils.agc` and `optax.adaptive_grad_clip`.
@@ -22,23 +22,23 @@ use crate::error::{Error, Result};
 use crate::gradients::UnitPlan;
 use crate::vars::NamedVars;
 
-/// Adaptive gradient clipping, of [`Clip::agc`](crate::Clip::agc): the gradient of each unit `i` of
-/// each Var is limited to a share of the norm of its weights.
+/// Adaptive gradient clipping ([`Clip::agc`](crate::Clip::agc)): limits the gradient norm of each
+/// unit `i` of each Var relative to the norm of the unit's weights.
 ///
 /// ```text
 /// g_i <- g_i * min(1, clipping * max(|w_i|, eps) / |g_i|)
 /// ```
 ///
-/// A unit is what [`AgcUnits`] says; by default what makes one output, a row of a matrix of
-/// candle's. The paper leaves the last linear layer out (`exclude`). The weights are read in each
-/// step as well, so it takes about twice the measuring of a norm clip.
+/// [`AgcUnits`] defines the units. By default a unit is a row of a weight matrix, which computes
+/// one output in candle's layout. The paper excludes the last linear layer (`exclude`). The weights
+/// are read in each step as well, so measuring takes about twice as long as for a norm clip.
 /// [`StepReport::clip_coef`](crate::StepReport::clip_coef) is the smallest of the coefficients, and
 /// [`StepRecord::num_clipped`](crate::StepRecord::num_clipped) counts the units that were clipped.
 ///
 /// # References
 /// Brock and others (2021), arXiv 2102.06171: clipping 0.01 for small batches, 0.08 and more for
-/// large ones. (timm and optax also keep `|g_i|` above 1e-6, which matters only where `clipping *
-/// eps` is below that.)
+/// large ones. (timm and optax also keep `|g_i|` above 1e-6, which matters only if `clipping * eps`
+/// is below 1e-6.)
 ///
 /// ```
 /// use candle_grad_clip::{Agc, Clip};
@@ -48,19 +48,18 @@ use crate::vars::NamedVars;
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Agc {
-    /// The share. Default: 0.01.
+    /// The limit, relative to the weights' norm. Default: 0.01.
     pub clipping: f64,
-    /// The least norm of weights that counts, so that weights of zero can grow; above 0. Default:
-    /// 1e-3.
+    /// Lower bound of the weights' norm, so that weights of zero can grow. Above 0. Default: 1e-3.
     pub eps: f64,
-    /// What a unit is. Default: [`AgcUnits::Rows`].
+    /// The units. Default: [`AgcUnits::Rows`].
     pub units: AgcUnits,
-    /// Vars that are left alone, by patterns of their whole name (`*`: any characters, `?`: one).
-    /// Default: none.
+    /// Vars that are not clipped, by patterns that match their whole name (`*`: any characters,
+    /// `?`: one). Default: none.
     pub exclude: Vec<String>,
 }
 
-/// What the units of [`Agc`] are. Vars of rank 0 and 1 are always one unit.
+/// The units of [`Agc`]. A Var of rank 0 or 1 is always one unit.
 ///
 /// ```
 /// use candle_grad_clip::{Agc, AgcUnits, Clip};
@@ -71,16 +70,16 @@ pub struct Agc {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum AgcUnits {
-    /// Each index of the first dimension, as in timm: right for candle's and PyTorch's layouts,
-    /// (out, in) and (out, in, height, width).
+    /// Each index of the first dimension, as in timm. For candle's and PyTorch's layouts, (out, in)
+    /// and (out, in, height, width).
     #[default]
     Rows,
-    /// Each index of the last dimension: right for the layouts of JAX, (in, out) and (height,
-    /// width, in, out).
+    /// Each index of the last dimension. For the layouts of JAX, (in, out) and (height, width, in,
+    /// out).
     Columns,
-    /// As optax without an `axis`: by rank, for the layouts of JAX. Rank 2 and 3: all but the first
-    /// dimension; rank 4: each index of the last; a Var with one dimension above 1: one unit.
-    /// Others are an error.
+    /// As optax without an `axis`, for the layouts of JAX. Ranks 2 and 3: all but the first
+    /// dimension. Rank 4: each index of the last dimension. A Var with at most one dimension above
+    /// 1 is one unit. Other ranks are an error.
     Optax,
 }
 
@@ -101,7 +100,7 @@ const UNITS: &[(&str, AgcUnits)] = &[
     ("optax", AgcUnits::Optax),
 ];
 
-/// In a [`Clip`](crate::Clip) the `eps` is that of the clip, and the field stays at its default.
+/// In a [`Clip`](crate::Clip), the clip's `eps` is used, and this field stays at its default.
 impl Method for Agc {
     fn parse(options: &mut Options<'_>) -> Result<Self> {
         let default = Self::default();
@@ -130,7 +129,7 @@ impl Method for Agc {
         check_limit("clipping", self.clipping)?;
         check_limit("eps", eps)?;
         for pattern in &self.exclude {
-            // Or it could not be written as text.
+            // Otherwise the clip could not be written as text.
             if pattern.is_empty()
                 || pattern.contains(|c: char| ",+|".contains(c) || c.is_whitespace())
             {
@@ -217,7 +216,7 @@ impl Rule for Agc {
     fn decide(&mut self, given: &Given<'_>) -> Decision {
         let (measured, zero_non_finite) = (given.measured, given.zero_non_finite);
         let Some(units) = &measured.units else {
-            // Not reached: what this rule asks for is measured.
+            // Not reached: the units of `unit_plan` are measured.
             return Decision::scale(given, 1.0);
         };
         let norm_type = measured.norm_type;

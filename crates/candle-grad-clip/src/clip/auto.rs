@@ -14,21 +14,21 @@ use super::options::{Options, Writer};
 use super::rule::{Method, Rule, Saved};
 use crate::error::{Error, Result};
 
-/// AutoClip, of [`Clip::autoclip`](crate::Clip::autoclip): clips to a percentile of the norms so
-/// far, this step's included.
+/// AutoClip ([`Clip::autoclip`](crate::Clip::autoclip)): clips the global norm to a percentile of
+/// the norms so far, this step's included.
 ///
 /// ```text
 /// max_norm = percentile(norms, p)                 linear between neighbours, as numpy.percentile
 /// g <- g * min(1, max_norm / (total_norm + eps))
 /// ```
 ///
-/// The history has a bounded length: `window` norms, [`AutoClip::DEFAULT_WINDOW`] where there is
-/// none. A step moves at most 8 bytes for each of them (800 kB with the default), and memory and
-/// checkpoints hold each norm (1.6 MB with the default).
+/// The history holds the last `window` norms, or [`AutoClip::DEFAULT_WINDOW`] norms if `window` is
+/// `None`. With the default it takes 1.6 MB of memory and 0.8 MB in a checkpoint, and a step moves
+/// at most 1.6 MB.
 ///
-/// A gradient of norm 0 does not enter: there is nothing to clip. Norms that were tiny, before
-/// ordinary ones, hold the limit down until they are few enough in the window: at most for its
-/// length.
+/// A norm of 0 does not enter the history, because there is nothing to clip. After a phase of very
+/// small norms the limit stays low until few of them are left in the window, for at most `window`
+/// steps.
 ///
 /// # References
 /// Seetharaman and others (2020), arXiv 2007.14469.
@@ -43,7 +43,7 @@ use crate::error::{Error, Result};
 pub struct AutoClip {
     /// The percentile, 0 to 100. Default: 10.
     pub percentile: f64,
-    /// How many of the latest norms count, this step's included; for `None`, the default,
+    /// Length of the history, this step's norm included. Default: `None`, which means
     /// [`AutoClip::DEFAULT_WINDOW`].
     pub window: Option<usize>,
 }
@@ -58,17 +58,16 @@ impl Default for AutoClip {
 }
 
 impl AutoClip {
-    /// The norms that count without a [`window`](Self::window), of a training that is longer: the
-    /// latest 100,000.
+    /// The length of the history if [`window`](Self::window) is `None`: 100,000 norms.
     ///
-    /// The paper takes all. While fewer steps were taken it is the same. From then on, where the
-    /// norms' distribution does not change, the limit is that of another percentile, with a
-    /// standard error of `100 sqrt(q (1 - q) / window)` points, `q = percentile / 100`: 0.1 points
-    /// for the 10th, 0.16 for the median. Where it does change, the limit follows the latest norms,
-    /// and that of the full history lags.
+    /// The paper uses all norms. The limit is the same until 100,000 norms were seen. After that,
+    /// as long as the norms' distribution does not change, the percentile has a standard error of
+    /// `100 sqrt(q (1 - q) / window)` points, with `q = percentile / 100`: 0.1 points for the 10th
+    /// percentile, 0.16 for the median. If the distribution changes, the limit follows the latest
+    /// norms, while the limit of the full history lags.
     pub const DEFAULT_WINDOW: usize = 100_000;
 
-    /// How many norms are kept.
+    /// The length of the history.
     fn kept(&self) -> usize {
         self.window.unwrap_or(Self::DEFAULT_WINDOW)
     }
@@ -110,13 +109,13 @@ impl Method for AutoClip {
     }
 }
 
-/// The rule at work: the latest norms of the steps that were taken.
+/// The running rule: the latest norms of the taken steps, in order of time and sorted.
 #[derive(Debug, Default)]
 struct Live {
     config: AutoClip,
     order: VecDeque<f64>,
     sorted: Vec<f64>,
-    /// What this step adds.
+    /// What this step adds to the history.
     norm: Option<f64>,
 }
 
@@ -130,7 +129,7 @@ impl From<AutoClip> for Live {
 }
 
 impl Live {
-    /// The limit of a step with this norm; none without any norm.
+    /// The limit for a step with this norm; infinite if there is no norm at all.
     fn max_norm(&self, norm: Option<f64>) -> f64 {
         let leaves = norm.is_some() && self.order.len() >= self.config.kept();
         let oldest = self.order.front().filter(|_| leaves);
@@ -138,7 +137,7 @@ impl Live {
             .unwrap_or(f64::INFINITY)
     }
 
-    /// Forgets the oldest until there is place for one more.
+    /// Drops the oldest norms until there is room for one more.
     fn make_place(&mut self) {
         while self.order.len() >= self.config.kept() {
             let Some(oldest) = self.order.pop_front() else {
@@ -179,7 +178,7 @@ impl Rule for Live {
         Ok(())
     }
 }
-/// The percentile of `sorted` without one `left` that is in it, and with one that `came`.
+/// The percentile of `sorted` without `left` (an element of it) and with `came`. Copies nothing.
 fn percentile_with(
     sorted: &[f64],
     left: Option<f64>,
@@ -247,7 +246,7 @@ mod tests {
         step(&mut rule, 3e5, None);
         assert_eq!(rule.order.len(), bound);
         assert_eq!(rule.max_norm(None), (bound + 2) as f64);
-        // With one more the next leaves.
+        // This norm pushes the oldest out.
         assert_eq!(rule.max_norm(Some(4e5)), (bound + 3) as f64);
     }
 

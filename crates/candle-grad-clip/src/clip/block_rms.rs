@@ -1,8 +1,8 @@
 //! Clip by the root mean square of each Var: `g_i * min(1, max_rms / (rms_i + eps))`, with
 //! `rms_i = (sum |g|^p / n_i)^(1/p)` over its `n_i` elements.
 //!
-//! `optax.clip_by_block_rms` (optax 0.2.8), which has no eps; Adafactor (Shazeer, Stern, 2018)
-//! clips its updates so.
+//! `optax.clip_by_block_rms` (optax 0.2.8), which has no eps. Adafactor (Shazeer, Stern, 2018)
+//! clips its updates in the same way.
 
 use std::fmt;
 
@@ -50,7 +50,7 @@ impl Method for BlockRms {
 
 impl Rule for BlockRms {
     fn decide(&mut self, given: &Given<'_>) -> Decision {
-        // The rms is the norm divided by this, so the limit of the norm is the rms' times this.
+        // rms = norm / root, so the limit of the norm is max_rms * root.
         let root = |elements: f64| match given.measured.norm_type {
             NormType::L1 => elements,
             NormType::L2 => elements.sqrt(),

@@ -1,9 +1,9 @@
-//! Rules one after the other: each decides on what the ones before it leave, and all of it is one
+//! A chain of rules: each decides on the gradients after the rules before it. The result is one
 //! edit.
 //!
-//! The gradients are still read once. What a rule leaves is known from what was measured: one
-//! coefficient scales every norm, one a Var that Var's, one a unit that unit's; and a clamp's
-//! result is measured beside its input.
+//! The gradients are still read once. The norms after a rule follow from the measured ones: a
+//! coefficient scales all norms, or those of a Var or unit. The norm after a clamp is measured
+//! together with the norm before it.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use super::per_var::scaled;
 use super::rule::{Rule, Scope};
 use crate::gradients::{GradStats, Measurements};
 
-/// Why these methods, each with its name, can't follow each other.
+/// The reason why these methods cannot be chained, if there is one.
 pub(super) fn fault(methods: &[(&str, Scope)]) -> Option<String> {
     for (at, (name, scope)) in methods.iter().enumerate() {
         let before = &methods[..at];
@@ -41,7 +41,7 @@ pub(super) fn fault(methods: &[(&str, Scope)]) -> Option<String> {
     None
 }
 
-/// The decision of all rules, each with its eps.
+/// The combined decision of all rules, each with its eps.
 pub(super) fn decide<'r>(
     rules: impl ExactSizeIterator<Item = (&'r mut Box<dyn Rule>, f64)>,
     measured: &Measurements<'_>,
@@ -54,7 +54,7 @@ pub(super) fn decide<'r>(
         let next = rule.decide(&Given {
             measured: &now,
             eps,
-            // The first has set to 0 what is not finite.
+            // The first rule has already zeroed the non-finite elements.
             zero_non_finite: zero_non_finite && at == 0,
         });
         if let Action::Skip(_) = next.action {
@@ -78,7 +78,7 @@ pub(super) fn decide<'r>(
     whole.unwrap_or_else(|| Decision::scale(&given, 1.0))
 }
 
-/// Both decisions as one.
+/// Combines two decisions.
 fn then(first: Decision, second: Decision, vars: usize) -> Decision {
     let action = match (first.action, second.action) {
         (Action::Edit(first), Action::Edit(second)) => Action::Edit(first.then(second, vars)),
@@ -98,7 +98,7 @@ fn then(first: Decision, second: Decision, vars: usize) -> Decision {
     }
 }
 
-/// What would be measured after these edits.
+/// The measurements after these edits.
 fn after<'g>(measured: &Measurements<'g>, edits: &Edits) -> Measurements<'g> {
     let mut after = measured.clone();
     let norm_type = measured.norm_type;
@@ -143,7 +143,7 @@ fn coef_of(edit: Edit) -> f64 {
     }
 }
 
-/// The stats of elements that are multiplied by a coefficient.
+/// The statistics of elements after scaling by a coefficient.
 fn of_stats(stats: Stats, coef: f64, zero_non_finite: bool) -> Stats {
     let power = scaled(stats.power, coef);
     if zero_non_finite {

@@ -1,14 +1,15 @@
-//! Coefficients: what a limit makes of a norm.
+//! Clip coefficients from norms and limits.
 
 use candle_grad_clip_kernels::{NormType, Stats};
 
 /// `eps` of `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15).
 pub(crate) const CLIP_EPS: f64 = 1e-6;
 
-/// A coefficient below this leaves next to nothing of a gradient.
+/// A coefficient below this almost removes the gradient.
 pub(crate) const TINY_COEF: f64 = 1e-6;
 
-/// The coefficient; under `Propagate` NaN for gradients with a NaN, 0 for those with an infinity.
+/// The clip coefficient. Under `Propagate` it is NaN if there is a NaN, else 0 if there is an
+/// infinity.
 pub(crate) fn clip_coef(
     stats: Stats,
     norm_type: NormType,
@@ -25,7 +26,7 @@ pub(crate) fn clip_coef(
     }
 }
 
-/// The smaller one, or NaN where one is.
+/// The smaller of both, or NaN if one is NaN.
 pub(super) fn smaller(x: f64, y: f64) -> f64 {
     if x.is_nan() || x < y { x } else { y }
 }

@@ -1,4 +1,4 @@
-//! [`Clip`]: what is to be done, as plain data.
+//! [`Clip`]: the clipping configuration.
 
 use std::sync::Arc;
 
@@ -21,27 +21,26 @@ use crate::gradients::{Plan, Request, UnitPlan};
 use crate::groups::{ParamGroup, ParamGroups};
 use crate::vars::NamedVars;
 
-/// What to do to the gradients of a step: plain data, checked by whatever takes it.
+/// The clipping configuration: plain data. Whatever takes a `Clip` checks it.
 ///
 /// | | |
 /// |---|---|
 /// | [`Clip::none`] | measure and report only |
 /// | [`Clip::norm`] | `g * min(1, max_norm / (total_norm + eps))`, one coefficient for all Vars |
-/// | [`Clip::value`] | every element into `[-clip_value, clip_value]` |
+/// | [`Clip::value`] | clamp every element to `[-clip_value, clip_value]` |
 /// | [`Clip::param_norm`] | `g_i * min(1, max_norm / (param_norm_i + eps))`, a coefficient for each Var |
 /// | [`Clip::block_rms`] | `g_i * min(1, max_rms / rms_i)`, a coefficient for each Var |
-/// | [`Clip::autoclip`] | AutoClip: as `norm`, to a percentile of the norms so far |
-/// | [`Clip::quantile`] | as `norm`, to a quantile of the norms that one number follows |
-/// | [`Clip::zclip`] | ZClip: spikes, by their z-score; and as `norm` |
-/// | [`Clip::adagc`] | AdaGC: each Var to a little above its own mean norm |
-/// | [`Clip::agc`] | AGC: each unit to a share of its weights' norm |
-/// | [`Clip::skip_above_norm`], [`Clip::skip_above_zscore`] | no step where the norm is too large |
+/// | [`Clip::autoclip`] | AutoClip: as `norm`, with a percentile of the norms so far as the limit |
+/// | [`Clip::quantile`] | as `norm`, with a running estimate of a quantile of the norms as the limit |
+/// | [`Clip::zclip`] | ZClip: as `norm`, and clips spikes by their z-score |
+/// | [`Clip::adagc`] | AdaGC: each Var to slightly above its running mean norm |
+/// | [`Clip::agc`] | AGC: each unit relative to its weights' norm |
+/// | [`Clip::skip_above_norm`], [`Clip::skip_above_zscore`] | skip steps whose norm is too large |
 /// | [`Clip::chain`] | several of these, one after the other |
 ///
-/// What a method remembers of the training is kept by the
-/// [`ClippedOptimizer`](crate::ClippedOptimizer), which saves it in its checkpoints; a norm that is
-/// 0 or not finite, or of a step that was skipped or failed, never enters it. A limit that a method
-/// chooses is never 0.
+/// The [`ClippedOptimizer`](crate::ClippedOptimizer) keeps the history of a method, and saves it in
+/// its checkpoints. Norms that are 0 or non-finite, and norms of skipped or failed steps, never
+/// enter it. A limit that a method chooses is never 0.
 ///
 /// As text ([`Clip::from_str`](#impl-FromStr-for-Clip), and with the feature `serde` as a string):
 ///
@@ -57,14 +56,14 @@ use crate::vars::NamedVars;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 pub struct Clip {
-    /// One, or more that come one after the other.
+    /// The methods in order, at least one.
     pub(super) parts: Vec<Part>,
     pub(super) norm_type: NormType,
     pub(crate) non_finite: NonFinite,
     pub(crate) max_skips: u32,
 }
 
-/// One method, with what it adds to norms.
+/// One method with its eps.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Part {
     pub(super) method: AnyMethod,
@@ -83,7 +82,7 @@ impl Clip {
         }
     }
 
-    /// All of them, one after the other.
+    /// Chains the clips.
     pub(super) fn chain_of(clips: Vec<Clip>) -> Result<Self> {
         let default = Self::new(NoClip);
         let mut whole = default.clone();
@@ -120,7 +119,7 @@ impl Clip {
         self.check_order()
     }
 
-    /// Whether its methods can follow each other.
+    /// Checks that the methods can be chained.
     fn check_order(&self) -> Result<()> {
         let parts = self.parts.iter();
         let parts: Vec<_> = parts
@@ -135,7 +134,7 @@ impl Clip {
         }
     }
 
-    /// Whether nothing is to be done but what the policies say.
+    /// Whether this is [`Clip::none`]: only the non-finite policy applies.
     pub(super) fn is_none(&self) -> bool {
         self.parts.iter().all(Part::is_none)
     }
@@ -152,8 +151,8 @@ impl Clip {
         }
     }
 
-    /// This clip as a GPU can decide it by itself, if it can: without a history, and without an
-    /// error to return at once.
+    /// The plan with which a GPU decides this clip. `None` for a clip with a history, or one that
+    /// has to return an error at once.
     pub(super) fn plan(&self) -> Option<Plan> {
         let [part] = &self.parts[..] else {
             return None;
@@ -167,7 +166,7 @@ impl Clip {
         })
     }
 
-    /// The units of `vars`, if the clip has a rule for them.
+    /// The units of `vars`, if a method needs their norms.
     pub(super) fn unit_plan(&self, vars: &NamedVars) -> Result<Option<Arc<UnitPlan>>> {
         for part in &self.parts {
             if let Some(plan) = part.method.config().unit_plan(vars)? {
@@ -177,7 +176,7 @@ impl Clip {
         Ok(None)
     }
 
-    /// Whether groups may have limits of their own, or be without clipping.
+    /// Checks that the methods work with groups that have a `max_norm` or `no_clip`.
     pub(super) fn check_groups(&self, groups: &ParamGroups) -> Result<()> {
         let scopes = || self.parts.iter().map(Part::scope);
         let fault = scopes().find_map(|scope| match scope {
@@ -206,11 +205,11 @@ impl Clip {
         }
     }
 
-    /// Sets the limit that a schedule moves: the `max_norm`, or where there is none the one other
-    /// limit. Returns the place of its method.
+    /// Sets the limit that a schedule controls: the `max_norm`, or else the only other limit.
+    /// Returns the index of its method.
     ///
     /// # Errors
-    /// A limit that is not above 0; no limit to set, or more than one. Nothing is changed then.
+    /// A limit that is not above 0, no limit to set, or more than one. Nothing is changed then.
     pub(super) fn set_limit(&mut self, value: f64) -> Result<usize> {
         let limits = self.parts.iter_mut().enumerate();
         let limits = limits.filter_map(|(at, part)| Some((at, part.method.config_mut().limit()?)));
@@ -233,7 +232,7 @@ impl Clip {
         })
     }
 
-    /// Whether there is one limit to schedule.
+    /// Checks that there is a limit to schedule.
     pub(super) fn check_schedule(&self) -> Result<()> {
         let mut finite = self.clone();
         finite.set_limit(1.0)?;
@@ -251,8 +250,8 @@ impl Part {
     }
 }
 
-/// Sets what holds for all clips of a list; a setting at its default gives way. False if another
-/// clip has set it otherwise.
+/// Merges a setting of one clip into that of the chain. A default gives way. False if another clip
+/// has set a different value.
 fn merge<T: PartialEq + Copy>(whole: &mut T, clip: T, default: T) -> bool {
     if clip == default {
         return true;
@@ -262,7 +261,7 @@ fn merge<T: PartialEq + Copy>(whole: &mut T, clip: T, default: T) -> bool {
     is_free
 }
 
-/// In a clip the eps of AGC is that of [`Clip::eps`].
+/// The `eps` of [`Agc`] becomes that of [`Clip::eps`].
 impl From<Agc> for Clip {
     fn from(agc: Agc) -> Self {
         let (eps, default) = (agc.eps, Agc::default());

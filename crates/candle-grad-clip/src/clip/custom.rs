@@ -1,4 +1,4 @@
-//! Rules that users write: from what was measured to what is to be done.
+//! User-defined rules.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use crate::check::check_limit;
 use crate::error::{Error, Result};
 use crate::skip_reason::SkipReason;
 
-/// A clipping rule of your own, for
-/// [`ClippedOptimizer::with_rule`](crate::ClippedOptimizer::with_rule): from norms to what is to be
-/// done. Measuring, applying, skipping and reporting stay the wrapper's.
+/// A user-defined clipping rule, for
+/// [`ClippedOptimizer::with_rule`](crate::ClippedOptimizer::with_rule). It decides from the norms
+/// what to do with the gradients. The wrapper measures, applies the decision, skips and reports.
 ///
-/// Here one that limits the norm to twice its own running mean:
+/// This rule limits the norm to twice its running mean:
 ///
 /// ```
 /// use candle_grad_clip::{ClipDecision, ClipRule, GradNorms};
@@ -66,31 +66,31 @@ use crate::skip_reason::SkipReason;
 /// # }
 /// ```
 pub trait ClipRule: Send + Sync {
-    /// What is to be done with gradients that measured so. Not called where [`NonFinite`] has
-    /// already refused the step.
+    /// Decides what to do with gradients of these norms. Not called if [`NonFinite`] has already
+    /// stopped the step.
     fn decide(&self, measured: &GradNorms) -> ClipDecision;
 
-    /// The step was taken as decided. Not called for a step that was skipped or failed, nor for a
-    /// norm that is not finite.
+    /// Called after a step was taken as decided. Not called for a skipped or failed step, or for a
+    /// non-finite norm.
     fn observe(&mut self, measured: &GradNorms, decision: &ClipDecision) {
         let _ = (measured, decision);
     }
 
-    /// Whether [`GradNorms::loss`] is asked for, which is a read of the device in each
-    /// `backward_step`.
+    /// Whether the rule needs [`GradNorms::loss`]. Each `backward_step` then reads the loss from
+    /// the device.
     fn reads_loss(&self) -> bool {
         false
     }
 
-    /// What checkpoints keep of it: finite numbers.
+    /// The state to save in checkpoints: finite numbers.
     fn save(&self) -> Vec<f64> {
         Vec::new()
     }
 
-    /// Goes on from what [`save`](Self::save) returned; not called if that was nothing.
+    /// Restores the state that [`save`](Self::save) returned. Not called if it was empty.
     ///
     /// # Errors
-    /// What is wrong with the numbers. The rule must then be as it was.
+    /// What is wrong with the numbers. The rule must then be unchanged.
     fn load(&mut self, state: &[f64]) -> std::result::Result<(), String> {
         Err(format!(
             "expected a rule without state, got {} numbers",
@@ -99,7 +99,7 @@ pub trait ClipRule: Send + Sync {
     }
 }
 
-/// What a [`ClipRule`] decides on.
+/// The measured norms, for a [`ClipRule`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct GradNorms {
     step: u64,
@@ -131,19 +131,19 @@ impl GradNorms {
         }
     }
 
-    /// The step's number, from 1; skipped steps count.
+    /// The step's number, counted from 1, skipped steps included.
     #[must_use]
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// Which norm the norms are: [`Clip::norm_type`](crate::Clip::norm_type).
+    /// The type of the norms: [`Clip::norm_type`](crate::Clip::norm_type).
     #[must_use]
     pub fn norm_type(&self) -> NormType {
         self.norm_type
     }
 
-    /// Norm of all gradients as one vector. Finite, but under [`NonFinite::Propagate`].
+    /// Norm of all gradients as one vector. Finite, except under [`NonFinite::Propagate`].
     #[must_use]
     pub fn total_norm(&self) -> f64 {
         self.total_norm
@@ -162,7 +162,8 @@ impl GradNorms {
         &self.names
     }
 
-    /// The loss, if [`ClipRule::reads_loss`] and the step was given it, by `backward_step` or
+    /// The loss, if [`ClipRule::reads_loss`] is true and the step has the loss: from
+    /// `backward_step` or
     /// [`step_report_with_loss`](crate::ClippedOptimizer::step_report_with_loss).
     #[must_use]
     pub fn loss(&self) -> Option<f64> {
@@ -170,25 +171,25 @@ impl GradNorms {
     }
 }
 
-/// What a [`ClipRule`] wants done. Coefficients and bounds are checked: one that is negative, NaN
-/// or infinite is an error of the step, which changes nothing.
+/// The decision of a [`ClipRule`]. A coefficient must be finite and 0 or above. A bound must be
+/// above 0. Otherwise the step is an error, and nothing is changed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClipDecision {
-    /// The step is taken with the gradients as they are.
+    /// Takes the step with the gradients as they are.
     Keep,
-    /// All gradients are multiplied by this (above 1 makes them larger).
+    /// Multiplies all gradients by this. It may be above 1.
     Scale(f64),
-    /// Each Var's gradient is multiplied by its own: one for each of [`GradNorms::names`].
+    /// Multiplies each Var's gradient by its own coefficient: one for each of [`GradNorms::names`].
     ScaleEach(Vec<f64>),
-    /// Every element goes into `[-bound, bound]`. The gradients are then read a second time, for
-    /// the report.
+    /// Clamps every element to `[-bound, bound]`. The gradients are read a second time, for the
+    /// report.
     Clamp(f64),
-    /// The step is not taken.
+    /// Skips the step.
     Skip,
 }
 
 impl ClipDecision {
-    /// The bound that the gradients are to be measured with.
+    /// The bound to measure the gradients with.
     fn bound(&self) -> Option<f64> {
         match self {
             Self::Clamp(bound) => Some(*bound),
@@ -220,7 +221,8 @@ impl ClipDecision {
         }
     }
 
-    /// The decision, checked, for gradients that were measured with [`ClipDecision::bound`].
+    /// The internal form of a checked decision, for gradients measured with
+    /// [`ClipDecision::bound`].
     fn decide(&self, given: &Given<'_>) -> Decision {
         match self {
             Self::Keep => Decision::scale(given, 1.0),
@@ -236,10 +238,10 @@ impl ClipDecision {
     }
 }
 
-/// A user's rule at work.
+/// A running user-defined rule.
 pub(super) struct Custom {
     rule: Box<dyn ClipRule>,
-    /// What it saw and decided in this step.
+    /// Its input and decision in this step.
     decided: Option<(GradNorms, ClipDecision)>,
 }
 
@@ -266,7 +268,7 @@ impl Rule for Custom {
     fn decide(&mut self, given: &Given<'_>) -> Decision {
         match &self.decided {
             Some((_, decision)) => decision.decide(given),
-            None => Decision::scale(given, 1.0), // not reached: it is asked first
+            None => Decision::scale(given, 1.0), // not reached: `ask` comes first
         }
     }
 

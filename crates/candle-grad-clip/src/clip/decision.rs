@@ -1,4 +1,4 @@
-//! What a rule decides on, and what it decided.
+//! The input and the result of a rule's decision.
 
 use candle_grad_clip_kernels::{Edit, Stats};
 
@@ -8,18 +8,18 @@ use super::history;
 use crate::gradients::Measurements;
 use crate::skip_reason::SkipReason;
 
-/// What a rule decides on.
+/// The input of a rule's decision.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Given<'a> {
     pub(super) measured: &'a Measurements<'a>,
-    /// What is added to norms before they divide.
+    /// Added to norms before dividing by them.
     pub(super) eps: f64,
-    /// Whether there are elements that are not finite, which become 0.
+    /// Whether non-finite elements have to be set to 0.
     pub(super) zero_non_finite: bool,
 }
 
 impl Given<'_> {
-    /// The norm that a rule goes by.
+    /// The global norm; only of the finite elements if the others become 0.
     pub(super) fn total_norm(&self) -> f64 {
         if self.zero_non_finite {
             self.measured.norm().value()
@@ -28,19 +28,19 @@ impl Given<'_> {
         }
     }
 
-    /// The same, if it may enter a history.
+    /// The global norm, if it may enter a history.
     pub(super) fn norm_that_counts(&self) -> Option<f64> {
         Some(self.total_norm()).filter(|norm| history::counts(*norm))
     }
 
-    /// The coefficient for gradients that measured so.
+    /// The clip coefficient for gradients with these statistics.
     pub(super) fn clip_coef(&self, stats: Stats, max_norm: f64) -> f64 {
         let norm_type = self.measured.norm_type;
         clip_coef(stats, norm_type, max_norm, self.eps, self.zero_non_finite)
     }
 }
 
-/// What is to be done, and what the gradients will be afterwards.
+/// A rule's decision, and the statistics of the gradients after it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Decision {
     pub(crate) action: Action,
@@ -48,20 +48,20 @@ pub(crate) struct Decision {
     pub(crate) clipped_norm: f64,
     pub(crate) was_clipped: bool,
     pub(crate) num_clipped: u64,
-    /// What holds in each group, if there are groups.
+    /// One for each param group.
     pub(crate) groups: Vec<GroupRecord>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
-    /// Nothing is changed and nothing copied.
+    /// The gradients stay as they are, without a copy.
     Keep,
     Edit(Edits),
-    /// No step is taken with these gradients.
+    /// The step is skipped.
     Skip(SkipReason),
 }
 
-/// What one group of Vars measured, and what its gradients were multiplied by: of
+/// The norm and the clip coefficient of one param group, from
 /// [`StepRecord::groups`](crate::StepRecord::groups).
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -69,16 +69,16 @@ pub(crate) enum Action {
 pub struct GroupRecord {
     /// The group's name.
     pub name: String,
-    /// Norm of the group's gradients as one vector before clipping.
+    /// Norm of the group's gradients as one vector, before clipping.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub total_norm: f64,
-    /// What they were multiplied by: the smallest where each Var has its own.
+    /// The clip coefficient; the smallest one if each Var has its own.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
 }
 
 impl Decision {
-    /// Nothing is changed, or what `edits` say.
+    /// `None` keeps the gradients.
     pub(super) fn new(edits: Option<Edits>, clip_coef: f64, clipped_norm: f64) -> Self {
         Self {
             was_clipped: clip_coef != 1.0,
@@ -98,7 +98,7 @@ impl Decision {
         }
     }
 
-    /// For gradients that are still multiplied by `scale`.
+    /// The equivalent decision for gradients that are still multiplied by the loss scale.
     pub(crate) fn unscaling(mut self, scale: f64) -> Self {
         if scale != 1.0 {
             self.action = match self.action {
@@ -110,7 +110,8 @@ impl Decision {
         self
     }
 
-    /// One coefficient for all; exactly 1 with nothing to clean leaves everything alone.
+    /// Multiplies all gradients by one coefficient. Changes nothing if it is exactly 1 and no
+    /// non-finite elements have to become 0.
     pub(super) fn scale(given: &Given<'_>, clip_coef: f64) -> Self {
         let (measured, zero_non_finite) = (given.measured, given.zero_non_finite);
         let edits = (clip_coef != 1.0 || zero_non_finite).then_some(Edits::All(Edit::Scale {

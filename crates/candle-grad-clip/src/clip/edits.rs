@@ -1,4 +1,4 @@
-//! What is to be done to the gradient of each Var.
+//! The edits of the Vars' gradients.
 
 use std::sync::Arc;
 
@@ -7,13 +7,12 @@ use candle_grad_clip_kernels::{Edit, GradEdit, UnitEdit};
 use super::coef::smaller;
 use crate::gradients::UnitPlan;
 
-/// One edit for all Vars, one for each group of them, one for each of them, or one for each of
-/// their units.
+/// One edit for all Vars, or one per group, per Var or per unit.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Edits {
     All(Edit),
     Grouped {
-        /// The place of each Var's group in `edits`.
+        /// For each Var, the index of its edit in `edits`.
         places: Arc<[usize]>,
         edits: Vec<Edit>,
     },
@@ -25,7 +24,7 @@ pub(crate) enum Edits {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct UnitEdits {
     pub(super) plan: Arc<UnitPlan>,
-    /// Of each unit.
+    /// One for each unit.
     pub(super) coefs: Vec<f64>,
     pub(super) zero_non_finite: bool,
 }
@@ -36,7 +35,7 @@ impl UnitEdits {
         &self.coefs[self.plan.range(index)]
     }
 
-    /// Multiplies those of each Var by a coefficient.
+    /// Multiplies the coefficients of each Var by that of another edit.
     fn times(mut self, edit: impl Fn(usize) -> Edit) -> Self {
         for index in 0..self.plan.len() {
             let (coef, zero_non_finite) = coef_of(edit(index));
@@ -81,7 +80,7 @@ impl Edits {
         edit.into()
     }
 
-    /// The edit of a Var whose units all have the same.
+    /// The edit of a Var; for units, the edit of its first unit.
     pub(super) fn of_whole(&self, index: usize) -> Edit {
         match self {
             Self::All(edit) => *edit,
@@ -94,7 +93,7 @@ impl Edits {
         }
     }
 
-    /// The edits that make of gradients times `scale` what these make of the gradients.
+    /// The equivalent edits for gradients that are still multiplied by the loss scale.
     pub(crate) fn unscaling(self, scale: f64) -> Self {
         let each = |edits: Vec<Edit>| edits.into_iter().map(|e| e.unscaling(scale)).collect();
         match self {
@@ -111,17 +110,17 @@ impl Edits {
         }
     }
 
-    /// Whether what is not finite becomes 0.
+    /// Whether non-finite elements become 0.
     pub(super) fn zeroes(&self, index: usize) -> bool {
         coef_of(self.of_whole(index)).1
     }
 
-    /// Whether units of a Var have coefficients of their own.
+    /// Whether each unit has its own coefficient.
     pub(crate) fn are_of_units(&self) -> bool {
         matches!(self, Self::PerUnit(_))
     }
 
-    /// Whether nothing is to be done to any.
+    /// Whether no gradient is changed.
     pub(crate) fn is_nothing(&self) -> bool {
         match self {
             Self::All(edit) => *edit == Edit::NOTHING,
@@ -134,7 +133,7 @@ impl Edits {
         }
     }
 
-    /// The edits that do to `vars` Vars what these do, and then what `next` does.
+    /// These edits followed by `next`, for `vars` Vars.
     pub(super) fn then(self, next: Self, vars: usize) -> Self {
         match (self, next) {
             (Self::All(first), Self::All(second)) => Self::All(both(first, second)),
@@ -148,7 +147,7 @@ impl Edits {
         }
     }
 
-    /// The smallest coefficient of a Var, 1 at most.
+    /// The smallest coefficient of a Var, at most 1.
     pub(super) fn smallest_coef_of(&self, index: usize) -> f64 {
         match self {
             Self::PerUnit(units) => smallest(units.of_var(index)),
@@ -156,7 +155,7 @@ impl Edits {
         }
     }
 
-    /// The smallest coefficient, 1 at most.
+    /// The smallest coefficient, at most 1.
     pub(super) fn smallest_coef(&self) -> f64 {
         let of_edits = |edits: &[Edit]| {
             let coefs = edits.iter().map(|edit| coef_of(*edit).0);
@@ -170,12 +169,12 @@ impl Edits {
     }
 }
 
-/// The smallest, 1 at most, or NaN where one is.
+/// The smallest coefficient, at most 1, or NaN if one is NaN.
 fn smallest(coefs: &[f64]) -> f64 {
     coefs.iter().fold(1.0, |x, y| smaller(*y, x))
 }
 
-/// The edit that does what `first` does, and then what `second` does.
+/// `first` followed by `second`, as one edit.
 fn both(first: Edit, second: Edit) -> Edit {
     let ((a, zero_first), (b, zero_second)) = (coef_of(first), coef_of(second));
     let zero_non_finite = zero_first || zero_second;
@@ -187,7 +186,7 @@ fn both(first: Edit, second: Edit) -> Edit {
             zero_non_finite,
         },
         (Edit::Scale { .. }, Edit::Clamp { clip_value, .. }) => Edit::Clamp {
-            clip_value: clip_value / a, // `a` is 1: a value clip comes before what scales
+            clip_value: clip_value / a, // `a` is 1: a value clip comes before clips that scale
             clip_coef,
             zero_non_finite,
         },

@@ -1,7 +1,7 @@
-//! A limit for each group of Vars, beside the one for all: `min(clip_coef, max_norm / (group norm +
-//! eps))`.
+//! A limit for each param group, in addition to the global one: `min(clip_coef, max_norm / (group
+//! norm + eps))`.
 //!
-//! Both norms are those before clipping, so the order of the groups does not matter, and both
+//! Both norms are measured before clipping, so the order of the groups does not matter, and both
 //! limits hold.
 
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::error::Result;
 use crate::gradients::norm_of;
 use crate::groups::{ParamGroup, ParamGroups};
 
-/// The groups of a wrapper's Vars.
+/// The param groups of a wrapper's Vars.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Limits {
     groups: ParamGroups,
-    /// The place of each Var's group, counted from 1; 0 for none.
+    /// The group of each Var, counted from 1; 0 for none.
     places: Arc<[usize]>,
-    /// 1 for each Var of a group without clipping, 0 for others; empty if there is no such group.
+    /// 1 for each Var of a `no_clip` group, 0 for others; empty if there is no such group.
     aside: Arc<[usize]>,
 }
 
@@ -60,7 +60,7 @@ impl Limits {
     }
 }
 
-/// What was decided for all, with the groups' own limits.
+/// Adds the groups' limits to the decision for all Vars.
 pub(super) fn decide(given: &Given<'_>, common: Decision, limits: &Limits) -> Decision {
     let Given {
         measured,
@@ -157,7 +157,7 @@ fn smallest(common: &Decision, limits: &Limits) -> Vec<f64> {
     smallest
 }
 
-/// The coefficient of each Var where each has its own, and its group one on top.
+/// The coefficient of each Var, if each has its own: the smaller of its own and its group's.
 fn of_vars(edits: &[Edit], limits: &Limits, own: &[f64]) -> Vec<f64> {
     let coef = |edit: &Edit| match edit {
         Edit::Scale { clip_coef, .. } => *clip_coef,

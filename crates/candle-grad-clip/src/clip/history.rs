@@ -1,21 +1,20 @@
-//! What holds for every rule with a history (`auto`, `quantile`, `zclip`, `adagc`, `skip`), so that
-//! none of them freezes a model in silence:
+//! Invariants of every rule with a history (`auto`, `quantile`, `zclip`, `adagc`, `skip`). Without
+//! them a rule could freeze a model without any error:
 //!
-//! 1. A gradient of norm 0 enters no history, and no warm-up counts it ([`counts`]). There is
-//!    nothing to clip in it: it comes from a frozen phase, a masked batch or a loss that is exactly
-//!    0, and says nothing about the norms of other steps.
-//! 2. A limit that a history chose is never 0, nor is the coefficient of a finite norm above 0
+//! 1. A norm of 0 enters no history, and no warm-up counts it ([`counts`]). It comes from a frozen
+//!    phase, a masked batch or a loss of exactly 0, and says nothing about other steps.
+//! 2. A limit from a history is never 0. Neither is the coefficient of a finite norm above 0
 //!    ([`limit`]).
-//! 3. A spread of 0 condemns no step ([`spread`], [`loss_spread`]): after a plateau of equal norms
-//!    the next one is not an outlier because its last digit is another.
+//! 3. A standard deviation has a lower bound ([`spread`], [`loss_spread`]). After a plateau of
+//!    equal norms, rounding in the next norm does not make it an outlier.
 //! 4. A history has a bounded length.
 
-/// The least share of the mean that a deviation counts as. Norms and losses of minibatches spread
-/// more widely than that; equal ones that were computed in another order spread less.
+/// Lower bound of a deviation, relative to the mean. Norms and losses of minibatches spread more
+/// widely. Equal ones that were computed in another order spread less.
 pub(super) const LEAST_SPREAD: f64 = 1e-3;
 
-/// The least deviation of losses: what rounding leaves of a loss near 1 in f32. It matters where
-/// their mean is 0 or close to it.
+/// Lower bound of the losses' deviation: about the rounding error of an f32 loss near 1. It matters
+/// if the mean loss is close to 0.
 const LEAST_LOSS_SPREAD: f64 = 1e-6;
 
 /// Whether a norm may enter a history.
@@ -23,30 +22,30 @@ pub(super) fn counts(norm: f64) -> bool {
     norm > 0.0 && norm.is_finite()
 }
 
-/// The limit that a history chose, for a gradient of this norm. It is raised only where it, or the
-/// coefficient, would be 0.
+/// The limit from a history, for a gradient of this norm. It is raised only if the limit or the
+/// coefficient would be 0.
 pub(super) fn limit(chosen: f64, norm: f64) -> f64 {
     let least_coef = f64::from_bits(1);
     let least = if counts(norm) { norm * least_coef } else { 0.0 };
     chosen.max(least).max(f64::MIN_POSITIVE)
 }
 
-/// The deviation of norms around their mean.
+/// The standard deviation of norms, with its lower bound.
 pub(super) fn spread(deviation: f64, mean: f64) -> f64 {
     deviation.max(LEAST_SPREAD * mean.abs())
 }
 
-/// The deviation of losses around their mean.
+/// The standard deviation of losses, with its lower bound.
 pub(super) fn loss_spread(deviation: f64, mean: f64) -> f64 {
     spread(deviation, mean).max(LEAST_LOSS_SPREAD)
 }
 
-/// Those of a history that was saved which may enter another.
+/// The norms of a saved history that may enter a history.
 pub(super) fn that_count(norms: &[f64]) -> impl Iterator<Item = f64> {
     norms.iter().copied().filter(|norm| counts(*norm))
 }
 
-/// Whether these can be norms of a history that was saved.
+/// Checks the norms of a saved history.
 pub(super) fn check_norms(norms: &[f64]) -> Result<(), String> {
     let bad = norms
         .iter()

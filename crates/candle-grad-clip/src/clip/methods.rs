@@ -1,4 +1,4 @@
-//! The table of all methods: what turns a text into a config, and a config into a rule at work.
+//! The table of all methods, which parses a text into a config.
 
 use super::adagc::AdaGc;
 use super::agc::Agc;
@@ -34,7 +34,7 @@ macro_rules! methods {
         impl AnyMethod {
             const NAMES: &'static [&'static str] = &[$($name),*];
 
-            /// What the arrays of their histories are named in a checkpoint.
+            /// Each method's name, and the name of its history's array in a checkpoint.
             pub(super) const ARRAYS: &'static [(&'static str, &'static str)] =
                 &[$(($name, concat!("clip.", $name))),*];
 
@@ -44,7 +44,7 @@ macro_rules! methods {
                 }
             }
 
-            /// The option that may come without its own name.
+            /// The option whose name may be omitted.
             pub(super) fn main_option(name: &str) -> Option<&'static str> {
                 match name {
                     $($name => Some($main),)*
@@ -77,7 +77,7 @@ macro_rules! methods {
     };
 }
 
-// Name, the option that may come without its own name, config.
+// Name, option whose name may be omitted, config.
 methods! {
     "none", "", NoClip;
     "norm", "max_norm", Norm;

@@ -1,7 +1,7 @@
-//! decide: from measurements to what is to be done. One method a file, pure arithmetic.
+//! The decide phase: from the measured norms to edits of the gradients. One file per method, pure
+//! arithmetic.
 //!
-//! A [`Clip`] is plain data. A [`Policy`] has its rules at work, with what they remember of the
-//! training.
+//! A [`Clip`] is plain configuration. A [`Policy`] holds the running rules and their histories.
 
 mod adagc;
 mod agc;
@@ -58,12 +58,12 @@ use value::Value;
 use crate::error::Result;
 
 impl Clip {
-    /// Measures and reports, and changes no gradient.
+    /// Measures and reports the norms, and changes no gradient.
     ///
-    /// The policy for gradients that are not finite holds here as well: a step with a NaN is
-    /// skipped unless [`Clip::non_finite`] says otherwise. That policy looks at the gradients, not
-    /// at the update: finite gradients near the dtype's largest number can make weights NaN or
-    /// infinite, and nothing limits them here.
+    /// The non-finite policy still applies: a step with a NaN is skipped unless
+    /// [`Clip::non_finite`] says otherwise. The policy checks the gradients, not the update. As
+    /// nothing is limited here, finite gradients near the dtype's largest number can still make
+    /// weights NaN or infinite.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -77,7 +77,7 @@ impl Clip {
         Self::new(NoClip)
     }
 
-    /// Clips the global norm to `max_norm`: above zero, or infinite to measure only.
+    /// Clips the global norm to `max_norm`, which must be above 0. An infinite limit only measures.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -91,8 +91,8 @@ impl Clip {
         Self::new(Norm { max_norm })
     }
 
-    /// Clips every element to `[-clip_value, clip_value]`, which turns the gradient's direction.
-    /// `clip_value` is above zero, or infinite to measure only.
+    /// Clips every element to `[-clip_value, clip_value]`, which changes the gradient's direction.
+    /// `clip_value` must be above 0. An infinite limit only measures.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -106,12 +106,12 @@ impl Clip {
         Self::new(Value { clip_value })
     }
 
-    /// Clips the norm of each Var's gradient to `max_norm`, each by itself: above zero, or infinite
-    /// to measure only.
+    /// Clips the norm of each Var's gradient individually to `max_norm`, which must be above 0. An
+    /// infinite limit only measures.
     ///
-    /// `g_i * min(1, max_norm / (param_norm_i + eps))`. The update's direction turns where some
-    /// Vars are clipped and others are not. [`StepReport::clip_coef`](crate::StepReport::clip_coef)
-    /// is the smallest of the coefficients.
+    /// `g_i * min(1, max_norm / (param_norm_i + eps))`. The update's direction changes if only some
+    /// Vars are clipped. [`StepReport::clip_coef`](crate::StepReport::clip_coef) is the smallest of
+    /// the coefficients.
     ///
     /// # References
     /// Keras' `clipnorm`, burn's `GradientClippingConfig::Norm`; PyTorch's `clip_grad_norm_` called
@@ -129,21 +129,18 @@ impl Clip {
         Self::new(ParamNorm { max_norm })
     }
 
-    /// Clips the root mean square of each Var's gradient to `max_rms`, each by itself: above zero,
-    /// or infinite to measure only.
+    /// Clips the root mean square of each Var's gradient individually to `max_rms`, which must be
+    /// above 0. An infinite limit only measures.
     ///
-    /// `g_i * min(1, max_rms / (rms_i + eps))` with `rms_i = sqrt(mean(g_i^2))`, and an `eps` of 0
-    /// unless [`Clip::eps`] says otherwise. With another [`Clip::norm_type`] it is that power's
-    /// mean.
-    ///
-    /// # References
+    /// `g_i * min(1, max_rms / (rms_i + eps))` with `rms_i = sqrt(mean(g_i^2))`. The default `eps`
+    /// is 0. With a [`Clip::norm_type`] of p, `rms_i` is `mean(|g_i|^p)^(1/p)`. Source:
     /// `optax.clip_by_block_rms` (optax 0.2.8).
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
     /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::block_rms(1.0))?;
     /// let report = opt.backward_step_report(&loss)?; // the gradient is (3, 4)
-    /// assert!((report.record()?.clipped_norm - 2f64.sqrt()).abs() < 1e-12); // two elements of rms 1
+    /// assert!((report.record()?.clipped_norm - 2f64.sqrt()).abs() < 1e-12); // 2 elements, rms 1
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     #[must_use]
@@ -151,10 +148,11 @@ impl Clip {
         Self::new(BlockRms { max_rms })
     }
 
-    /// AutoClip: clips the global norm to a percentile (0 to 100) of the norms so far; the paper's
-    /// is 10.
+    /// AutoClip: clips the global norm to a percentile of the norms so far. `percentile` is 0 to
+    /// 100; the paper uses 10.
     ///
-    /// See [`AutoClip`] for the equation, and for a history of bounded length.
+    /// See [`AutoClip`] for the equation and the length of the history. Source: Seetharaman and
+    /// others (2020), arXiv 2007.14469.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -164,9 +162,6 @@ impl Clip {
     /// assert!((report.record()?.clipped_norm - 9.25).abs() < 1e-5); // the median of 5 and 13.5
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
-    ///
-    /// # References
-    /// Seetharaman and others (2020), arXiv 2007.14469.
     #[must_use]
     pub fn autoclip(percentile: f64) -> Self {
         AutoClip {
@@ -176,10 +171,11 @@ impl Clip {
         .into()
     }
 
-    /// Clips the global norm to a limit that a share of the norms stays below, followed by one
-    /// number.
+    /// Clips the global norm to a running estimate of the norms' `target` quantile (between 0 and
+    /// 1).
     ///
-    /// See [`QuantileClip`] for the equation and its rate.
+    /// See [`QuantileClip`] for the equation and its rate. Source: Andrew and others (2021), arXiv
+    /// 1905.03871.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -189,9 +185,6 @@ impl Clip {
     /// assert!((report.record()?.clipped_norm - 5.0 * (-0.1f64).exp()).abs() < 1e-5);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
-    ///
-    /// # References
-    /// Andrew and others (2021), arXiv 1905.03871.
     #[must_use]
     pub fn quantile(target: f64) -> Self {
         QuantileClip {
@@ -201,10 +194,11 @@ impl Clip {
         .into()
     }
 
-    /// ZClip with the defaults of its authors: clips norms far above the mean of those before, and
-    /// all to 1.
+    /// ZClip with its authors' defaults: clips norms far above the running mean, and every norm to
+    /// 1.
     ///
-    /// See [`ZClip`] for the equations and options.
+    /// See [`ZClip`] for the equations and options. Source: Kumar and others (2025), arXiv
+    /// 2504.02507.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -213,17 +207,16 @@ impl Clip {
     /// assert!((report.record()?.clipped_norm - 1.0).abs() < 1e-6);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
-    ///
-    /// # References
-    /// Kumar and others (2025), arXiv 2504.02507.
     #[must_use]
     pub fn zclip() -> Self {
         ZClip::default().into()
     }
 
-    /// AdaGC with the defaults of its paper: clips each Var's norm to 1.05 of its own running mean.
+    /// AdaGC with its paper's defaults: clips each Var's gradient norm to 1.05 times its running
+    /// mean.
     ///
-    /// See [`AdaGc`] for the equations and options.
+    /// See [`AdaGc`] for the equations and options. Source: Wang and others (2025), arXiv
+    /// 2502.11034.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -232,18 +225,16 @@ impl Clip {
     /// assert!((report.record()?.clipped_norm - 1.0).abs() < 1e-12);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
-    ///
-    /// # References
-    /// Wang and others (2025), arXiv 2502.11034.
     #[must_use]
     pub fn adagc() -> Self {
         AdaGc::default().into()
     }
 
-    /// AGC with the defaults of its paper: clips each unit (a row) of each Var to 0.01 of the norm
-    /// of its weights.
+    /// AGC with its paper's defaults: clips the gradient norm of each unit (row) of each Var to
+    /// 0.01 times the norm of the unit's weights.
     ///
-    /// See [`Agc`] for the equation, for other units, and for Vars to leave out.
+    /// See [`Agc`] for the equation, other units and excluded Vars. Source: Brock and others
+    /// (2021), arXiv 2102.06171.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -252,17 +243,14 @@ impl Clip {
     /// assert!((report.record()?.clipped_norm - 0.05).abs() < 1e-12);
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
-    ///
-    /// # References
-    /// Brock and others (2021), arXiv 2102.06171.
     #[must_use]
     pub fn agc() -> Self {
         Agc::default().into()
     }
 
-    /// Takes no step whose norm is above `norm`, and changes no gradient of the others.
+    /// Skips steps whose global norm is above `norm`. The gradients of other steps are not changed.
     ///
-    /// See [`SkipSteps`] for a limit to clip to as well.
+    /// See [`SkipSteps`] to clip the other steps as well.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -283,8 +271,8 @@ impl Clip {
         .into()
     }
 
-    /// Takes no step whose norm is more than `z` standard deviations above the mean of the 128
-    /// before.
+    /// Skips steps whose global norm is more than `z` standard deviations above the mean of the
+    /// last 128.
     ///
     /// See [`SkipSteps`] for the equation and other windows.
     ///
@@ -311,8 +299,7 @@ impl Clip {
         .into()
     }
 
-    /// The norm that [`Clip::norm`] limits and that reports show. Default: L2. (`NormType::P(2.0)`
-    /// is taken as L2.)
+    /// Sets the norm that is limited and reported. Default: L2. (`NormType::P(2.0)` becomes L2.)
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -327,9 +314,9 @@ impl Clip {
         self
     }
 
-    /// What [`Clip::norm`] adds to the norm before it divides by it. Default: 1e-6, as in PyTorch.
-    /// (For [`Clip::agc`] the least norm of weights, [`Agc::eps`].) Of several clips it is set for
-    /// all; each can have its own before they go into [`Clip::chain`].
+    /// Sets what is added to the norm before dividing by it. Default: 1e-6, as in PyTorch; 0 for
+    /// [`Clip::block_rms`] and [`Clip::adagc`]. For [`Clip::agc`] it is [`Agc::eps`]. On a chain it
+    /// is set for every clip. To set different values, set them before [`Clip::chain`].
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -346,7 +333,7 @@ impl Clip {
         self
     }
 
-    /// What to do when gradients are NaN or infinite. Default: [`NonFinite::SkipStep`].
+    /// Sets the policy for NaN and infinite gradients. Default: [`NonFinite::SkipStep`].
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -362,7 +349,7 @@ impl Clip {
         self
     }
 
-    /// How many steps in a row may be skipped; one more is an error. Default: 10.
+    /// Sets how many steps in a row may be skipped. One more is an error. Default: 10.
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -378,15 +365,15 @@ impl Clip {
         self
     }
 
-    /// Several clips, one after the other: each sees the gradients as those before it leave them.
+    /// Applies several clips in order: each sees the gradients that the one before it produced.
     ///
-    /// [`Clip::norm_type`], [`Clip::non_finite`] and [`Clip::max_skips`] hold for the whole list:
-    /// they may be set in any of the clips, or afterwards. A rule that skips a step ends the list.
-    /// The report's norms are those before the first and after the last, its `clip_coef` the
-    /// product of all. [`Clip::none`] is left out.
+    /// [`Clip::norm_type`], [`Clip::non_finite`] and [`Clip::max_skips`] apply to the whole chain.
+    /// They may be set on any of the clips, or afterwards. A rule that skips the step ends the
+    /// chain. The report has the norms before the first clip and after the last. Its `clip_coef` is
+    /// the product of all coefficients. [`Clip::none`] is dropped.
     ///
-    /// What is measured stays one read of the gradients, so these are errors: a method that comes
-    /// twice; [`Clip::value`] after a clip that scales, or together with [`Clip::agc`].
+    /// The gradients are read only once. Therefore these are errors: the same method twice,
+    /// [`Clip::value`] after a clip that scales, and [`Clip::value`] together with [`Clip::agc`].
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]
@@ -401,8 +388,8 @@ impl Clip {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidClip`](crate::Error::InvalidClip) for those above, and for two different
-    /// settings of what holds for the whole list.
+    /// [`Error::InvalidClip`](crate::Error::InvalidClip) for the cases above, and for two different
+    /// values of a setting that applies to the whole chain.
     pub fn chain(clips: impl IntoIterator<Item = Clip>) -> Result<Self> {
         Self::chain_of(clips.into_iter().collect())
     }

@@ -1,6 +1,6 @@
-/// What to do when a gradient has NaN or infinite elements. It means the same on every device.
+/// The policy for gradients with NaN or infinite elements. It is the same on every device.
 ///
-/// It looks at gradients only, not at the update: see [`NonFinite::SkipStep`].
+/// It checks the gradients, not the update: see [`NonFinite::SkipStep`].
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
@@ -26,8 +26,8 @@
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum NonFinite {
-    /// An error that names the first bad Var and how many values are bad; nothing is changed.
-    /// As `error_if_nonfinite=True` of `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15).
+    /// Returns an error that names the first bad Var and counts its bad elements. Nothing is
+    /// changed. Like `error_if_nonfinite=True` of `torch.nn.utils.clip_grad_norm_` (PyTorch 2.15).
     ///
     /// ```
     /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
@@ -40,14 +40,15 @@ pub enum NonFinite {
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     Error,
-    /// The step is not taken: weights and optimizer state stay as they are, a warning says why.
-    /// More than [`Clip::max_skips`](crate::Clip::max_skips) in a row are an error. In a free
-    /// function, which has no step to skip, the gradients are left alone.
+    /// The step is skipped: weights and optimizer state stay as they are, and a warning says why.
+    /// More than [`Clip::max_skips`](crate::Clip::max_skips) in a row are an error. A free function
+    /// has no step to skip: it leaves the gradients as they are.
     ///
-    /// Gradients are looked at, the update is not: finite gradients near the dtype's largest number
-    /// can make weights NaN or infinite (3e38 times a learning rate of 10 in f32) where nothing
-    /// limits them: [`Clip::none`](crate::Clip::none), an infinite limit, the first step of
-    /// [`Clip::quantile`](crate::Clip::quantile). A limit of ordinary size keeps the update so.
+    /// The policy checks the gradients, not the update. Without a finite limit, finite gradients
+    /// near the dtype's largest number can make weights NaN or infinite (3e38 times a learning rate
+    /// of 10 in f32). This applies to [`Clip::none`](crate::Clip::none), to infinite limits and to
+    /// the first step of [`Clip::quantile`](crate::Clip::quantile). A limit of ordinary size keeps
+    /// the update finite.
     ///
     /// ```
     /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
@@ -61,7 +62,8 @@ pub enum NonFinite {
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     SkipStep,
-    /// Elements that are not finite become 0, then the rest is clipped by its own norm.
+    /// Non-finite elements become 0. Then the gradients are clipped by the norm of their finite
+    /// elements.
     ///
     /// ```
     /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};
@@ -75,8 +77,8 @@ pub enum NonFinite {
     /// # Ok::<(), candle_grad_clip::Error>(())
     /// ```
     Zero,
-    /// What PyTorch does: a NaN makes every gradient NaN; an infinity makes the finite ones 0 and
-    /// itself NaN under a norm clip, and the bound under a value clip.
+    /// As in PyTorch. Under a norm clip, a NaN makes every gradient NaN, and an infinity makes
+    /// itself NaN and the finite elements 0. Under a value clip, an infinity becomes the bound.
     ///
     /// ```
     /// # use candle_core::{Device, Tensor, Var, backprop::GradStore};

@@ -1,4 +1,4 @@
-//! No rule: gradients are measured and reported, and left as they are.
+//! No rule: gradients are measured and reported, but not changed.
 
 use std::fmt;
 

@@ -53,7 +53,7 @@ impl Rule for Norm {
     }
 }
 
-/// Limits the global norm: also for the rules that choose the limit themselves.
+/// Clips the global norm. Rules that choose their limit use it too.
 pub(super) fn clip_to(max_norm: f64, given: &Given<'_>) -> Decision {
     let coef = given.clip_coef(given.measured.total.stats, max_norm);
     Decision::scale(given, coef)

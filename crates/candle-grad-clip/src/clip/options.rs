@@ -1,11 +1,11 @@
-//! The options of a method as text, read and written.
+//! Parses and writes the options of a method as text.
 
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// The options of a text, each taken once.
+/// The options of a text. Each is taken once.
 pub(super) struct Options<'a> {
     text: &'a str,
     pub(super) name: &'a str,
@@ -14,7 +14,7 @@ pub(super) struct Options<'a> {
 }
 
 impl<'a> Options<'a> {
-    /// Splits a text; an option without a name goes by `main`.
+    /// Splits a text. A first option without a name is the option `main`.
     pub(super) fn new(text: &'a str, main: &'static str) -> Result<Self> {
         let (name, rest) = text.split_once(':').unwrap_or((text, ""));
         let mut options = Self {
@@ -49,7 +49,7 @@ impl<'a> Options<'a> {
         })
     }
 
-    /// An option that may be given.
+    /// Takes an option, if it is given.
     pub(super) fn take<T: FromStr>(
         &mut self,
         key: &'static str,
@@ -74,7 +74,7 @@ impl<'a> Options<'a> {
         Ok(self.take(key, "a whole number")?.unwrap_or(default))
     }
 
-    /// One of some words, each with what it stands for.
+    /// An option whose value is one of `words`.
     pub(super) fn word<T: Copy>(
         &mut self,
         key: &'static str,
@@ -93,7 +93,7 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// An option that must be given.
+    /// A required option.
     pub(super) fn main(&mut self, key: &'static str) -> Result<f64> {
         match self.take(key, "a number")? {
             Some(value) => Ok(value),
@@ -101,7 +101,7 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// What is left is unknown.
+    /// An error if an option is left: it is unknown.
     pub(super) fn finish(&self) -> Result<()> {
         let Some((key, _)) = self.given.first() else {
             return Ok(());
@@ -113,14 +113,14 @@ impl<'a> Options<'a> {
     }
 }
 
-/// Writes options that are not at their default.
+/// Writes the options that differ from their defaults.
 pub(super) struct Writer<'a, 'f> {
     pub(super) f: &'a mut fmt::Formatter<'f>,
     pub(super) written: usize,
 }
 
 impl Writer<'_, '_> {
-    /// What one of some words stands for.
+    /// Writes an option whose value is one of `words`.
     pub(super) fn word<T: PartialEq>(
         &mut self,
         key: &str,

@@ -1,4 +1,5 @@
-//! A coefficient for each Var by its own norm: `g_i * min(1, max_norm_i / (param_norm_i + eps))`.
+//! A coefficient for each Var, from its own norm: `g_i * min(1, max_norm_i / (param_norm_i +
+//! eps))`.
 
 use candle_grad_clip_kernels::{Edit, ScaledPowerSum};
 
@@ -7,7 +8,7 @@ use super::decision::{Decision, Given};
 use super::edits::Edits;
 use crate::gradients::Entry;
 
-/// Limits each Var's gradient by the `max_norm` and `eps` that `limit` gives for it.
+/// Clips each Var's gradient with the `max_norm` and `eps` that `limit` returns for it.
 pub(super) fn clip_to(limit: impl Fn(&Entry<'_>) -> (f64, f64), given: &Given<'_>) -> Decision {
     let coef = |entry: &Entry<'_>| {
         let (stats, norm_type) = (entry.measured.stats, given.measured.norm_type);
@@ -57,7 +58,7 @@ pub(super) fn scaled_norm(
     all.root(measured.norm_type).value()
 }
 
-/// A power times the power of a coefficient.
+/// The power sum of elements after scaling by a coefficient.
 pub(super) fn scaled(power: ScaledPowerSum, coef: f64) -> ScaledPowerSum {
     if coef == 0.0 {
         return ScaledPowerSum::ZERO;

@@ -1,4 +1,4 @@
-//! What stands in front of an optimizer: a clip, its rules at work, and the groups of the Vars.
+//! A clip with its running rules and the param groups, for the Vars of one wrapper.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,29 +18,29 @@ use crate::groups::ParamGroups;
 use crate::skip_reason::SkipReason;
 use crate::vars::NamedVars;
 
-/// A clip at work for some Vars.
+/// A clip with its running rules, for some Vars.
 pub(crate) struct Policy {
     clip: Clip,
-    /// One for each method of the clip, or a user's alone.
+    /// One for each method of the clip, or only the user-defined rule.
     rules: Vec<Box<dyn Rule>>,
-    /// Whether the rule is a user's. The clip is none then, and has the settings.
+    /// Whether the rule is user-defined. The clip is then none, and only its settings apply.
     is_custom: bool,
     /// Whether a schedule sets the clip's limit.
     is_scheduled: bool,
-    /// If a rule needs units measured.
+    /// The units to measure, if a rule needs them.
     units: Option<Arc<UnitPlan>>,
     limits: Limits,
 }
 
-/// A clip and its rules as a checkpoint has them, checked for the Vars of a policy.
+/// A clip and its rules from a checkpoint, checked for the Vars of a policy.
 pub(crate) struct Resumed {
     clip: Clip,
-    /// Not a user's, which has gone on already.
+    /// `None` for a user-defined rule, which is restored already.
     rules: Option<Vec<Box<dyn Rule>>>,
     units: Option<Arc<UnitPlan>>,
 }
 
-/// The clip's rules, which remember nothing yet.
+/// Starts the clip's rules, with empty histories.
 fn start(clip: &Clip) -> Vec<Box<dyn Rule>> {
     let parts = clip.parts.iter();
     parts.map(|part| part.method.config().start()).collect()
@@ -73,7 +73,7 @@ impl Policy {
         &self.clip
     }
 
-    /// Takes another clip. A method that both have goes on with its history.
+    /// Replaces the clip. A method that both clips have keeps its history.
     pub(crate) fn set_clip(&mut self, clip: Clip, vars: &NamedVars) -> Result<()> {
         let units = self.check_clip(&clip, vars)?;
         if !self.is_custom {
@@ -84,7 +84,7 @@ impl Policy {
                 let before = before.find(|(part, _)| part.method.name() == name);
                 let saved = before.map_or_else(Saved::default, |(_, rule)| rule.save());
                 if !saved.is_empty() {
-                    let _ = rule.load(&saved); // what a rule has saved it can load
+                    let _ = rule.load(&saved); // a rule can load what it has saved
                 }
             }
             self.rules = rules;
@@ -94,7 +94,7 @@ impl Policy {
         Ok(())
     }
 
-    /// Checks a clip for these Vars and groups, and returns the units that it asks for.
+    /// Checks a clip for these Vars and groups, and returns the units that it needs.
     fn check_clip(&self, clip: &Clip, vars: &NamedVars) -> Result<Option<Arc<UnitPlan>>> {
         clip.check()?;
         clip.check_groups(self.limits.groups())?;
@@ -107,7 +107,7 @@ impl Policy {
         clip.unit_plan(vars)
     }
 
-    /// Lets a rule of the user's decide.
+    /// Sets a user-defined rule.
     pub(crate) fn set_rule(&mut self, rule: impl ClipRule + 'static) -> Result<()> {
         check_none(&self.clip)?;
         self.rules = vec![Box::new(Custom::new(rule))];
@@ -115,7 +115,7 @@ impl Policy {
         Ok(())
     }
 
-    /// From here on [`set_limit`](Self::set_limit) is called.
+    /// Called if a schedule will call [`set_limit`](Self::set_limit).
     pub(crate) fn expect_schedule(&mut self) -> Result<()> {
         self.clip.check_schedule()?;
         self.is_scheduled = true;
@@ -143,33 +143,33 @@ impl Policy {
         &self.limits
     }
 
-    /// What is to be measured.
+    /// What to measure.
     pub(crate) fn request(&self) -> Request {
         self.clip.request()
     }
 
-    /// The units that are to be measured, if any.
+    /// The units to measure, if any.
     pub(crate) fn units(&self) -> Option<&Arc<UnitPlan>> {
         self.units.as_ref()
     }
 
-    /// Whether a rule looks at the loss.
+    /// Whether a rule needs the loss.
     pub(crate) fn reads_loss(&self) -> bool {
         self.rules.iter().any(|rule| rule.reads_loss())
     }
 
-    /// Whether it may multiply by more than 1.
+    /// Whether a coefficient may be above 1.
     pub(crate) fn may_grow(&self) -> bool {
         self.is_custom
     }
 
-    /// What a GPU needs to decide by itself, if it can.
+    /// The plan with which a GPU decides, if it can.
     pub(crate) fn device_plan(&self) -> Option<Plan> {
         let is_plain = self.limits.is_empty() && !self.is_custom;
         is_plain.then(|| self.clip.plan()).flatten()
     }
 
-    /// Asked before [`decide`](Self::decide): a bound that the gradients are to be measured with as
+    /// Called before [`decide`](Self::decide). Returns a bound to measure the gradients with as
     /// well. `step` is the step's number.
     pub(crate) fn ask(
         &mut self,
@@ -204,8 +204,7 @@ impl Policy {
         Ok(None)
     }
 
-    /// What is to be done with gradients that measured so. What this step adds to the histories
-    /// waits for [`observe`](Self::observe).
+    /// Decides the step. The histories change only in [`observe`](Self::observe).
     pub(crate) fn decide(&mut self, measured: &Measurements<'_>) -> Decision {
         let bad = measured.total.stats.non_finite() > 0;
         let zero_non_finite = match self.clip.non_finite {
@@ -223,19 +222,19 @@ impl Policy {
         }
         let given = Given {
             measured,
-            // Of several, the groups' limits come with that of the last.
+            // In a chain, the groups' limits use the eps of the last clip.
             eps: self.clip.parts.last().map_or(CLIP_EPS, |part| part.eps),
             zero_non_finite,
         };
         groups::decide(&given, decision, &self.limits)
     }
 
-    /// The step was taken as last decided.
+    /// Called after the step was taken as last decided.
     pub(crate) fn observe(&mut self) {
         self.rules.iter_mut().for_each(|rule| rule.observe());
     }
 
-    /// What its methods remember, for a checkpoint, of Vars of these names.
+    /// The methods' histories for a checkpoint, for Vars with these names.
     pub(crate) fn record(&self, names: &[String]) -> RuleRecord {
         if self.is_custom {
             return RuleRecord::default();
@@ -243,14 +242,14 @@ impl Policy {
         RuleRecord::new(&self.clip, &self.rules, names)
     }
 
-    /// What the user's rule remembers, for a checkpoint.
+    /// The state of the user-defined rule, for a checkpoint.
     pub(crate) fn custom_record(&self) -> Vec<f64> {
         let rules = self.rules.iter().filter(|_| self.is_custom);
         rules.flat_map(|rule| rule.save().numbers).collect()
     }
 
-    /// What a checkpoint has of a policy, checked for this one; `custom` is of a user's rule, which
-    /// takes it at once: let nothing else fail after this.
+    /// Checks the clip and the histories of a checkpoint for this policy. A user-defined rule loads
+    /// `custom` here, so nothing may fail after this.
     pub(crate) fn resumed(
         &mut self,
         (clip, record, custom): (&Clip, &RuleRecord, &[f64]),
@@ -302,7 +301,7 @@ impl Policy {
     }
 }
 
-/// The clip beside a rule of the user's.
+/// Checks the clip beside a user-defined rule.
 fn check_none(clip: &Clip) -> Result<()> {
     if clip.is_none() {
         return Ok(());

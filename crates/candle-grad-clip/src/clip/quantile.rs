@@ -1,8 +1,8 @@
-//! A quantile of the norms in one number: after each step `max_norm <- max_norm * exp(-rate * (b -
-//! target))`, with b = 1 for a norm within the limit and 0 for one above.
+//! A running estimate of a quantile of the norms: after each step `max_norm <- max_norm * exp(-rate
+//! * (b - target))`, with b = 1 for a norm within the limit and 0 for one above.
 //!
 //! Andrew, Thakkar, McMahan, Ramaswamy (2021), "Differentially private learning with adaptive
-//! clipping", arXiv 1905.03871 (eq. 2): there of the share of examples, without noise here.
+//! clipping", arXiv 1905.03871 (eq. 2). There b is a share of examples, with noise.
 
 use std::fmt;
 
@@ -14,19 +14,19 @@ use super::rule::{Method, Rule, Saved};
 use crate::check::check_limit;
 use crate::error::{Error, Result};
 
-/// A limit that a given share of the norms stays below, of
-/// [`Clip::quantile`](crate::Clip::quantile).
+/// Clips the global norm to a running estimate of a quantile of the norms
+/// ([`Clip::quantile`](crate::Clip::quantile)).
 ///
 /// ```text
 /// g <- g * min(1, max_norm / (total_norm + eps))
 /// max_norm <- max_norm * exp(-rate * (b - target))    b = 1 if total_norm <= max_norm, else 0
 /// ```
 ///
-/// It starts as the first norm that is not 0, and a gradient of norm 0 leaves it alone. One number
-/// is kept, however long the training; AutoClip keeps a window of norms. Where the norms'
-/// distribution does not change, the limit goes to their `target` quantile, and around it in steps
-/// of `rate`. From a limit that is far too low (after norms that were tiny) it rises by `exp(rate *
-/// target)` a step: `ln(norm / max_norm) / (rate * target)` steps.
+/// The limit starts at the first norm that is not 0. A norm of 0 does not change it. The state is
+/// one number, whereas AutoClip keeps a window of norms. As long as the norms' distribution does
+/// not change, the limit moves to their `target` quantile, and then around it in relative steps of
+/// about `rate`. If the limit is far too low (after very small norms), it rises by the factor
+/// `exp(rate * target)` per step. This takes `ln(norm / max_norm) / (rate * target)` steps.
 ///
 /// # References
 /// Andrew and others (2021), arXiv 1905.03871; Opacus' `AdaClipDPOptimizer`.
@@ -41,7 +41,7 @@ use crate::error::{Error, Result};
 pub struct QuantileClip {
     /// The share of norms within the limit, between 0 and 1. Default: 0.5.
     pub target: f64,
-    /// How fast the limit moves. Default: 0.2.
+    /// Step size of the limit's logarithm, above 0. Default: 0.2.
     pub rate: f64,
 }
 
@@ -90,13 +90,13 @@ impl Method for QuantileClip {
     }
 }
 
-/// The rule at work.
+/// The running rule.
 #[derive(Debug, Default)]
 struct Live {
     config: QuantileClip,
-    /// The limit, as soon as there is one.
+    /// The limit; `None` before the first norm.
     max_norm: Option<f64>,
-    /// What moves it after this step.
+    /// This step's norm, which moves the limit in `observe`.
     norm: Option<f64>,
 }
 
@@ -122,7 +122,7 @@ impl Rule for Live {
         let max_norm = self.max_norm.unwrap_or(norm);
         let within = if norm <= max_norm { 1.0 } else { 0.0 };
         let next = max_norm * (-rate * (within - target)).exp();
-        // In f64's normal range, or no product could bring it back.
+        // Stays in f64's normal range: no factor brings 0 or infinity back.
         self.max_norm = Some(next.clamp(f64::MIN_POSITIVE, f64::MAX));
     }
 

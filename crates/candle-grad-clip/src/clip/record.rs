@@ -1,5 +1,4 @@
-//! How checkpoints write a [`Clip`], as its text, and the history of its rules: numbers, by the
-//! name of the method.
+//! How checkpoints store a [`Clip`] (as text) and the histories of its rules (numbers, by method).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +8,7 @@ use super::config::Clip;
 use super::methods::AnyMethod;
 use super::rule::{Rule, Saved};
 
-/// For `#[serde(with)]`. Apart from the feature `serde`, so that the format does not hang on how
-/// other data is written.
+/// For `#[serde(with)]`. Independent of the feature `serde`, as checkpoints are always available.
 pub(crate) mod clip {
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -28,7 +26,7 @@ pub(crate) mod clip {
     }
 }
 
-/// What the rules of a clip remember. The lists are arrays in the file, and not here.
+/// The histories of a clip's rules. The lists are arrays in the file, not part of this JSON.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RuleRecord {
@@ -41,7 +39,7 @@ pub(crate) struct RuleRecord {
 }
 
 impl RuleRecord {
-    /// What these rules of a clip remember, of Vars of these names.
+    /// The histories of a clip's rules, for Vars with these names.
     pub(super) fn new(clip: &Clip, rules: &[Box<dyn Rule>], names: &[String]) -> Self {
         let mut record = Self::default();
         for (part, rule) in clip.parts.iter().zip(rules) {
@@ -60,7 +58,7 @@ impl RuleRecord {
         self.of_vars.is_empty() && self.lists.values().all(Vec::is_empty)
     }
 
-    /// The lists that there may be, by their names in the file.
+    /// All possible lists, with the names of their arrays in the file.
     pub(crate) fn lists(&mut self) -> Vec<(&'static str, &mut Vec<f64>)> {
         for (name, _) in AnyMethod::ARRAYS {
             self.lists.entry(name).or_default();
@@ -72,17 +70,17 @@ impl RuleRecord {
             .collect()
     }
 
-    /// Vars that have numbers and are not among `names`.
+    /// Vars that have numbers here but are not among `names`.
     pub(super) fn unknown(&self, names: &[String]) -> Vec<String> {
         let known: BTreeSet<&String> = names.iter().collect();
         let vars = self.of_vars.values().flat_map(BTreeMap::keys);
         vars.filter(|name| !known.contains(name)).cloned().collect()
     }
 
-    /// What no training with this clip can have left.
+    /// The reason why this record cannot be of this clip, if there is one.
     pub(crate) fn fault(&self, clip: &Clip) -> Option<String> {
         if self.lists.is_empty() {
-            return None; // of a file whose arrays are not read yet
+            return None; // the file's arrays are not read yet
         }
         let lists = self.lists.iter().filter(|(_, list)| !list.is_empty());
         let names = lists.map(|(name, _)| *name);
@@ -98,7 +96,7 @@ impl RuleRecord {
         self.start(clip, &vars).err()
     }
 
-    /// The clip's rules, which go on from what was written, for Vars of these names.
+    /// The clip's rules, resumed from this record, for Vars with these names.
     pub(super) fn start(
         &self,
         clip: &Clip,

@@ -1,4 +1,4 @@
-//! What a clipping rule is: the plain config of a method, and the rule at work that it starts.
+//! The two traits of a clipping method: its config, and the running rule that the config starts.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,31 +11,31 @@ use crate::error::Result;
 use crate::gradients::{Measurements, UnitPlan};
 use crate::vars::NamedVars;
 
-/// The config of a method: plain data. Each method is a file of this folder and a row of the table
-/// in `methods.rs`.
+/// The config of a method: plain data. Each method is a file of this folder and a row in the table
+/// of `methods.rs`.
 pub(super) trait Method {
-    /// From the options of a text, which are checked later.
+    /// Parses the options of a text. They are checked later.
     fn parse(options: &mut Options<'_>) -> Result<Self>
     where
         Self: Sized;
 
-    /// Writes the options that are not at their default.
+    /// Writes the options that differ from their defaults.
     fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result;
 
-    /// What is added to norms, where nothing else is said.
+    /// The default of [`Clip::eps`](crate::Clip::eps).
     fn default_eps(&self) -> f64 {
         CLIP_EPS
     }
 
-    /// Checks every field. Of any method `eps` is 0 or above.
+    /// Checks every field. The caller checks that `eps` is 0 or above.
     fn check(&self, eps: f64) -> Result<()>;
 
-    /// What it may change.
+    /// What the method may change.
     fn scope(&self) -> Scope {
         Scope::Vars
     }
 
-    /// The rule at work, which remembers nothing yet.
+    /// Starts the rule, with an empty history.
     fn start(&self) -> Box<dyn Rule>;
 
     /// The limit that a schedule can set.
@@ -43,64 +43,63 @@ pub(super) trait Method {
         None
     }
 
-    /// The limit of the global norm, if there is nothing else to decide by: then a GPU can.
-    /// Infinite for none.
+    /// The limit of the global norm, if nothing else decides, so that a GPU can decide. Infinite
+    /// for none.
     fn device_max_norm(&self) -> Option<f64> {
         None
     }
 
-    /// The units of `vars`, if it needs them measured.
+    /// The units of `vars`, if the method needs their norms.
     fn unit_plan(&self, _vars: &NamedVars) -> Result<Option<Arc<UnitPlan>>> {
         Ok(None)
     }
 }
 
-/// What a method may change: on that hangs what it can follow, and whether it can stand beside
-/// groups with settings of their own.
+/// What a method may change. This decides what it can follow in a chain, and whether it works with
+/// groups that have a `max_norm` or `no_clip`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scope {
     Nothing,
-    /// It multiplies all Vars, or each of them.
+    /// Scales all Vars, or each Var.
     Vars,
-    /// It clamps elements.
+    /// Clamps elements.
     Elements {
         clip_value: f64,
     },
-    /// It multiplies units of Vars.
+    /// Scales units of Vars.
     Units {
         clipping: f64,
     },
 }
 
-/// A limit that a schedule can set: its kind and its name.
+/// A limit that a schedule can set: its kind, its name and its value.
 pub(super) type Limit<'a> = (LimitKind, &'static str, &'a mut f64);
 
-/// Of several limits that of the first kind is meant.
+/// The kind of a limit. Of several limits, a schedule sets the one with the first kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum LimitKind {
     MaxNorm,
-    /// Of a rule that does something else first.
+    /// The `max_norm` of a rule that mainly does something else.
     SideMaxNorm,
     Other,
 }
 
-/// A rule at work, with what it remembers of the steps that were taken: a built-in method, or a
+/// A running rule with its history of the taken steps: a built-in method, or a
 /// [`ClipRule`](crate::ClipRule).
 pub(super) trait Rule: Send + Sync {
-    /// Asked before [`decide`](Self::decide): a bound that the gradients are to be measured with as
+    /// Called before [`decide`](Self::decide). Returns a bound to measure the gradients with as
     /// well.
     fn ask(&mut self, _asked: &Asked<'_>) -> Result<Option<f64>> {
         Ok(None)
     }
 
-    /// What is to be done. What the step adds to the history is kept apart, until
-    /// [`observe`](Self::observe).
+    /// Decides the step. The history changes only in [`observe`](Self::observe).
     fn decide(&mut self, given: &Given<'_>) -> Decision;
 
-    /// The step was taken as last decided. Not called for a step that was skipped or failed.
+    /// Called after the step was taken as last decided. Not called for a skipped or failed step.
     fn observe(&mut self) {}
 
-    /// Whether it looks at the loss.
+    /// Whether it needs the loss.
     fn reads_loss(&self) -> bool {
         false
     }
@@ -108,22 +107,22 @@ pub(super) trait Rule: Send + Sync {
     /// Sets the [`Limit`] of its config.
     fn set_limit(&mut self, _value: f64) {}
 
-    /// What checkpoints keep of it: finite numbers.
+    /// The state to save in checkpoints: finite numbers.
     fn save(&self) -> Saved {
         Saved::default()
     }
 
-    /// Goes on from what [`save`](Self::save) returned, of the same method with perhaps other
-    /// settings.
+    /// Restores the state that [`save`](Self::save) returned, from the same method with possibly
+    /// other settings.
     ///
     /// # Errors
-    /// What is wrong with the numbers. The rule must then be as it was.
+    /// What is wrong with the numbers. The rule must then be unchanged.
     fn load(&mut self, _saved: &Saved) -> std::result::Result<(), String> {
         Err("the clip's history has numbers of a rule that keeps none".to_string())
     }
 }
 
-/// What a rule may look at when it is asked for a bound.
+/// The input of [`Rule::ask`].
 pub(super) struct Asked<'a> {
     pub(super) measured: &'a Measurements<'a>,
     pub(super) non_finite: NonFinite,
@@ -132,7 +131,7 @@ pub(super) struct Asked<'a> {
     pub(super) step: u64,
 }
 
-/// What a rule remembers, as numbers. Empty for nothing.
+/// A rule's state, as numbers. Empty for none.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Saved {
     pub(super) numbers: Vec<f64>,
@@ -152,7 +151,7 @@ impl Saved {
         self.numbers.is_empty() && self.of_vars.is_empty()
     }
 
-    /// The numbers of a rule that keeps none of single Vars.
+    /// The numbers of a rule that has none for each Var.
     pub(super) fn only_numbers(&self) -> std::result::Result<&[f64], String> {
         if self.of_vars.is_empty() {
             return Ok(&self.numbers);

@@ -1,4 +1,4 @@
-//! Groups that are not clipped: out of what a rule sees, and out of what is done.
+//! Groups with `no_clip`: the rules do not see their Vars, and no edit scales them.
 
 use candle_grad_clip_kernels::{Edit, Stats};
 
@@ -8,12 +8,13 @@ use super::groups::Limits;
 use super::non_finite::NonFinite;
 use crate::gradients::{Entry, GradStats, Measurements, norm_of};
 
-/// What the Vars of groups without clipping measured, by their place.
+/// The measured statistics of the Vars in `no_clip` groups, by index.
 pub(crate) struct SetAside(Vec<(usize, GradStats)>);
 
 impl Limits {
-    /// Takes the Vars of groups without clipping out of `measured`, all but what is not finite in
-    /// them. Under `Propagate` that goes too, as it would make the others' coefficient NaN.
+    /// Removes the Vars of `no_clip` groups from `measured`, except for their counts of non-finite
+    /// elements. Under `Propagate` these are removed too, as they would make the other Vars'
+    /// coefficient NaN.
     pub(crate) fn set_aside(
         &self,
         measured: &mut Measurements<'_>,
@@ -38,8 +39,8 @@ impl Limits {
         Some(SetAside(aside))
     }
 
-    /// Undoes [`Limits::set_aside`] for the reports, and takes the Vars out of what was decided,
-    /// but for the loss's `scale`.
+    /// Restores the statistics for the reports, and removes the Vars from the decided edits. Their
+    /// division by the loss `scale` stays.
     pub(crate) fn put_back(
         &self,
         set_aside: Option<SetAside>,
@@ -70,8 +71,8 @@ impl Limits {
         }
     }
 
-    /// The same edits, with none for those Vars but for zeros where they are not finite, and the
-    /// division by `scale`.
+    /// The same edits, but these Vars keep only the zeroing of non-finite elements and the division
+    /// by `scale`.
     fn without_aside(&self, edits: Edits, scale: f64) -> Edits {
         let leave = |zero_non_finite| {
             let edit = Edit::Scale {
@@ -99,7 +100,7 @@ impl Limits {
     }
 }
 
-/// What of a Var's numbers a rule still sees.
+/// The part of such a Var's statistics that the rules still see.
 fn rest(entry: &Entry<'_>, policy: NonFinite) -> GradStats {
     if policy == NonFinite::Propagate {
         return GradStats::ZERO;

@@ -1,5 +1,5 @@
-//! Rules that skip a step whose norm or loss is too large: above a fixed limit, or too many
-//! standard deviations above the mean of those before.
+//! A rule that skips a step whose norm or loss is too large: above a fixed limit, or too many
+//! standard deviations above the mean of the previous ones.
 //!
 //! Megatron-LM's check of the norm before a step (fixed limit); OLMo-core's `SkipStepOptimizer`
 //! (z-score, window 128).
@@ -16,12 +16,12 @@ use crate::check::check_limit;
 use crate::error::{Error, Result};
 use crate::skip_reason::SkipReason;
 
-/// Steps that are skipped since their norm or loss is too large, of
-/// [`Clip::skip_above_norm`](crate::Clip::skip_above_norm) and
-/// [`Clip::skip_above_zscore`](crate::Clip::skip_above_zscore).
+/// Skips steps whose norm or loss is too large
+/// ([`Clip::skip_above_norm`](crate::Clip::skip_above_norm) and
+/// [`Clip::skip_above_zscore`](crate::Clip::skip_above_zscore)).
 ///
 /// With the mean `m` and the unbiased standard deviation `s` of the last `window` norms, this
-/// step's not included, and the same of the losses:
+/// step's not included, and the same for the losses:
 ///
 /// ```text
 /// skip if total_norm > norm, or if total_norm - m > z * s           (once there are max(2, window / 2) norms)
@@ -29,24 +29,24 @@ use crate::skip_reason::SkipReason;
 /// else g <- g * min(1, max_norm / (total_norm + eps))
 /// ```
 ///
-/// A deviation counts as at least 0.001 of the mean's size (and 1e-6 for losses): after a plateau
-/// of equal norms a step with one that is slightly larger is taken. A step whose norm is 0 is taken
-/// and enters neither window, as there is nothing to clip.
+/// A deviation counts as at least 0.001 of the mean's absolute value, and at least 1e-6 for losses.
+/// So after a plateau of equal norms, a slightly larger one is not skipped. A step whose norm is 0
+/// is taken and enters neither window.
 ///
-/// A skipped step changes nothing, neither weights nor optimizer state nor the windows. (In
-/// OLMo-core the norms of skipped steps enter the window; here
-/// [`Clip::max_skips`](crate::Clip::max_skips) ends a training whose norms have risen for good.)
-/// Skipped steps are in the report, with [`SkipReason::LargeNorm`](crate::SkipReason::LargeNorm) or
-/// [`SkipReason::LargeLoss`](crate::SkipReason::LargeLoss), and warned of.
+/// A skipped step changes neither weights, optimizer state nor windows. (In OLMo-core the norms of
+/// skipped steps enter the window. Here, if norms rise permanently, every step is skipped until
+/// [`Clip::max_skips`](crate::Clip::max_skips) raises an error.) A skipped step is in the report,
+/// with [`SkipReason::LargeNorm`](crate::SkipReason::LargeNorm) or
+/// [`SkipReason::LargeLoss`](crate::SkipReason::LargeLoss), and is logged as a warning.
 ///
 /// # The loss
-/// With a `loss_z`, `backward_step` and
+/// With a finite `loss_z`, `backward_step` and
 /// [`backward_step_report`](crate::ClippedOptimizer::backward_step_report) read the loss, which
-/// must be one number: on a GPU that waits for it. [`step`](candle_nn::Optimizer::step) and
-/// [`step_report`](crate::ClippedOptimizer::step_report) know of no loss: the norm decides alone
-/// then, and nothing enters the losses. Give it to
-/// [`step_report_with_loss`](crate::ClippedOptimizer::step_report_with_loss). A loss that is not
-/// finite enters nothing.
+/// must be one number. On a GPU this waits for the loss. [`step`](candle_nn::Optimizer::step) and
+/// [`step_report`](crate::ClippedOptimizer::step_report) get no loss: only the norm decides, and
+/// the losses' window stays as it is.
+/// [`step_report_with_loss`](crate::ClippedOptimizer::step_report_with_loss) takes the loss. A
+/// non-finite loss does not enter the window.
 ///
 /// # References
 /// OLMo-core's `SkipStepOptimizer`: window 128, z 6 on norm or loss. Megatron-LM: a fixed limit.
@@ -59,15 +59,15 @@ use crate::skip_reason::SkipReason;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SkipSteps {
-    /// The largest norm of a step that is taken; infinite for any, the default.
+    /// The largest norm of a step that is taken. Default: infinite.
     pub norm: f64,
-    /// The largest number of standard deviations above the mean; infinite for any, the default.
+    /// The largest number of standard deviations above the mean. Default: infinite.
     pub z: f64,
-    /// The same for the loss; infinite for any, the default, which does not read it.
+    /// The same for the loss. Default: infinite, which does not read the loss.
     pub loss_z: f64,
-    /// How many norms, and losses, count, 2 or more. Default: 128.
+    /// Length of both windows, 2 or more. Default: 128.
     pub window: usize,
-    /// What the norm is clipped to in a step that is taken; infinite for nothing, the default.
+    /// The limit of the global norm in a step that is taken. Default: infinite.
     pub max_norm: f64,
 }
 
@@ -89,7 +89,7 @@ impl Method for SkipSteps {
         let norm = options.take("norm", "a number")?;
         let z = options.take("z", "a number")?;
         let loss_z = options.take("loss_z", "a number")?;
-        // OLMo's, where nothing is said.
+        // OLMo's z, if no limit is given.
         let is_said = norm.is_some() || loss_z.is_some();
         let otherwise = if is_said { default.z } else { 6.0 };
         Ok(Self {
@@ -104,7 +104,8 @@ impl Method for SkipSteps {
     fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
         let default = Self::default();
         out.option("norm", self.norm, default.norm)?;
-        // Without all three, reading it would give z its default.
+        // A text without norm, z and loss_z is parsed as z=6, so z is written if the others are
+        // not.
         let never = if self.norm == default.norm && self.loss_z == default.loss_z {
             0.0
         } else {
@@ -148,13 +149,13 @@ impl Method for SkipSteps {
     }
 }
 
-/// The rule at work: the latest norms and losses of steps that were taken.
+/// The running rule: the latest norms and losses of the taken steps.
 #[derive(Debug, Default)]
 struct Live {
     config: SkipSteps,
     norms: VecDeque<f64>,
     losses: VecDeque<f64>,
-    /// What this step adds to both.
+    /// What this step adds to the windows.
     norm: Option<f64>,
     loss: Option<f64>,
 }
@@ -169,7 +170,7 @@ impl From<SkipSteps> for Live {
 }
 
 impl Live {
-    /// Why a step with this norm and loss is skipped, if it is; neither of them skips it as NaN.
+    /// Why a step with this norm and loss is skipped, if it is. A NaN does not skip it.
     fn skips(&self, norm: f64, loss: Option<f64>) -> Option<SkipReason> {
         let SkipSteps { z, loss_z, .. } = self.config;
         if norm > self.config.norm || self.is_beyond(z, &self.norms, norm, history::spread) {
@@ -180,7 +181,7 @@ impl Live {
         beyond.then_some(SkipReason::LargeLoss)
     }
 
-    /// Whether a value is more than `z` standard deviations above the mean of those before.
+    /// Whether a value is more than `z` standard deviations above the mean of the previous values.
     fn is_beyond(
         &self,
         z: f64,
@@ -197,7 +198,7 @@ impl Live {
         value - mean > z * spread(deviation, mean)
     }
 
-    /// Forgets the oldest until the windows have their length.
+    /// Drops the oldest values beyond the windows' length.
     fn shorten(&mut self) {
         for values in [&mut self.norms, &mut self.losses] {
             let excess = values.len().saturating_sub(self.config.window);
@@ -213,7 +214,7 @@ impl Rule for Live {
             return Decision::skip(reason);
         }
         let SkipSteps { z, loss_z, .. } = self.config;
-        // Nothing where a window is not asked; and a step of norm 0 leaves both alone.
+        // An unused window stays empty. A step with norm 0 changes neither window.
         self.norm = given.norm_that_counts().filter(|_| z < f64::INFINITY);
         self.loss = loss.filter(|loss| loss_z < f64::INFINITY && loss.is_finite());
         self.loss = self.loss.filter(|_| total_norm != 0.0);
@@ -234,7 +235,7 @@ impl Rule for Live {
         self.config.max_norm = value;
     }
 
-    /// How many norms there are, the norms, and the losses.
+    /// The number of norms, the norms, and the losses.
     fn save(&self) -> Saved {
         if self.norms.is_empty() && self.losses.is_empty() {
             return Saved::default();

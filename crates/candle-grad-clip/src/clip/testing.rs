@@ -1,4 +1,4 @@
-//! Gradients that have been measured, for the tests of rules.
+//! Measured gradients for the tests of rules.
 
 use candle_core::{Device, Tensor};
 use candle_grad_clip_kernels::{NormType, measure};
@@ -56,7 +56,7 @@ pub(super) fn given<'a>(measured: &'a Measurements<'a>, eps: f64) -> Given<'a> {
     }
 }
 
-/// What a rule decides for one gradient of this norm, and this loss.
+/// The rule's decision for one gradient with this norm, and this loss.
 pub(super) fn decide(rule: &mut dyn Rule, norm: f64, loss: Option<f64>) -> Decision {
     let measured = measured(&[&[norm]]);
     let measured = Measurements {
@@ -66,7 +66,7 @@ pub(super) fn decide(rule: &mut dyn Rule, norm: f64, loss: Option<f64>) -> Decis
     rule.decide(&given(&measured, CLIP_EPS))
 }
 
-/// The same, and the step is taken.
+/// The same, then takes the step.
 pub(super) fn step(rule: &mut dyn Rule, norm: f64, loss: Option<f64>) -> Decision {
     let decision = decide(rule, norm, loss);
     rule.observe();

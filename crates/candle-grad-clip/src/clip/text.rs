@@ -1,5 +1,5 @@
-//! A [`Clip`] as text, as command lines write it: `name:option=value,option=value`, the main option
-//! without its name.
+//! A [`Clip`] as text: `name:option=value,option=value`. The name of the main option may be
+//! omitted.
 
 use std::fmt::{self, Display};
 use std::str::FromStr;
@@ -34,11 +34,11 @@ const POLICIES: &[(&str, NonFinite)] = &[
 /// | `agc` | `clipping` (0.01), `eps` (0.001), `units` (`rows`, `columns`, `optax`), `exclude` (patterns with `\|` between them) |
 /// | `skip` | `norm`, `z` (6 if none of the three is given), `loss_z`, `window` (128), `max_norm` (inf) |
 ///
-/// The first option of a name may come without its own name: `norm:1` is `norm:max_norm=1`. All
-/// take `norm_type` (1, 2, inf, any p), `eps`, `non_finite` (`error`, `skip_step`, `zero`,
-/// `propagate`) and `max_skips` as well. The clip is checked: `norm:0` is an error here.
+/// The name of a method's first option may be omitted: `norm:1` is `norm:max_norm=1`. Every method
+/// also takes `norm_type` (1, 2, inf, any p), `eps`, `non_finite` (`error`, `skip_step`, `zero`,
+/// `propagate`) and `max_skips`. The clip is checked: `norm:0` is an error.
 ///
-/// `+` puts clips one after the other, as [`Clip::chain`] does: `value:0.1+norm:1`.
+/// `+` chains clips, as [`Clip::chain`] does: `value:0.1+norm:1`.
 ///
 /// ```
 /// use candle_grad_clip::{Clip, NonFinite};
@@ -63,7 +63,7 @@ impl FromStr for Clip {
     }
 }
 
-/// What is between `+`, but for those of a number: `1e+3`, `=+inf`.
+/// Splits at each `+` that is not part of a number: `1e+3`, `=+inf`.
 fn parts(text: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut start = 0;
@@ -82,7 +82,7 @@ fn parts(text: &str) -> Vec<&str> {
 
 fn one(text: &str) -> Result<Clip> {
     let name = text.split(':').next().unwrap_or_default();
-    // The name of one that is unknown is said below.
+    // An unknown name is an error below.
     let main = AnyMethod::main_option(name).unwrap_or("value");
     let mut options = Options::new(text, main)?;
     let mut clip = Clip::new(AnyMethod::parse(&mut options)?);
@@ -112,7 +112,7 @@ impl Display for Clip {
             method.config().write(&mut out)?;
             out.option("eps", *eps, method.config().default_eps())?;
         }
-        // These hold for all.
+        // These apply to the whole chain.
         out.option("norm_type", self.norm_type.p(), 2.0)?;
         out.word(
             "non_finite",

@@ -1,7 +1,7 @@
-//! Clip by value: every element into `[-clip_value, clip_value]`.
+//! Clip by value: clamps every element to `[-clip_value, clip_value]`.
 //!
-//! `torch.nn.utils.clip_grad_value_` (PyTorch 2.15). The norm and the number of elements that
-//! change come from the same read that measures the norm before.
+//! `torch.nn.utils.clip_grad_value_` (PyTorch 2.15). The norm after clipping and the number of
+//! clipped elements come from the same read as the norm before.
 
 use std::fmt;
 

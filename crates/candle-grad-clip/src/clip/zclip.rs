@@ -1,7 +1,7 @@
-//! ZClip: clips norms that are far above the mean of those before, measured in standard deviations.
+//! ZClip: clips norms that are many standard deviations above the running mean.
 //!
 //! Kumar, Owen, Chowdhury, Güra (2025), "ZClip: Adaptive spike mitigation for LLM pre-training",
-//! arXiv 2504.02507, and the authors' PyTorch code, which this follows where the paper leaves a
+//! arXiv 2504.02507, and the authors' PyTorch code, which this follows if the paper leaves a
 //! choice.
 
 use std::fmt;
@@ -16,8 +16,7 @@ use crate::check::{check_decay, check_limit, check_not_negative};
 use crate::error::{Error, Result};
 use crate::skip_reason::SkipReason;
 
-/// ZClip, of [`Clip::zclip`](crate::Clip::zclip): clips norms that are far above the mean of those
-/// before.
+/// ZClip ([`Clip::zclip`](crate::Clip::zclip)): clips norms that are far above the running mean.
 ///
 /// With the running mean `m` and variance `v` of the norms:
 ///
@@ -31,13 +30,14 @@ use crate::skip_reason::SkipReason;
 /// v <- alpha v + (1 - alpha) (x - m)^2         with the new m
 /// ```
 ///
-/// The first `warmup` norms make the first mean and variance (of the population); meanwhile only
-/// `max_norm` holds. (The last `eps` is [`Clip::eps`](crate::Clip::eps).) A gradient of norm 0
-/// enters nothing, and the warm-up does not count it. `sqrt(v)` counts as at least `0.001 m` in `z`
-/// and the limits, so that a plateau of equal norms makes no spike of the next. A row of
-/// `max(warmup, 100)` norms, each above a million times its limit, is a new level and no spike:
-/// they make the mean and variance anew, with a warning. (These three are departures: the authors'
-/// code clips to 0 for ever after zeros.)
+/// The first `warmup` norms give the first mean and (population) variance. Meanwhile only
+/// `max_norm` applies. The 1e-6 is [`Clip::eps`](crate::Clip::eps).
+///
+/// Three departures from the authors' code, which clips to 0 for ever after zeros:
+/// - A norm of 0 enters neither the statistics nor the warm-up.
+/// - `sqrt(v)` counts as at least `0.001 m`, so that equal norms do not make the next one a spike.
+/// - `max(warmup, 100)` norms in a row, each above a million times its limit, are a new level: the
+///   statistics restart from them, with a warning.
 ///
 /// # References
 /// Kumar and others (2025), arXiv 2504.02507, and the authors' code: `z_thresh`, `max_grad_norm`,
@@ -51,25 +51,25 @@ use crate::skip_reason::SkipReason;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ZClip {
-    /// How much of the mean and the variance stays in a step, 0 to below 1. Default: 0.97.
+    /// Decay of the mean and the variance, 0 to below 1. Default: 0.97.
     pub alpha: f64,
-    /// The largest number of standard deviations above the mean. Default: 2.5.
+    /// `z_max`: the largest number of standard deviations above the mean. Default: 2.5.
     pub z: f64,
-    /// How many norms make the first mean and variance. Default: 25.
+    /// Number of norms in the warm-up. Default: 25.
     pub warmup: usize,
-    /// What is added to the standard deviation. Default: 1e-6.
+    /// Added to the standard deviation in `z`. Default: 1e-6.
     pub eps: f64,
-    /// A limit that always holds; infinite for none. Default: 1.
+    /// A limit that always applies; infinite for none. Default: 1.
     pub max_norm: f64,
-    /// What a spike is clipped to. Default: [`ZClipMode::ZScore`].
+    /// The limit to which a spike is clipped. Default: [`ZClipMode::ZScore`].
     pub mode: ZClipMode,
-    /// What the limit of [`ZClipMode::ZScore`] is multiplied by. Default: 1.
+    /// Factor of the limit of [`ZClipMode::ZScore`]. Default: 1.
     pub clip_scale: f64,
-    /// Whether a step with a spike is skipped, instead of clipped. Default: no.
+    /// Whether to skip a step with a spike instead of clipping it. Default: no.
     pub skip: bool,
 }
 
-/// What [`ZClip`] clips a spike to.
+/// The limit to which [`ZClip`] clips a spike.
 ///
 /// ```
 /// use candle_grad_clip::{Clip, ZClip, ZClipMode};
@@ -80,9 +80,9 @@ pub struct ZClip {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ZClipMode {
-    /// The less, the larger it is: `clip_scale * (m + z_max^2 * sqrt(v) / z)`.
+    /// Smaller for larger spikes: `clip_scale * (m + z_max^2 * sqrt(v) / z)`.
     ZScore,
-    /// Where spikes begin: `m + z_max * sqrt(v)`.
+    /// The threshold of spikes: `m + z_max * sqrt(v)`.
     Percentile,
     /// The mean.
     Mean,
@@ -163,7 +163,7 @@ impl Method for ZClip {
 }
 
 impl ZClip {
-    /// The limit of a norm that is too far above the mean.
+    /// The limit for this norm, if it is a spike.
     fn spike_limit(&self, statistics: &Statistics, norm: f64) -> Option<f64> {
         let mean = statistics.mean;
         let deviation = history::spread(statistics.variance.sqrt(), mean);
@@ -180,7 +180,7 @@ impl ZClip {
         (z > self.z).then(|| chosen(limit))
     }
 
-    /// Moves mean and variance by a norm.
+    /// Updates mean and variance with a norm.
     fn follow(&self, Statistics { mean, variance }: &mut Statistics, norm: f64) {
         *mean = history::limit(self.alpha * *mean + (1.0 - self.alpha) * norm, 0.0);
         let square = (norm - *mean).powi(2).min(f64::MAX);
@@ -188,22 +188,23 @@ impl ZClip {
     }
 }
 
-/// The rule at work.
+/// The running rule.
 #[derive(Debug, Default)]
 struct Live {
     config: ZClip,
     statistics: Option<Statistics>,
-    /// The norms of the warm-up; after it the latest ones, if they were beyond all measure.
+    /// The norms of the warm-up. After it, the current run of norms above a million times their
+    /// limit.
     warmup: Vec<f64>,
     observed: Option<Observed>,
 }
 
-/// What this step adds.
+/// What this step adds to the history.
 #[derive(Debug, PartialEq)]
 enum Observed {
     /// The norm, or the limit of a spike.
     Norm(f64),
-    /// A norm beyond all measure, and the limit that it was given.
+    /// A norm above a million times its limit.
     Beyond { norm: f64, limit: f64 },
 }
 
@@ -249,7 +250,7 @@ impl Rule for Live {
         self.config.max_norm = value;
     }
 
-    /// Mean, variance (a mean of 0 for none yet), and the norms of the warm-up.
+    /// Mean, variance (a mean of 0 means none yet), and the norms of the warm-up.
     fn save(&self) -> Saved {
         if self.statistics.is_none() && self.warmup.is_empty() {
             return Saved::default();
@@ -273,7 +274,7 @@ impl Rule for Live {
 impl Live {
     fn observe_norm(&mut self, norm: f64) {
         if let Some(statistics) = &mut self.statistics {
-            self.warmup.clear(); // the row of norms beyond all measure ends
+            self.warmup.clear(); // ends the run of norms far above their limit
             self.config.follow(statistics, norm);
             return;
         }
@@ -283,8 +284,8 @@ impl Live {
         }
     }
 
-    /// Of a norm that was clipped to next to nothing: what lasts is no spike, and the statistics
-    /// start anew.
+    /// For a norm far above its limit. A long run of them is a new level and not a spike: the
+    /// statistics restart.
     fn observe_beyond(&mut self, norm: f64, limit: f64) {
         let Some(statistics) = &mut self.statistics else {
             return;
@@ -296,7 +297,7 @@ impl Live {
             tracing::warn!(
                 norms = new_level,
                 mean = statistics.mean,
-                "zclip starts anew: so many norms in a row were above a million times its limit"
+                "zclip restarts: that many norms in a row were above a million times their limit"
             );
             return;
         }
@@ -304,7 +305,7 @@ impl Live {
     }
 }
 
-/// How many norms in a row, at least, are a new level.
+/// The shortest run of norms far above their limit that is a new level.
 const NEW_LEVEL: usize = 100;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -314,7 +315,7 @@ struct Statistics {
 }
 
 impl Statistics {
-    /// No number that a checkpoint can't hold, also of norms near f64's maximum.
+    /// Finite also for norms near f64's maximum, as checkpoints hold only finite numbers.
     fn of(norms: &[f64]) -> Self {
         let mean = norms.iter().sum::<f64>().min(f64::MAX) / norms.len() as f64;
         let squares = norms.iter().map(|norm| (norm - mean).powi(2));

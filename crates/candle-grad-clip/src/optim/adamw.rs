@@ -14,7 +14,7 @@ use crate::groups::{ParamGroup, ParamGroups, check_no_limits};
 use crate::param_state::{Kept, StepRule};
 use crate::vars::NamedVars;
 
-/// AdamW that takes the clip into its update: a drop-in for [`candle_nn::AdamW`].
+/// AdamW with the clip fused into its update: a replacement for [`candle_nn::AdamW`].
 ///
 /// ```text
 /// m <- beta1 m + (1 - beta1) g
@@ -23,15 +23,16 @@ use crate::vars::NamedVars;
 /// m_hat = m / (1 - beta1^step),  v_hat = v / (1 - beta2^step)
 /// ```
 ///
-/// `step` is a Var's own: the steps in which it had a gradient, as in PyTorch. So one that gets its
-/// first gradient late begins as any other. (candle counts for all Vars at once: there its first
-/// step would be too long, up to 3.2 times the learning rate with the default decays.) An `eps`
-/// below 1e-20, for f64 Vars 1e-150, counts as that: with 0 a zero gradient would make NaN.
+/// `step` counts the steps in which a Var had a gradient, as in PyTorch. So a Var that gets its
+/// first gradient late starts like any other. (candle counts for all Vars together. There the first
+/// step of such a Var is too long, up to 3.2 times the learning rate with the default decays.) An
+/// `eps` below 1e-20 (1e-150 for f64 Vars) is raised to that value: with 0, a zero gradient would
+/// give NaN.
 ///
-/// Where every Var has a gradient in each step, in f32 and f64, its weights are those of
-/// `candle_nn::AdamW`, to the bit (but that a zero may have another sign). Vars of any shape, in
-/// f32, f64, f16 and bf16, mixed, on any devices; moments are f32, for f64 Vars f64 (candle's take
-/// the Var's dtype). A Var that comes twice is updated once.
+/// If every Var has a gradient in each step, the f32 and f64 weights are bit-identical to those of
+/// `candle_nn::AdamW`, except for the sign of zeros. Vars may have any shape, may mix f32, f64, f16
+/// and bf16, and may be on any devices. Moments are f32, or f64 for f64 Vars (candle's have the
+/// Var's dtype). A Var that comes twice is updated once.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -63,9 +64,9 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`,
-    /// `Vec<(String, Var)>` or `Vec<Var>` (see [`NamedVars`]). In a
-    /// [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
+    /// An optimizer of named Vars, from `&VarMap`, `Vec<(String, Var)>` or `Vec<Var>` (see
+    /// [`NamedVars`]). Checkpoints and errors use the names. In a
+    /// [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names replace them.
     ///
     /// ```
     /// use candle_grad_clip::optim::AdamW;
@@ -79,7 +80,7 @@ impl AdamW {
     /// ```
     ///
     /// # Errors
-    /// A hyper-parameter that is not finite or outside its range: `lr`, `eps`, `weight_decay` 0 or
+    /// A hyper-parameter that is non-finite or outside its range: `lr`, `eps`, `weight_decay` 0 or
     /// above, `beta1` and `beta2` in `[0, 1)`.
     pub fn from_named_vars(vars: impl Into<NamedVars>, params: ParamsAdamW) -> Result<Self> {
         check_adamw(&params)?;
@@ -89,7 +90,7 @@ impl AdamW {
         })
     }
 
-    /// With the defaults of [`ParamsAdamW`] but for the learning rate.
+    /// With the defaults of [`ParamsAdamW`], except for the learning rate.
     ///
     /// # Errors
     /// As [`AdamW::from_named_vars`].
@@ -101,10 +102,10 @@ impl AdamW {
         Self::new(vars, params)
     }
 
-    /// Whether the largest second moment so far is used (`AMSGrad`), which takes one more array.
+    /// Whether to use the largest second moment so far (`AMSGrad`), which needs one more array.
     /// Default: no.
     ///
-    /// Training starts anew: moments and step counter are forgotten.
+    /// This resets the moments and the step counter.
     ///
     /// # References
     /// Reddi, Kale, Kumar (2018), "On the convergence of Adam and beyond"; `amsgrad` of
@@ -116,7 +117,7 @@ impl AdamW {
         self
     }
 
-    /// Takes other hyper-parameters, from the next step on, which checks them.
+    /// Sets the hyper-parameters. The next step checks them.
     pub fn set_params(&mut self, params: ParamsAdamW) {
         self.params = params;
     }
@@ -124,7 +125,7 @@ impl AdamW {
 
 fused_optimizer! {
     AdamW, ParamsAdamW,
-    /// Training starts anew: moments and step counter are forgotten.
+    /// This resets the moments and the step counter.
     ///
     /// ```
     /// use candle_core::{DType, Device, Var};
@@ -179,7 +180,7 @@ impl Fused for AdamW {
                 ("lr times weight_decay", lr * weight_decay),
             ],
         )?;
-        let step = self.trained.next_step(); // a Var's own takes its place
+        let step = self.trained.next_step(); // replaced by each Var's own
         Ok(StepRule::AdamW(kernels::AdamW {
             lr,
             beta1,
@@ -214,7 +215,7 @@ impl Fused for AdamW {
     }
 }
 
-/// Shows no state: it is as large as the model.
+/// Without state, which is as large as the model.
 impl fmt::Debug for AdamW {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.trained.finish_debug(

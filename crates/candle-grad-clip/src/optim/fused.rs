@@ -1,4 +1,4 @@
-//! What the wrapper, checkpoints and candle's trait need of a fused optimizer.
+//! The internal interface of the fused optimizers.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::groups::ParamGroup;
 use crate::param_state::{State, StepRule};
 use crate::vars::NamedVars;
 
-/// What an optimizer takes on from a file.
+/// The contents of a checkpoint, for one optimizer.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) settings: Settings,
@@ -27,17 +27,17 @@ pub(crate) struct Loaded {
 
 /// A fused optimizer.
 pub(crate) trait Fused: 'static {
-    /// The equation of the next step, once its numbers are checked, for Vars of no group (`None`)
-    /// or of one.
+    /// Checks the hyper-parameters, and returns the update rule of the next step for a group, or
+    /// for Vars without a group (`None`).
     fn next_rule(&self, group: Option<&ParamGroup>) -> Result<StepRule>;
     fn trained(&self) -> &ParamStates;
     fn trained_mut(&mut self) -> &mut ParamStates;
-    /// What checkpoints hold beside the state.
+    /// The hyper-parameters and options that checkpoints hold.
     fn settings(&self) -> Settings;
-    /// Takes on the hyper-parameters of a checkpoint of the same kind of optimizer.
+    /// Sets the hyper-parameters from a checkpoint of the same kind of optimizer.
     fn set_settings(&mut self, settings: Settings);
 
-    /// Takes on what a checkpoint holds; it was read for this optimizer, and checked.
+    /// Restores a checkpoint, which was read for this optimizer and checked.
     fn restore(&mut self, loaded: Loaded) {
         let kept = loaded.settings.kept();
         self.trained_mut()
@@ -45,14 +45,14 @@ pub(crate) trait Fused: 'static {
         self.set_settings(loaded.settings);
     }
 
-    /// Takes a step; with `clipped`, on gradients edited as that says.
+    /// Takes a step. With `clipped`, the gradients are edited as it says.
     fn fused_step(&mut self, grads: &GradStore, clipped: Option<Clipped<'_>>) -> Result<()> {
-        self.trained_mut().settle()?; // before its steps are counted
+        self.trained_mut().settle()?; // first, as it updates the step counters
         let rules = self.next_rules()?;
         self.trained_mut().step(grads, clipped, &rules)
     }
 
-    /// As [`fused_step`](Fused::fused_step) with a clip that a GPU decides, if it can: see
+    /// Like [`fused_step`](Fused::fused_step), but a GPU decides the clip, if it can: see
     /// [`ParamStates::step_on_device`].
     fn device_step(
         &mut self,
@@ -66,13 +66,13 @@ pub(crate) trait Fused: 'static {
             .step_on_device(clipped, plan, &rules, skips_in_a_row, keeps_norms)
     }
 
-    /// The equations of the next step: for Vars of no group, then for those of each.
+    /// The update rules of the next step: for Vars without a group, then for each group.
     fn next_rules(&self) -> Result<Vec<StepRule>> {
         let all = std::iter::once(None).chain(self.trained().groups().iter().map(Some));
         all.map(|group| self.next_rule(group)).collect()
     }
 
-    /// Takes on the wrapper's names, and its order if the Vars are the same.
+    /// Adopts the wrapper's names, and its order if the Vars are the same.
     fn adopt(&mut self, vars: &NamedVars) -> Result<()> {
         self.trained_mut().adopt(vars)
     }

@@ -6,10 +6,10 @@ use crate::error::Result;
 use crate::groups::{ParamGroup, ParamGroups};
 use crate::vars::NamedVars;
 
-/// [`ParamGroups`] for any optimizer: one of its kind a group, each with the group's Vars and
+/// [`ParamGroups`] for any optimizer: one inner optimizer per group, with the group's Vars and
 /// settings.
 ///
-/// [`AdamW`](super::AdamW) and [`Sgd`](super::Sgd) know groups themselves.
+/// [`AdamW`](super::AdamW) and [`Sgd`](super::Sgd) support groups directly.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -34,7 +34,7 @@ use crate::vars::NamedVars;
 /// ```
 #[derive(Debug)]
 pub struct GroupedOptimizer<O> {
-    /// With what the learning rate is multiplied by.
+    /// Each with the factor of its learning rate.
     inner: Vec<(f64, O)>,
     learning_rate: f64,
 }
@@ -44,7 +44,7 @@ impl<O: Optimizer> GroupedOptimizer<O> {
     /// without a group (`None`).
     ///
     /// # Errors
-    /// A pattern that matches no Var; an error of `make`.
+    /// A pattern that matches no Var, or an error of `make`.
     pub fn new(
         vars: impl Into<NamedVars>,
         groups: &ParamGroups,
@@ -73,7 +73,7 @@ impl<O: Optimizer> GroupedOptimizer<O> {
     }
 }
 
-/// Groups need names: [`Optimizer::new`] makes one group of all.
+/// Groups need names, so [`Optimizer::new`] makes one group of all Vars.
 impl<O: Optimizer> Optimizer for GroupedOptimizer<O> {
     type Config = O::Config;
 

@@ -1,32 +1,31 @@
-//! Fused optimizers: the clip is folded into the update.
+//! Fused optimizers: the clip is part of the update.
 //!
-//! [`AdamW`] and [`Sgd`] are drop-ins for candle's, alone or in a
-//! [`ClippedOptimizer`](crate::ClippedOptimizer), which knows them by type: the coefficient (or the
-//! bound, or the zero for what is not finite) then goes into the update. Each gradient is read once
-//! for the norm and once for the step, nothing is written to it, and nothing of its size is
-//! allocated: 8 words of memory traffic a parameter for clip and AdamW, 4 for clip and SGD. A
-//! skipped step touches neither weights nor moments nor the step counter.
+//! [`AdamW`] and [`Sgd`] replace candle's optimizers, alone or in a
+//! [`ClippedOptimizer`](crate::ClippedOptimizer). The wrapper recognizes them by type and passes
+//! its edit (coefficient, bound, zeroing of non-finite elements) to the update. Each gradient is
+//! read once for the norm and once for the step. On CPU and CUDA no gradient is written, and
+//! nothing of its size is allocated. The memory traffic is 8 words per parameter for clip and
+//! AdamW, 4 for clip and SGD. A skipped step changes neither weights, moments nor the step counter.
 //! [`StepReport::path`](crate::StepReport::path) is then
 //! [`StepPath::Fused`](crate::StepPath::Fused).
 //!
 //! # Precision
-//! f64 Vars are updated in f64, f32 Vars in f32, f16 and bf16 Vars in f32 with moments in f32: the
-//! result is rounded once, to the nearest. Without `master_weights(true)` what an update is smaller
-//! than half a unit in the last place of its weight is lost: a bf16 weight has 8 significant bits,
-//! so updates below 1/512 of it vanish, step after step. With it, an f32 copy of each
-//! half-precision Var takes the updates, and the Var is its rounded value; 4 more bytes a
-//! parameter.
+//! f64 Vars are updated in f64. f32, f16 and bf16 Vars are updated in f32, with moments in f32, and
+//! the result is rounded once, to nearest. Without `master_weights(true)`, an update smaller than
+//! half a ULP of its weight is lost: a bf16 weight has 8 significant bits, so updates below 1/512
+//! of it vanish in every step. With it, an f32 copy of each half-precision Var accumulates the
+//! updates, and the Var is its rounded value. This takes 4 more bytes per parameter.
 //!
 //! # In place
-//! On CPU Vars are updated in place, so tensors that share their storage see the update, as with
-//! `Var::set`. Elsewhere candle's operations make the new values, all of them before the first is
-//! put in place.
+//! On CPU, and on CUDA with this crate's kernels, Vars are updated in place. Tensors that share
+//! their storage see the update, as with `Var::set`. Otherwise candle's operations compute all new
+//! values before the first Var is set.
 //!
 //! # Checkpoints
 //! [`AdamW::save`] and [`Sgd::save`], or [`ClippedOptimizer::save`](crate::ClippedOptimizer::save)
-//! with its [`Clip`](crate::Clip) and its counters, write one safetensors file; `load` goes on from
-//! there, bit for bit. The **weights are not in it**: candle's
-//! [`VarMap::save`](candle_nn::VarMap::save) has them.
+//! with its [`Clip`](crate::Clip) and its counters, write one safetensors file. After `load`
+//! training continues bit for bit. The file does **not have the weights**: save them with candle's
+//! [`VarMap::save`](candle_nn::VarMap::save).
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -65,29 +64,28 @@
 //! # }
 //! ```
 //!
-//! State is found by the Vars' **names**. Those of a `Vec<Var>` are its places (`var.0`, `var.1`,
-//! ...), and `VarMap::all_vars` has another order in each process: saving and loading by them is an
-//! error. Take `named(&varmap, ..)`, or wrap with `&varmap`;
-//! [`NamedVars::by_place`](crate::NamedVars::by_place) says that the order is always the same.
+//! State is matched by the Vars' **names**. The names of a `Vec<Var>` are its indices (`var.0`,
+//! `var.1`, ...), and the order of `VarMap::all_vars` differs between processes. So saving and
+//! loading with these names is an error. Use `from_named_vars(&varmap, ..)`, or wrap with
+//! `&varmap`. If the order is always the same, use
+//! [`NamedVars::by_place`](crate::NamedVars::by_place).
 //!
-//! `load` restores the hyper-parameters and the `Clip` as they were saved, as PyTorch's
-//! `load_state_dict` does: what is to be another one (`set_learning_rate`, `set_params`,
-//! `set_clip`) is set after `load`. What is chosen when an optimizer is made (`amsgrad`,
-//! `master_weights`) must be as it was. A file that does not fit is refused as a whole, with all
-//! that differs in the error; nothing is changed then.
+//! Like PyTorch's `load_state_dict`, `load` restores the saved hyper-parameters and the saved
+//! `Clip`. To change them, call `set_learning_rate`, `set_params` or `set_clip` after `load`. The
+//! options that are chosen when an optimizer is made (`amsgrad`, `master_weights`) must be the same
+//! as in the file. If a file does not fit, nothing is changed, and the error lists all differences.
 //!
-//! `save` writes a second file in the same folder, waits for the disk, and renames: a save that
-//! fails (a full disk) or is killed leaves the old file whole. Of several processes that save to
-//! one path, in containers or machines of their own, the last wins, whole. What a killed save
-//! leaves (`.<name>.<32 hexadecimal digits>.tmp`) is removed by a save to that path a day later. A
-//! symbolic link is followed, and a file keeps its mode. A checksum (CRC-32) of each array and of
-//! the metadata tells a damaged file; state that is NaN or infinite is not saved, but by
+//! `save` writes a temporary file in the same folder, syncs it to the disk and renames it. A save
+//! that fails (a full disk) or is killed leaves the old file intact. If several processes save to
+//! one path, even in different containers or machines, the last one wins, with a complete file. A
+//! killed save leaves `.<name>.<32 hexadecimal digits>.tmp`, which a save to the same path removes
+//! after a day. A symbolic link is followed, and a file keeps its mode. A checksum (CRC-32) of each
+//! array and of the metadata detects a damaged file. NaN or infinite state is saved only by
 //! `save_non_finite`.
 //!
 //! # Failure
-//! Everything is checked before the first write: hyper-parameters, shapes, dtypes, devices. A step
-//! that returns an error has changed nothing. (What no library can promise: a GPU fault that shows
-//! later.)
+//! Hyper-parameters, shapes, dtypes and devices are checked before the first write. A step that
+//! returns an error has changed nothing, except after a GPU fault that shows only later.
 
 mod adamw;
 mod fused;
@@ -112,7 +110,7 @@ pub(crate) use update::Clipped;
 
 mod sealed {
     /// Only optimizers of this crate know how to save what a wrapper adds.
-    #[allow(private_bounds)] // that is the seal
+    #[allow(private_bounds)] // this seals the trait
     pub trait Sealed: super::Fused {}
 }
 
@@ -134,10 +132,10 @@ impl sealed::Sealed for Sgd {}
 impl Checkpoint for AdamW {}
 impl Checkpoint for Sgd {}
 
-/// The optimizer as one of ours, whichever constructor made it.
+/// The optimizer as a fused one, if it is one.
 pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<&mut dyn Fused> {
     let optimizer: &mut dyn Any = optimizer;
-    // Asked twice, as a borrow that is returned from one branch would last through the other.
+    // `is` comes first, as a borrow that one branch returns would last through the other.
     if optimizer.is::<AdamW>() {
         return optimizer.downcast_mut::<AdamW>().map(|o| o as _);
     }

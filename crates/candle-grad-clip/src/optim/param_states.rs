@@ -1,4 +1,4 @@
-//! The Vars that an optimizer trains, and what it keeps for each.
+//! The Vars that an optimizer trains, with the state of each.
 
 use std::borrow::Cow;
 use std::fmt::{self, DebugStruct};
@@ -19,29 +19,28 @@ pub(crate) struct ParamStates {
     pub(super) vars: NamedVars,
     /// One for each Var.
     pub(super) states: Vec<State>,
-    /// The steps that each Var has taken, those in which it had a gradient; as far as the host
-    /// knows.
+    /// The steps of each Var: those in which it had a gradient. Outdated while `lead` is set.
     pub(super) counts: Arc<[u64]>,
     pub(super) kept: Kept,
     groups: ParamGroups,
     /// Each Var's group, if it is in one.
     pub(super) group_of: Arc<[Option<usize>]>,
-    /// Steps taken, as far as the host knows: see `lead`.
+    /// Steps taken. Outdated while `lead` is set.
     pub(super) steps: u64,
-    /// A GPU that decides the steps, and counts them.
+    /// Set while a GPU decides and counts the steps.
     pub(super) lead: Option<Box<dyn DeviceSteps>>,
-    /// The names that were taken on last.
+    /// The names that were adopted last.
     adopted: Option<Arc<[String]>>,
 }
 
-/// What is saved.
+/// The state to save.
 #[derive(Debug)]
 pub(crate) struct Snapshot<'a> {
     /// Steps taken.
     pub(crate) steps: u64,
     /// One for each Var.
     pub(crate) states: Vec<&'a State>,
-    /// The steps that each Var has taken; 0 where its state is fresh.
+    /// The steps that each Var has taken; 0 if its state is fresh.
     pub(crate) counts: Cow<'a, [u64]>,
 }
 
@@ -64,8 +63,8 @@ impl ParamStates {
         &self.vars
     }
 
-    /// Steps taken. Where a GPU leads this waits for it, and what fails there shows in the next
-    /// step: the number is then that of the time when it took the lead.
+    /// Steps taken. If a GPU counts them, this waits for it. If that fails, the next step returns
+    /// the error, and this returns the count from before the GPU started to count.
     pub(crate) fn steps(&self) -> u64 {
         let counted = self.lead.as_ref().map(|lead| lead.counted());
         counted.map_or(self.steps, |counted| {
@@ -83,7 +82,7 @@ impl ParamStates {
         self.steps + 1
     }
 
-    /// The steps taken, and the state of each Var. Waits for a GPU that leads.
+    /// The steps taken, and the state of each Var. Waits for a GPU that counts the steps.
     pub(crate) fn snapshot(&self) -> Result<Snapshot<'_>> {
         static FRESH: State = State::Fresh;
         let (steps, counts) = match &self.lead {
@@ -102,7 +101,7 @@ impl ParamStates {
         })
     }
 
-    /// Takes the lead back from a GPU that has it: waits for it.
+    /// Copies the counters back from a GPU that has them, which ends its lead. Waits for the GPU.
     pub(crate) fn settle(&mut self) -> Result<()> {
         let Some(lead) = &self.lead else {
             return Ok(());
@@ -127,15 +126,15 @@ impl ParamStates {
         &self.groups
     }
 
-    /// Takes on groups, by the names that the Vars have now.
+    /// Sets the groups, by the Vars' current names.
     pub(crate) fn set_groups(&mut self, groups: ParamGroups) -> Result<()> {
         self.group_of = groups.group_of(self.vars.names())?;
         self.groups = groups;
         Ok(())
     }
 
-    /// Takes on the state of a checkpoint: one for each Var, with the arrays that `kept` says, and
-    /// the steps that each Var has taken.
+    /// Replaces the state by that of a checkpoint: for each Var its arrays, as `kept` says, and its
+    /// steps.
     pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64, counts: Vec<u64>) {
         self.lead = None;
         self.kept = kept;
@@ -144,7 +143,7 @@ impl ParamStates {
         self.counts = counts.into();
     }
 
-    /// The names of our Vars, those of `vars` first: what [`ParamStates::adopt`] would give them.
+    /// The names that our Vars would have after [`ParamStates::adopt`].
     pub(crate) fn names_as(&self, vars: &NamedVars) -> Vec<String> {
         let ids = vars.vars().iter().map(|var| var.id());
         let theirs: FxHashMap<TensorId, &String> = ids.zip(vars.names()).collect();
@@ -153,7 +152,7 @@ impl ParamStates {
             .collect()
     }
 
-    /// Forgets all state, and keeps other arrays from now on.
+    /// Drops all state, and keeps the arrays of `kept` from now on.
     pub(crate) fn restart(&mut self, kept: Kept) {
         self.lead = None;
         self.kept = kept;
@@ -162,18 +161,18 @@ impl ParamStates {
         self.steps = 0;
     }
 
-    /// Whether the names are those of `vars` already.
+    /// Whether the names of `vars` were adopted last.
     pub(crate) fn has_adopted(&self, vars: &NamedVars) -> bool {
         let seen = |names| Arc::ptr_eq(names, vars.shared_names());
         self.adopted.as_ref().is_some_and(seen)
     }
 
-    /// Takes on the names of `vars`, and their order if they are the same Vars.
+    /// Adopts the names of `vars`, and their order if they are the same Vars.
     pub(crate) fn adopt(&mut self, vars: &NamedVars) -> Result<()> {
         if self.has_adopted(vars) {
             return Ok(());
         }
-        self.settle()?; // the GPU counts in the order that was
+        self.settle()?; // the GPU counts in the old order
         self.adopted = Some(vars.shared_names().clone());
         let ids = self.vars.vars().iter().map(|var| var.id());
         let ours: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
@@ -202,7 +201,7 @@ impl ParamStates {
         Ok(())
     }
 
-    /// Whether one of our Vars has but a place for a name, once those of `vars` are taken on.
+    /// Whether one of our Vars would be named by its index after adopting `vars`.
     pub(crate) fn has_places_as(&self, vars: &NamedVars) -> bool {
         let theirs: FxHashSet<TensorId> = vars.vars().iter().map(|var| var.id()).collect();
         let mut ours = self
@@ -219,7 +218,7 @@ impl ParamStates {
         })
     }
 
-    /// The last fields of an optimizer's `Debug`: no state, as it is as large as the model.
+    /// The last fields of an optimizer's `Debug`: without state, which is as large as the model.
     pub(super) fn finish_debug(&self, f: &mut DebugStruct<'_, '_>) -> fmt::Result {
         f.field("master_weights", &self.kept.master_weights)
             .field("vars", &self.vars.vars().len())

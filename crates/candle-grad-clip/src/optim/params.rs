@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::param_state::Kept;
 use crate::vars::NamedVars;
 
-/// Hyper-parameters of [`Sgd`](super::Sgd), named and meant as those of `torch.optim.SGD`.
+/// Hyper-parameters of [`Sgd`](super::Sgd), with the names and meanings of `torch.optim.SGD`.
 ///
 /// ```
 /// use candle_grad_clip::optim::ParamsSgd;
@@ -20,10 +20,10 @@ use crate::vars::NamedVars;
 pub struct ParamsSgd {
     /// Learning rate. Default: 1e-3, as in PyTorch.
     pub lr: f64,
-    /// What is kept of the momentum buffer in each step. Default: 0, no momentum and no buffer.
+    /// Decay of the momentum buffer. Default: 0, which means no momentum and no buffer.
     pub momentum: f64,
-    /// What is held back of the gradient before it goes into the buffer, 0 to 1 (PyTorch takes any
-    /// number). Default: 0.
+    /// The buffer adds `1 - dampening` times the gradient. 0 to 1 (PyTorch takes any number).
+    /// Default: 0.
     pub dampening: f64,
     /// Weight decay, added to the (clipped) gradient. Default: 0.
     pub weight_decay: f64,
@@ -43,7 +43,7 @@ impl Default for ParamsSgd {
     }
 }
 
-/// A learning rate alone: plain gradient descent, as candle's config is.
+/// Plain gradient descent with this learning rate, like the config of candle's SGD.
 impl From<f64> for ParamsSgd {
     fn from(lr: f64) -> Self {
         Self {
@@ -114,7 +114,7 @@ impl Settings {
         }
     }
 
-    /// Hyper-parameters in their ranges, as the constructors check them.
+    /// Checks the ranges of the hyper-parameters, like the constructors.
     pub(crate) fn check(&self) -> Result<()> {
         match self {
             Self::AdamW(adamw) => check_adamw(&adamw.params),
@@ -146,7 +146,7 @@ impl Settings {
         &all[..self.kept().moments.min(all.len())]
     }
 
-    /// What loading a checkpoint does not change, by name: it must be in the file as it is here.
+    /// The options, by name, that must be the same in a checkpoint as here.
     pub(crate) fn fixed(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::AdamW(adamw) => vec![
@@ -158,7 +158,7 @@ impl Settings {
     }
 }
 
-/// The ranges of AdamW's hyper-parameters.
+/// Checks the ranges of AdamW's hyper-parameters.
 pub(super) fn check_adamw(params: &ParamsAdamW) -> Result<()> {
     check_not_negative("lr", params.lr)?;
     check_decay("beta1", params.beta1)?;
@@ -167,7 +167,7 @@ pub(super) fn check_adamw(params: &ParamsAdamW) -> Result<()> {
     check_not_negative("weight_decay", params.weight_decay)
 }
 
-/// The ranges of SGD's hyper-parameters.
+/// Checks the ranges of SGD's hyper-parameters.
 pub(super) fn check_sgd(params: &ParamsSgd) -> Result<()> {
     check_not_negative("lr", params.lr)?;
     check_not_negative("momentum", params.momentum)?;
@@ -196,8 +196,8 @@ pub(super) fn check_sgd(params: &ParamsSgd) -> Result<()> {
     Ok(())
 }
 
-/// The numbers of a step, as a group makes them, in the dtype that computes: f64 for f64 Vars, for
-/// others f32.
+/// Checks that the numbers of a group's step are finite in the compute dtype: f64 for f64 Vars, f32
+/// for others.
 pub(super) fn check_numbers(vars: &NamedVars, numbers: &[(&'static str, f64)]) -> Result<()> {
     for &(name, value) in numbers {
         if (value as f32).is_finite() {

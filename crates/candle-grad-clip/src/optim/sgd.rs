@@ -14,7 +14,8 @@ use crate::groups::{ParamGroup, ParamGroups, check_no_limits};
 use crate::param_state::{Kept, StepRule};
 use crate::vars::NamedVars;
 
-/// Stochastic gradient descent, with momentum as in PyTorch, that takes the clip into its update.
+/// Stochastic gradient descent with momentum as in PyTorch, and with the clip fused into its
+/// update.
 ///
 /// ```text
 /// g <- g + weight_decay theta
@@ -23,9 +24,9 @@ use crate::vars::NamedVars;
 /// theta <- theta - lr d
 /// ```
 ///
-/// Without momentum and weight decay its weights are those of [`candle_nn::SGD`], to the bit. Vars
-/// of any shape, in f32, f64, f16 and bf16, mixed, on any devices; the buffer is f32, for f64 Vars
-/// f64. A Var that comes twice is updated once.
+/// Without momentum and weight decay, the weights are bit-identical to those of [`candle_nn::SGD`].
+/// Vars may have any shape, may mix f32, f64, f16 and bf16, and may be on any devices. The buffer
+/// is f32, or f64 for f64 Vars. A Var that comes twice is updated once.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -52,9 +53,9 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// An optimizer of Vars with names, which checkpoints and errors use: from `&VarMap`,
-    /// `Vec<(String, Var)>` or `Vec<Var>` (see [`NamedVars`]). In a
-    /// [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names are taken.
+    /// An optimizer of named Vars, from `&VarMap`, `Vec<(String, Var)>` or `Vec<Var>` (see
+    /// [`NamedVars`]). Checkpoints and errors use the names. In a
+    /// [`ClippedOptimizer`](crate::ClippedOptimizer) the wrapper's names replace them.
     ///
     /// ```
     /// use candle_grad_clip::optim::Sgd;
@@ -68,9 +69,9 @@ impl Sgd {
     /// ```
     ///
     /// # Errors
-    /// A hyper-parameter that is not finite or below 0; a dampening above 1; Nesterov momentum
-    /// without momentum or with dampening. Steps check what they compute with: numbers that are
-    /// infinite in f32 too, unless all Vars are f64.
+    /// A non-finite or negative hyper-parameter, a dampening above 1, or Nesterov momentum without
+    /// momentum or with dampening. A step also fails if one of its numbers is infinite in f32,
+    /// unless all Vars are f64.
     pub fn from_named_vars(
         vars: impl Into<NamedVars>,
         params: impl Into<ParamsSgd>,
@@ -87,16 +88,16 @@ impl Sgd {
     /// Plain gradient descent.
     ///
     /// # Errors
-    /// A learning rate that is not finite or below 0.
+    /// A non-finite or negative learning rate.
     pub fn new_lr(vars: Vec<Var>, learning_rate: f64) -> candle_core::Result<Self> {
         Self::new(vars, learning_rate.into())
     }
 
-    /// Takes other hyper-parameters, from the next step on.
+    /// Sets the hyper-parameters, from the next step on.
     ///
     /// # Errors
-    /// As [`Sgd::from_named_vars`]; a momentum of 0 after another one, or the other way round, as
-    /// that decides what is kept. The old ones stay then.
+    /// As [`Sgd::from_named_vars`]. A momentum that changes from or to 0, as this changes the kept
+    /// state. The hyper-parameters are then unchanged.
     pub fn set_params(&mut self, params: impl Into<ParamsSgd>) -> Result<()> {
         let params = params.into();
         check_sgd(&params)?;
@@ -114,7 +115,7 @@ impl Sgd {
 
 fused_optimizer! {
     Sgd, ParamsSgd,
-    /// Training starts anew: momentum is forgotten.
+    /// This resets the momentum and the step counter.
     master_weights,
     /// ```
     /// use candle_core::{Device, Var};
@@ -185,7 +186,7 @@ impl Fused for Sgd {
     }
 }
 
-/// Shows no state: it is as large as the model.
+/// Without state, which is as large as the model.
 impl fmt::Debug for Sgd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.trained

@@ -1,8 +1,8 @@
-//! What the fused optimizers share but for their names.
+//! The methods that the fused optimizers share.
 
-/// The methods and the `Optimizer` of a struct that has `trained: ParamStates` and
-/// `params: $Params`. Where their docs differ the optimizer gives its own. A macro, since the
-/// methods of a trait would need an import wherever they are called.
+/// The methods and the `Optimizer` of a struct that has `trained: ParamStates` and `params:
+/// $Params`. The optimizer passes the docs that differ. A macro, because the methods of a trait
+/// would need an import wherever they are called.
 macro_rules! fused_optimizer {
     (
         $Optimizer:ident, $Params:ty,
@@ -10,12 +10,12 @@ macro_rules! fused_optimizer {
         $(#[$groups_example:meta])* groups,
     ) => {
         impl $Optimizer {
-            /// Whether f16 and bf16 Vars have an f32 copy that takes the updates (see [the
+            /// Whether f16 and bf16 Vars have an f32 copy that accumulates the updates (see [the
             /// module](crate::optim)). Default: no.
             ///
-            /// The copy is made in a Var's first step. Where a Var is set from outside after that
-            /// (`Var::set`, `VarMap::load`), so that the copy no longer rounds to it, the copy is
-            /// made anew in the next step.
+            /// The copy is made in a Var's first step. If a Var is later set from outside
+            /// (`Var::set`, `VarMap::load`) and the copy no longer rounds to it, the next step
+            /// makes a new copy.
             $(#[$master_weights])*
             #[must_use]
             pub fn master_weights(mut self, master_weights: bool) -> Self {
@@ -26,14 +26,15 @@ macro_rules! fused_optimizer {
                 self
             }
 
-            /// Other learning rates and weight decays for some Vars, by name: for an optimizer by
-            /// itself. One in a [`ClippedOptimizer`](crate::ClippedOptimizer) gets its groups from
-            /// there.
+            /// Sets learning rates and weight decays for groups of Vars. Only for an optimizer
+            /// without a wrapper: a [`ClippedOptimizer`](crate::ClippedOptimizer) passes its own
+            /// groups on.
             ///
             $(#[$groups_example])*
             ///
             /// # Errors
-            /// A pattern that matches no Var; a group with a limit, as nothing is clipped here.
+            /// A pattern that matches no Var, or a group with `max_norm` or `no_clip`, as nothing
+            /// is clipped here.
             pub fn with_param_groups(mut self, groups: ParamGroups) -> Result<Self> {
                 check_no_limits(&groups)?;
                 self.trained.set_groups(groups)?;
@@ -52,7 +53,7 @@ macro_rules! fused_optimizer {
                 self.trained.vars()
             }
 
-            /// Steps taken; a skipped step is none. Waits for a GPU that decides which are.
+            /// Steps taken, without skipped steps. Waits for a GPU that decides the steps.
             #[must_use]
             pub fn steps(&self) -> u64 {
                 self.trained.steps()

@@ -1,4 +1,4 @@
-//! The step of a fused optimizer: one walk over the Vars, their gradients and states.
+//! The step of a fused optimizer: one pass over the Vars, their gradients and states.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ const VARS_PER_TASK: usize = 64;
 /// The edit of a Var's gradient, by the Var's index.
 type EditOf<'a> = dyn Fn(usize) -> GradEdit<'a> + Sync + 'a;
 
-/// Gradients that were collected already, and what to do to them.
+/// Collected gradients with their edits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clipped<'a> {
     pub(crate) vars: &'a NamedVars,
@@ -37,8 +37,8 @@ pub(crate) struct Clipped<'a> {
 }
 
 impl ParamStates {
-    /// Takes a step by `rules`: the first for Vars without a group, then one for each group.
-    /// Whatever can fail comes before the first write.
+    /// Takes a step with `rules`: the first is for Vars without a group, the others are for the
+    /// groups. Everything that can fail comes before the first write.
     pub(crate) fn step(
         &mut self,
         grads: &GradStore,
@@ -61,8 +61,8 @@ impl ParamStates {
         Ok(())
     }
 
-    /// As [`ParamStates::step`], with gradients that are not collected yet, or of other Vars than
-    /// ours: those of Vars that are not clipped are edited as `others` says.
+    /// Like [`ParamStates::step`], for gradients that are not collected yet or belong to other Vars
+    /// than ours. Vars that are not clipped get the edit `others`.
     fn step_collecting(
         &mut self,
         grads: &GradStore,
@@ -76,7 +76,7 @@ impl ParamStates {
         let Some(clipped) = clipped else {
             return self.step_entries(&entries, &|_| Edit::NOTHING.into(), rules);
         };
-        // An edit by candle's operations has to know whether all is finite.
+        // Edits by candle's operations need to know whether all elements are finite.
         backend::candle_ops::measure(&mut entries, Request::norm(NormType::L1))?;
         let ids = clipped.vars.vars().iter().map(|var| var.id());
         let theirs: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
@@ -103,7 +103,7 @@ impl ParamStates {
             let rules = rules_of(&mut jobs, rules, &counts);
             backend::cuda::update(&jobs, &rules)?;
         }
-        // From here on nothing is expected to fail.
+        // From here on nothing should fail.
         for (index, state) in started {
             self.states[index] = state;
         }
@@ -114,7 +114,7 @@ impl ParamStates {
             self.vars.vars()[index].set(&stepped.param)?;
             self.states[index] = stepped.state;
         }
-        drop(counts); // so that they are counted on in place
+        drop(counts); // so that `make_mut` copies nothing
         let counts = Arc::make_mut(&mut self.counts).iter_mut();
         for (count, entry) in counts.zip(entries) {
             *count += u64::from(entry.grad.is_some() && entry.elements > 0);
@@ -122,9 +122,9 @@ impl ParamStates {
         Ok(())
     }
 
-    /// Takes a step of a plain norm or value clip that the GPU decides, if it can: all gradients
-    /// are on one. The result is read when it is asked for. `skips_in_a_row` is for a GPU that does
-    /// not lead yet.
+    /// Takes a step in which the GPU decides a plain norm or value clip. `None` if it cannot: the
+    /// gradients are not all on one GPU, or the Vars are not ours. The result is read on demand.
+    /// `skips_in_a_row` initializes the counter of a GPU that does not count yet.
     pub(crate) fn step_on_device(
         &mut self,
         clipped: Clipped<'_>,
@@ -156,8 +156,8 @@ impl ParamStates {
             };
             self.lead = Some(backend::cuda::start_steps(&device, &counted)?);
         }
-        // The GPU counts the steps of each Var, so the state of one that has taken none can be here
-        // already.
+        // The GPU counts the steps of each Var, so a Var that has taken none may already have
+        // state.
         for (index, state) in self.start_states(entries)? {
             self.states[index] = state;
         }
@@ -170,7 +170,7 @@ impl ParamStates {
         result.map(Some)
     }
 
-    /// What our CUDA kernels are to update; `started` has the states of Vars that have none yet.
+    /// The jobs of our CUDA kernels. `started` has the states of Vars that have none yet.
     fn update_jobs<'a>(
         &'a self,
         entries: &[Entry<'a>],
@@ -231,9 +231,9 @@ impl ParamStates {
         Ok(stepped)
     }
 
-    /// Updates the Vars on CPU, small ones in parallel, a task for many; each large one by itself,
-    /// as it is parallel inside. From the last to the first: measuring has left the last gradients
-    /// in the cache.
+    /// Updates the Vars on CPU. Small ones run in parallel, many per task. Large ones run one at a
+    /// time, as each is parallel inside. The order is from last to first, because measuring has
+    /// left the last gradients in the cache.
     fn step_on_cpu(
         &mut self,
         entries: &[Entry<'_>],
@@ -256,7 +256,7 @@ impl ParamStates {
         for_each(work, tasks, |(task, states)| {
             let start = task * VARS_PER_TASK;
             let range = start..start + states.len();
-            // The headers first, all of them: their cache misses overlap here.
+            // Touches all headers first, so that their cache misses overlap.
             touch_headers(vars[range.clone()].iter().map(Var::as_tensor));
             touch_headers(entries[range].iter().filter_map(|entry| entry.grad));
             let small = states.iter_mut().enumerate().rev();
@@ -269,13 +269,13 @@ impl ParamStates {
     }
 }
 
-/// Where the rule of a group is among those of a step.
+/// The index of a group's rule among those of a step.
 fn rule_index(group: Option<usize>) -> usize {
     group.map_or(0, |group| group + 1)
 }
 
-/// The equations of the jobs' Vars, once for each group and number of steps taken; the jobs get
-/// their places.
+/// The update rules of the jobs, one for each pair of group and step count. Sets each job's index
+/// into them.
 fn rules_of(jobs: &mut [UpdateJob<'_>], rules: &[StepRule], counts: &[u64]) -> Vec<StepRule> {
     let mut own = Vec::new();
     let mut found = FxHashMap::default();
