@@ -22,15 +22,18 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    #[inline]
     pub(crate) fn is_cpu(self) -> bool {
         matches!(self, Self::Cpu | Self::CpuCopied)
     }
 
+    #[inline]
     pub(crate) fn is_cuda(self) -> bool {
         matches!(self, Self::Cuda | Self::CudaCopied)
     }
 
     /// Whether a gradient that shares its storage with no other can be edited in place.
+    #[inline]
     pub(crate) fn is_in_place(self) -> bool {
         matches!(self, Self::Cpu | Self::Cuda)
     }
@@ -69,6 +72,7 @@ pub(crate) struct GradStats {
 
 impl GradStats {
     /// The measurements of the gradient divided by `scale`, a power of two, so this is exact.
+    #[inline]
     pub(crate) fn unscaled(mut self, scale: f64) -> Self {
         self.stats.power.scale /= scale;
         self.clamped.power.scale /= scale;
@@ -81,6 +85,7 @@ impl GradStats {
         num_clipped: 0,
     };
 
+    #[inline]
     pub(crate) fn merge(self, other: Self, norm_type: NormType) -> Self {
         Self {
             stats: self.stats.merge(other.stats, norm_type),
@@ -115,6 +120,7 @@ impl Entry<'_> {
     };
 
     /// Whether all elements are finite, if the gradient was measured.
+    #[inline]
     pub(crate) fn is_finite(&self) -> bool {
         self.measured.stats.non_finite() == 0
     }

@@ -15,6 +15,7 @@ pub(crate) enum StepRule {
 
 impl StepRule {
     /// The rule for a Var that has taken `taken` steps.
+    #[inline]
     pub(crate) fn of(mut self, taken: u64) -> Self {
         match &mut self {
             Self::AdamW(adamw) => adamw.step = taken + 1,
@@ -38,6 +39,7 @@ pub(crate) struct Kept {
 /// Large arrays are padded. With sizes that are powers of two, moments, gradient and parameter
 /// would map to the same DRAM bank or cache set. Four streams that evict each other took 2.7 times
 /// as long (64 Mi elements, AMD EPYC VM, `cargo run --release -p bench -- --sets A`, 2026-11-24).
+#[inline]
 pub(crate) fn stride(len: usize) -> usize {
     const ROOM: usize = 272; // not a multiple of a page, since large allocations start at pages
     if len > BLOCK { len + ROOM } else { len }
@@ -50,6 +52,7 @@ pub(crate) fn arrays<W>(values: &[W], len: usize) -> impl Iterator<Item = &[W]> 
 }
 
 /// Like [`arrays`], but mutable.
+#[inline]
 pub(crate) fn arrays_mut<W>(values: &mut [W], len: usize) -> impl Iterator<Item = &mut [W]> {
     let arrays = values.chunks_exact_mut(stride(len).max(1));
     arrays.map(move |array| &mut array[..len])
@@ -81,6 +84,7 @@ impl Kept {
         }
     }
 
+    #[inline]
     pub(crate) fn has_master(self, dtype: DType) -> bool {
         self.master_weights && matches!(dtype, DType::F16 | DType::BF16)
     }

@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Storage, Tensor, Var};
 use crate::threads::{MANY_VARS, Work, for_each};
 
 /// The address of a tensor's storage: equal for tensors that share it.
+#[inline]
 pub(crate) fn storage_address(tensor: &Tensor) -> usize {
     let (storage, _) = tensor.storage_and_layout();
     std::ptr::from_ref::<Storage>(&storage).addr()
@@ -46,6 +47,7 @@ pub(crate) fn by_device<'t>(
 }
 
 /// Reads the headers of some tensors, so that their cache misses overlap.
+#[inline]
 pub(crate) fn touch_headers<'a>(tensors: impl Iterator<Item = &'a Tensor>) {
     let sum = |values: &[usize]| values.iter().fold(0usize, |sum, x| sum.wrapping_add(*x));
     let layout = |tensor: &Tensor| sum(tensor.dims()).wrapping_add(sum(tensor.stride()));
@@ -70,11 +72,13 @@ pub(crate) fn any_equal(len: usize, addresses: impl IntoIterator<Item = usize>) 
 }
 
 /// Whether a device supports a dtype: Metal has no f64.
+#[inline]
 pub(crate) fn device_has(dtype: DType, is_metal: impl FnOnce() -> bool) -> bool {
     dtype != DType::F64 || !is_metal()
 }
 
 /// The dtype of a Var's optimizer state: f64 for f64, else f32.
+#[inline]
 pub(crate) fn wide_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 {
         DType::F64

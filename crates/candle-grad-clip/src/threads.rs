@@ -150,6 +150,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whether slices of more than one block may be processed here: the kernels use the pool of the
 /// calling thread.
+#[inline]
 pub(crate) fn may_be_parallel() -> bool {
     IS_OURS.get()
 }

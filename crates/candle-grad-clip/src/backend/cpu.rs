@@ -41,6 +41,7 @@ fn wrong_dtype(storage: &CpuStorage) -> candle_core::Error {
 }
 
 /// The range of a tensor's elements in its storage. The tensor must be contiguous.
+#[inline(always)]
 fn range_of(layout: &Layout) -> CandleResult<Range<usize>> {
     debug_assert!(layout.shape().elem_count() <= BLOCK || threads::may_be_parallel());
     match layout.contiguous_offsets() {
@@ -53,6 +54,7 @@ fn range_of(layout: &Layout) -> CandleResult<Range<usize>> {
 
 /// Calls `body` with the storages and element ranges of two contiguous tensors that share no
 /// storage. `body` writes to the first.
+#[inline(always)]
 fn zip_storages<F>(name: &'static str, target: &Tensor, source: &Tensor, body: F) -> Result<()>
 where
     F: FnOnce((&mut CpuStorage, Range<usize>), (&CpuStorage, Range<usize>)) -> CandleResult<()>,
@@ -75,6 +77,7 @@ where
         self.name
     }
 
+    #[inline]
     fn cpu_fwd(
         &self,
         target: &mut CpuStorage,
@@ -250,6 +253,7 @@ pub(crate) fn step(
 }
 
 /// A parameter with its state arrays.
+#[inline(always)]
 fn with_state<'a, E: Element>(
     params: &'a mut [E],
     grads: &'a [E],
