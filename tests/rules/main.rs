@@ -8,7 +8,7 @@ mod conformance;
 mod formulas;
 mod frozen;
 mod history;
-mod list;
+mod chain;
 mod loss;
 mod own;
 mod resume;

@@ -32,7 +32,7 @@ pub(super) fn check_names(path: &Path, has_places: bool) -> Result<()> {
     Err(Error::Checkpoint {
         path: path.to_path_buf(),
         reason: "the Vars have no names but their places in a Vec (var.0, var.1, ...), and in another order state would go to \
-                 the wrong Var; expected names of their own: make the optimizer by `named`, or wrap it, with &varmap or \
+                 the wrong Var; expected names of their own: make the optimizer by `from_named_vars`, or wrap it, with &varmap or \
                  (name, Var) pairs; NamedVars::by_place(vars) if the order is always the same"
             .to_string(),
     })

@@ -96,7 +96,7 @@ impl Clip {
             ];
             if let Some(at) = merged.iter().position(|is_merged| !is_merged) {
                 let name = ["norm_type", "non_finite", "max_skips"][at];
-                let reason = format!("{name} holds for the whole list, and is given twice");
+                let reason = format!("{name} holds for the whole chain, and is given twice");
                 return Err(Error::InvalidClip { text, reason });
             }
         }

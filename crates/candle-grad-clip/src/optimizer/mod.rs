@@ -213,7 +213,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// # Errors
     /// Non-finite elements under [`NonFinite::Error`](crate::NonFinite::Error). Too many skipped
     /// steps in a row. A gradient whose shape, dtype or device differs from its Var's, or with an
-    /// integer or 8-bit dtype. An error of the inner optimizer. All other errors change nothing.
+    /// integer or 8-bit dtype. A store without any of the Vars' gradients. An invalid learning rate or
+    /// scheduled limit. A [`ClipRule`](crate::ClipRule) with an invalid decision. Misuse of a
+    /// [`LossScaler`](crate::LossScaler). An error of the inner optimizer; all others change nothing.
     pub fn step_report(&mut self, grads: &GradStore) -> Result<StepReport> {
         self.step_lent(grads, None)
     }

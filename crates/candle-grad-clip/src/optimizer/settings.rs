@@ -185,8 +185,8 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// step. A checkpoint stores the step's number but not the function, so a resumed run must set
     /// it again.
     ///
-    /// Every call that takes, skips or fails a step calls the function once. A failed step is
-    /// retried with the same number.
+    /// The function is called once in each call that takes or skips a step, and in one that fails
+    /// after `backward`. A failed step is retried with the same number.
     ///
     /// A linear warm-up from 0.1 to 1 in 1000 steps:
     ///

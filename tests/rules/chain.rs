@@ -179,7 +179,7 @@ fn what_can_not_follow_says_why() {
         ),
         (
             "norm:1,norm_type=1+value:1,norm_type=inf",
-            "norm_type holds for the whole list",
+            "norm_type holds for the whole chain",
         ),
         ("norm:1+", "no method is named ``"),
         ("value:1+nrom:1", "no method is named `nrom`"),
