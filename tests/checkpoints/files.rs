@@ -227,7 +227,7 @@ fn places_are_no_names() -> Result<()> {
     let refused = |result: candle_grad_clip::Result<()>| {
         let error = result.unwrap_err().to_string();
         assert!(
-            error.contains("`named`") && error.contains("by_place"),
+            error.contains("`from_named_vars`") && error.contains("by_place"),
             "{error}"
         );
     };

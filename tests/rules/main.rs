@@ -4,11 +4,11 @@
 
 mod agc;
 mod agc_steps;
+mod chain;
 mod conformance;
 mod formulas;
 mod frozen;
 mod history;
-mod chain;
 mod loss;
 mod own;
 mod resume;

@@ -62,23 +62,8 @@ impl Limits {
 
 /// Adds the groups' limits to the decision for all Vars.
 pub(super) fn decide(given: &Given<'_>, common: Decision, limits: &Limits) -> Decision {
-    let Given {
-        measured,
-        eps,
-        zero_non_finite,
-    } = *given;
-    let norm_type = measured.norm_type;
-    let mut stats = vec![Stats::ZERO; limits.groups.iter().len() + 1];
-    for (entry, place) in measured.entries.iter().zip(&*limits.places) {
-        if entry.grad.is_some() {
-            stats[*place] = stats[*place].merge(entry.measured.stats, norm_type);
-        }
-    }
-    let mut own = vec![1.0];
-    for (group, stats) in limits.groups.iter().zip(&stats[1..]) {
-        let max_norm = group.limit().unwrap_or(f64::INFINITY);
-        own.push(clip_coef(*stats, norm_type, max_norm, eps, zero_non_finite));
-    }
+    let stats = stats_of_groups(given, limits);
+    let own = own_coefs(given, limits, &stats);
     let has_limits = limits.groups.has_limits();
     let of_vars = match &common.action {
         Action::Edit(Edits::PerVar(edits)) if has_limits => Some(of_vars(edits, limits, &own)),
@@ -98,25 +83,7 @@ pub(super) fn decide(given: &Given<'_>, common: Decision, limits: &Limits) -> De
             smallest
         }
     };
-    let norm = |stats: Stats| {
-        if zero_non_finite {
-            stats.power.root(norm_type).value()
-        } else {
-            norm_of(stats, norm_type)
-        }
-    };
-    let record = |((group, stats), coef): ((&ParamGroup, &Stats), &f64)| GroupRecord {
-        name: group.name().to_string(),
-        total_norm: norm(*stats),
-        clip_coef: *coef,
-    };
-    let groups = limits
-        .groups
-        .iter()
-        .zip(&stats[1..])
-        .zip(&coefs[1..])
-        .map(record)
-        .collect();
+    let groups = records(given, limits, &stats, &coefs);
     if let Some(of_vars) = of_vars {
         return Decision {
             groups,
@@ -127,23 +94,67 @@ pub(super) fn decide(given: &Given<'_>, common: Decision, limits: &Limits) -> De
         return Decision { groups, ..common };
     }
     let parts = stats.iter().map(|stats| stats.power);
-    let parts = parts.zip(coefs.iter().copied());
+    let scale = |&clip_coef| Edit::Scale {
+        clip_coef,
+        zero_non_finite: given.zero_non_finite,
+    };
     Decision {
-        clipped_norm: scaled_norm(given, parts),
+        clipped_norm: scaled_norm(given, parts.zip(coefs.iter().copied())),
         was_clipped: true,
         action: Action::Edit(Edits::Grouped {
             places: limits.places.clone(),
-            edits: coefs
-                .iter()
-                .map(|&clip_coef| Edit::Scale {
-                    clip_coef,
-                    zero_non_finite,
-                })
-                .collect(),
+            edits: coefs.iter().map(scale).collect(),
         }),
         groups,
         ..common
     }
+}
+
+/// What each group measured; first the Vars of no group.
+fn stats_of_groups(given: &Given<'_>, limits: &Limits) -> Vec<Stats> {
+    let measured = given.measured;
+    let mut stats = vec![Stats::ZERO; limits.groups.iter().len() + 1];
+    for (entry, place) in measured.entries.iter().zip(&*limits.places) {
+        if entry.grad.is_some() {
+            stats[*place] = stats[*place].merge(entry.measured.stats, measured.norm_type);
+        }
+    }
+    stats
+}
+
+/// The coefficient of each group's own limit; 1 for the Vars of no group.
+fn own_coefs(given: &Given<'_>, limits: &Limits, stats: &[Stats]) -> Vec<f64> {
+    let coef = |(group, stats): (&ParamGroup, &Stats)| {
+        let max_norm = group.limit().unwrap_or(f64::INFINITY);
+        let norm_type = given.measured.norm_type;
+        clip_coef(
+            *stats,
+            norm_type,
+            max_norm,
+            given.eps,
+            given.zero_non_finite,
+        )
+    };
+    let groups = limits.groups.iter().zip(&stats[1..]);
+    std::iter::once(1.0).chain(groups.map(coef)).collect()
+}
+
+fn records(given: &Given<'_>, limits: &Limits, stats: &[Stats], coefs: &[f64]) -> Vec<GroupRecord> {
+    let norm_type = given.measured.norm_type;
+    let norm = |stats: Stats| {
+        if given.zero_non_finite {
+            stats.power.root(norm_type).value()
+        } else {
+            norm_of(stats, norm_type)
+        }
+    };
+    let record = |((group, stats), coef): ((&ParamGroup, &Stats), &f64)| GroupRecord {
+        name: group.name().to_string(),
+        total_norm: norm(*stats),
+        clip_coef: *coef,
+    };
+    let groups = limits.groups.iter().zip(&stats[1..]);
+    groups.zip(&coefs[1..]).map(record).collect()
 }
 
 /// The smallest coefficient in each group.

@@ -1,5 +1,5 @@
-//! A running estimate of a quantile of the norms: after each step `max_norm <- max_norm * exp(-rate
-//! * (b - target))`, with b = 1 for a norm within the limit and 0 for one above.
+//! A running estimate of a quantile of the norms: after each step `max_norm` is multiplied by
+//! `exp(-rate * (b - target))`, with `b` = 1 for a norm within the limit and 0 for one above.
 //!
 //! Andrew, Thakkar, McMahan, Ramaswamy (2021), "Differentially private learning with adaptive
 //! clipping", arXiv 1905.03871 (eq. 2). There b is a share of examples, with noise.
