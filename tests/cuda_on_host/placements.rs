@@ -101,7 +101,7 @@ fn a_report_can_be_read_on_another_thread() -> Result<()> {
         let store = grads(&vars, step, false)?;
         let total = candle_grad_clip::total_norm(&store, &vars, candle_grad_clip::NormType::L2)?;
         let report = opt.step_report(&store)?;
-        let read = move || report.record();
+        let read = move || report.record().cloned();
         let record = match std::thread::spawn(read).join() {
             Ok(record) => record?,
             Err(_) => bail!("the thread panicked"),
