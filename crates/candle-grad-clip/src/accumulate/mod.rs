@@ -9,7 +9,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 use candle_grad_clip_kernels::{Edit, NormType};
 
-use crate::backend::{self};
+use crate::backend;
 use crate::clip::NonFinite;
 use crate::error::{Error, Result};
 use crate::gradients::{Entry, Request, route_cuda_to_candle_ops};

@@ -3,7 +3,8 @@
 use candle_core::backprop::GradStore;
 use candle_nn::Optimizer;
 
-use crate::error::{Error, Result};
+use crate::check::check_not_negative;
+use crate::error::Result;
 use crate::optim::{self, Fused};
 
 /// A fused optimizer of this crate, whose update applies the clip, or any other optimizer.
@@ -48,17 +49,11 @@ impl<'o> Inner<'o> {
     /// Returns an error for a learning rate that would ruin the weights. The fused optimizers check
     /// theirs.
     pub(crate) fn check_learning_rate(&self) -> Result<()> {
-        let Self::Foreign(inner) = self else {
-            return Ok(());
-        };
-        let learning_rate = inner.learning_rate();
-        if learning_rate >= 0.0 && learning_rate.is_finite() {
-            return Ok(());
+        match self {
+            Self::Fused(_) => Ok(()),
+            Self::Foreign(inner) => {
+                check_not_negative("the inner optimizer's learning rate", inner.learning_rate())
+            }
         }
-        Err(Error::InvalidOption {
-            name: "the inner optimizer's learning rate",
-            value: learning_rate,
-            expected: "0 or a finite value above",
-        })
     }
 }

@@ -139,7 +139,11 @@ impl Core {
             measured = self.measure(grads, loss, request)?;
             set_aside = self.policy.limits().set_aside(&mut measured, non_finite);
         }
-        let mut decision = self.decide(inner, grads, &measured)?;
+        let mut decision = if overflows {
+            self.skip_for_scale(&measured)
+        } else {
+            self.decide(inner, grads, &measured)?
+        };
         let scale = self.loss_scale();
         let limits = self.policy.limits();
         limits.put_back(set_aside, &mut measured, &mut decision, scale);
@@ -169,17 +173,6 @@ impl Core {
         measured: &Measurements<'_>,
     ) -> Result<Decision> {
         let scale = self.loss_scale();
-        let non_finite = measured.total.stats.non_finite();
-        if scale > 1.0 && non_finite > 0 {
-            let step = self.step + 1;
-            tracing::debug!(
-                step,
-                scale,
-                non_finite,
-                "step skipped: the loss scale is too large"
-            );
-            return Ok(Decision::skip(SkipReason::NonFinite));
-        }
         let decision = self.policy.decide(measured).unscaling(scale);
         if let Action::Skip(reason) = decision.action {
             self.skip(reason, measured, None)?;
@@ -192,6 +185,19 @@ impl Core {
             }
             None => Ok(decision),
         }
+    }
+
+    /// The loss scale is too large. The scaler lowers it, so this is not counted as a skip.
+    fn skip_for_scale(&self, measured: &Measurements<'_>) -> Decision {
+        let (step, scale) = (self.step + 1, self.loss_scale());
+        let non_finite = measured.total.stats.non_finite();
+        tracing::debug!(
+            step,
+            scale,
+            non_finite,
+            "step skipped: the loss scale is too large"
+        );
+        Decision::skip(SkipReason::NonFinite)
     }
 
     /// Counts a skip, or returns an error if the policy requires it.
