@@ -1,4 +1,4 @@
-//! Rows and columns of matrices, against the same done to each by itself.
+//! Rows and columns of matrices, against the same done to each alone.
 #![allow(missing_docs)]
 
 use candle_grad_clip_kernels::{
