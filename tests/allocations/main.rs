@@ -286,13 +286,12 @@ fn checkpoints_are_not_held_in_memory() -> Result<()> {
     let folder = Folder::in_memory()?;
     let path = folder.join("o");
     let w = Var::ones(300_000, DType::F32, &Device::Cpu)?;
-    let mut opt = AdamW::from_named_vars(
-        vec![("w".to_string(), w.clone())],
-        candle_nn::ParamsAdamW {
-            lr: 0.1,
-            ..Default::default()
-        },
-    )?;
+    let params = candle_nn::ParamsAdamW {
+        lr: 0.1,
+        ..Default::default()
+    };
+    let make = || AdamW::from_named_vars(vec![("w".to_string(), w.clone())], params.clone());
+    let mut opt = make()?;
     opt.backward_step(&w.sqr()?.sum_all()?)?;
     let stats = allocated(|| Ok(opt.save(&path)?))?;
     assert!(stats.bytes_allocated < BUFFER, "{stats:?}");
@@ -305,13 +304,7 @@ fn checkpoints_are_not_held_in_memory() -> Result<()> {
     let bytes = fs::read(&path)?;
     let claims = |header: &str| -> Result<usize> {
         fs::write(&path, with_header(header, &[]))?;
-        let mut opt = AdamW::from_named_vars(
-            vec![("w".to_string(), w.clone())],
-            candle_nn::ParamsAdamW {
-                lr: 0.1,
-                ..Default::default()
-            },
-        )?;
+        let mut opt = make()?;
         let stats = allocated(|| {
             assert!(opt.load(&path).is_err());
             Ok(())
