@@ -202,7 +202,7 @@ fn norm_tolerance<E: Element, M: Machine<E>>(rival: Impl) -> f64 {
 
 /// The numbers that all sides work out for themselves, from index `start` on.
 fn numbers<E: Element>(start: u64, len: usize, scale: f64) -> Vec<E> {
-    // By usize, so that no thread has a vector of its own: where tensors lie in memory counts in
+    // By usize, so that no thread has its own vector: where tensors lie in memory counts in
     // small sets.
     let indices = (0..len).into_par_iter();
     let number = |i| E::from_f64(scale * uniform(start + i as u64));

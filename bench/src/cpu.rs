@@ -19,7 +19,7 @@ use crate::sets::Set;
 pub(crate) struct Cpu<E> {
     /// The library and the floor work on the same memory.
     grads: GradStore,
-    /// Pasted code puts new tensors into its store: it has one of its own.
+    /// Pasted code puts new tensors into its store: it has its own.
     pasted: GradStore,
     /// What gradients are before each call.
     fresh: Vec<Vec<E>>,

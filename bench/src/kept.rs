@@ -2,7 +2,7 @@
 //!
 //! Most of what candle's operations take on large tensors is the system's: each temporary is
 //! mapped, its pages are filled with zeros as they are touched, and it is given back. glibc can be
-//! told not to, by its environment when a process starts, so this is a process of its own.
+//! told not to, by its environment when a process starts, so this is its own process.
 
 use std::process::{Command, Stdio};
 

@@ -104,7 +104,7 @@ impl Impl {
     }
 }
 
-/// Pasted code where the allocator keeps its memory: a process of its own.
+/// Pasted code where the allocator keeps its memory: its own process.
 pub(crate) const PASTE_IN_KEPT: &str = "paste-in, memory kept";
 
 /// A number in [-1, 1) for an index: the top 24 bits of splitmix64, exact in f32, easy to have in

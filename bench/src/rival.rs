@@ -31,7 +31,7 @@ pub(crate) trait Rival<P> {
     fn prepare(&mut self, place: &mut P, question: &Question) -> Result<()>;
     /// Milliseconds of each of some calls.
     fn time(&mut self, place: &mut P, calls: usize) -> Result<Vec<f64>>;
-    /// Whether it is a process of its own, whose failures end nothing else.
+    /// Whether it is its own process, whose failures end nothing else.
     fn is_elsewhere(&self) -> bool {
         false
     }
@@ -150,7 +150,7 @@ impl<'a, P> Player<'a, P> {
     }
 }
 
-/// Answers first, then times. A process of its own that fails is left out, and a note says why.
+/// Answers first, then times. A separate process that fails is left out, and a note says why.
 pub(crate) fn measure<P>(
     place: &mut P,
     op: Op,

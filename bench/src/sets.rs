@@ -65,7 +65,7 @@ impl Set {
         }
     }
 
-    /// How many other frameworks have it at a time: each has a B of its own, of 3 to 6 GB.
+    /// How many other frameworks have it at a time: each has its own B, of 3 to 6 GB.
     pub(crate) fn peers_at_once(self) -> usize {
         if self == Self::B { 2 } else { usize::MAX }
     }

@@ -97,7 +97,7 @@ impl Axis {
         }
     }
 
-    /// An axis with these names at 0, 1, 2, ..., each in the middle of a place of its own.
+    /// An axis with these names at 0, 1, 2, ..., each in the middle of its own place.
     pub(super) fn named(names: &[String]) -> Self {
         let places = names.len().max(1) as f64;
         Self {

@@ -251,7 +251,7 @@ fn legend_grid(entries: &[(String, Sample)]) -> anyhow::Result<(i32, i32, i32)> 
     Ok(((count + columns - 1) / columns, columns, width))
 }
 
-/// A strip of its own above the panels, so that it never covers data.
+/// A separate strip above the panels, so that it never covers data.
 fn legend(canvas: &Canvas, entries: &[(String, Sample)]) -> anyhow::Result<()> {
     let (_, columns, width) = legend_grid(entries)?;
     for (i, (name, sample)) in (0..).zip(entries) {

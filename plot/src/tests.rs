@@ -1,6 +1,6 @@
 use super::*;
 
-/// The SVG of a picture that is written into a folder of its own.
+/// The SVG of a picture that is written into its own folder.
 fn drawn(write: impl FnOnce(&Path) -> anyhow::Result<()>) -> String {
     let dir = tempfile::tempdir().unwrap();
     write(&dir.path().join("lr-0.1")).unwrap();

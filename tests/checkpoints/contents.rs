@@ -294,7 +294,7 @@ fn a_wrapper_saves_under_its_names_also_what_inner_mut_put_in() -> Result<()> {
     Ok(())
 }
 
-/// A Var that has taken fewer steps than the optimizer goes on from its own number.
+/// A Var that has taken fewer steps than the optimizer continues from its own number.
 #[test]
 fn each_vars_own_steps_come_back() -> Result<()> {
     let folder = Folder::new()?;

@@ -249,7 +249,7 @@ fn large_shared_gradients_on_eight_threads_do_not_hang() -> Result<()> {
 fn calls_from_inside_a_rayon_pool_do_not_hang() -> Result<()> {
     within_a_minute(|| {
         pool(8)?.install(|| {
-            // Each task has a store of its own; all read the same Vars and some of the same
+            // Each task has its own store; all read the same Vars and some of the same
             // gradients, as models that share an embedding do.
             let shared = random(100_000, 1)?;
             let vars = vars_for(&[shared.clone(), random(70_000, 2)?, random(3, 3)?])?;

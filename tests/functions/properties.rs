@@ -60,7 +60,7 @@ fn rounding(gradients: &[Tensor]) -> f64 {
 /// How one gradient lies in memory that it may share with others.
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    /// Storage of its own.
+    /// Its own storage.
     Own,
     /// The storage of another gradient.
     Same(usize),

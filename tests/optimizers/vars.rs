@@ -106,7 +106,7 @@ fn empty_and_integer_vars_are_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// PyTorch's AdamW for one number, with a counter of its own; `None` is a step without a gradient.
+/// PyTorch's AdamW for one number, with its own counter; `None` is a step without a gradient.
 fn pytorch_adamw(start: f64, grads: &[Option<f64>], params: &ParamsAdamW) -> f64 {
     let (mut theta, mut m, mut v, mut step) = (start, 0.0, 0.0, 0);
     for g in grads.iter().flatten() {

@@ -1,7 +1,7 @@
 //! Training beside other threads that use the same Vars and gradients: no order of locks and pools
 //! hangs.
 //!
-//! Each test runs in a process of its own, which a watchdog ends, with rayon pools of 1, 2 and 8
+//! Each test runs in its own process, which a watchdog ends, with rayon pools of 1, 2 and 8
 //! threads.
 
 use std::sync::Mutex;
@@ -208,7 +208,7 @@ fn free_functions_on_the_same_gradients() {
         vars.push(square(512)?);
         let grads = gradients(&vars)?;
         let clip = |limit: f64| -> Result<()> {
-            // A store of its own, of the same tensors.
+            // Its own store, of the same tensors.
             let mut grads = {
                 let mut same = GradStore::default();
                 for var in &vars {

@@ -1,4 +1,4 @@
-//! Clipping by units within a step: fused and wrapped, in groups, of what is not finite, on any
+//! Clipping by units within a step: fused and wrapped, in groups, of non-finite elements, on any
 //! number of threads.
 
 use anyhow::Result;
@@ -21,7 +21,7 @@ fn weights(pairs: &[Pair]) -> Result<Vec<f64>> {
     Ok(vars.collect::<candle_core::Result<Vec<_>>>()?.concat())
 }
 
-/// A fused step is that of the same optimizer by itself on the clipped gradients; `backward_step`,
+/// A fused step is that of the same optimizer alone on the clipped gradients; `backward_step`,
 /// a wrapped one and a loss scale agree.
 #[test]
 fn fused_and_wrapped_steps_agree() -> Result<()> {

@@ -288,7 +288,7 @@ fn its_state_is_in_checkpoints() -> Result<()> {
         step(&mut resumed, &named, &gradients, kernels())?.1.step(),
         4
     );
-    // A file of a wrapper with a clip of its own.
+    // A file of a wrapper with its own clip.
     let (_, plain) = fused(Clip::norm(1.0))?;
     plain.save(&path)?;
     let error = resumed.load(&path).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! A test that is run again, in a process of its own.
+//! A test that is run again, in its own process.
 
 use std::io::Result;
 use std::process::Command;

@@ -52,7 +52,7 @@ impl Drop for Folder {
     }
 }
 
-/// A file system of its own, of 64 KiB; unmounted when dropped.
+/// A separate file system, of 64 KiB; unmounted when dropped.
 #[derive(Debug)]
 pub struct SmallDisk(Folder);
 

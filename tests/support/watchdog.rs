@@ -1,4 +1,4 @@
-//! Tests of what might hang: a body runs in a process of its own, which is ended after a time.
+//! Tests of what might hang: a body runs in its own process, which is ended after a time.
 //!
 //! ```ignore
 //! #[test]
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A body that hangs in a thread of the test itself would hold up all tests for ever: no thread can
-//! be ended from outside, a process can. A process also has a pool of rayon of its own, whose size
+//! be ended from outside, a process can. A process also has its own rayon pool, whose size
 //! can be chosen.
 
 use std::io::Read;
@@ -31,7 +31,7 @@ const DONE: &str = "watchdog: the body has ended";
 /// How often the process is looked at.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Runs the body of a test in a process of its own and ends it after a time.
+/// Runs the body of a test in its own process and ends it after a time.
 ///
 /// The process is the same test binary, told to run the one test. The test is entered a second time
 /// there, as far as the call which started the process: keep what stands before that call short. A
@@ -85,7 +85,7 @@ impl Watchdog {
     /// If the body hangs, fails or panics, and if there is no test of the name.
     ///
     /// # Panics
-    /// In the process of its own, if the body fails.
+    /// In its own process, if the body fails.
     pub fn outcome(&self, body: impl FnOnce() -> Result<()>) -> Result<()> {
         match std::env::var(MARK) {
             Ok(mark) if mark == self.mark() => {

@@ -315,7 +315,7 @@ fn checkpoints_hold_the_scaler() -> Result<()> {
     Ok(())
 }
 
-/// An accumulator that leaves out what is not finite would keep the overflow from the scaler.
+/// An accumulator that leaves out non-finite elements would keep the overflow from the scaler.
 #[test]
 fn sums_that_hide_an_overflow_are_refused() -> Result<()> {
     on_every_backend(|| {

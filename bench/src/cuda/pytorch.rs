@@ -1,4 +1,4 @@
-//! PyTorch on the same GPU, in a process of its own: see `peers/peer_pytorch_cuda.py`.
+//! PyTorch on the same GPU, in its own process: see `peers/peer_pytorch_cuda.py`.
 
 use std::path::Path;
 use std::process::Command;

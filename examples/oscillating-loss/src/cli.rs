@@ -137,7 +137,7 @@ struct TrainArgs {
     #[arg(long, default_value = "norm:1.0", value_name = "RULE")]
     clip: Arm,
     /// Saves a checkpoint in the results' folder every N steps, at the end and on Ctrl-C or
-    /// SIGTERM; --resume goes on from the last one. Checkpoints of an earlier run in this folder
+    /// SIGTERM; --resume continues from the last one. Checkpoints of an earlier run in this folder
     /// are removed, those of other programs never: they are in the way.
     #[arg(long, value_name = "N", value_parser = count())]
     save_every: Option<u64>,

@@ -7,7 +7,7 @@ use crate::run::Run;
 use crate::score::decades;
 use crate::summary::Standing;
 
-/// Four significant digits; what is not finite says so.
+/// Four significant digits; a non-finite value says so.
 #[must_use]
 pub fn number(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {

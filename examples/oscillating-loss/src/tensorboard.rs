@@ -56,7 +56,7 @@ pub fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX) && name.contains(HOST)
 }
 
-/// Writes scalars and histograms to an event file of its own.
+/// Writes scalars and histograms to its own event file.
 #[derive(Debug)]
 pub struct EventWriter {
     file: BufWriter<File>,

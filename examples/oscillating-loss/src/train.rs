@@ -149,7 +149,7 @@ impl std::fmt::Debug for GradientWatch<'_> {
     }
 }
 
-/// As [`train`], with extras. A run that goes on from a checkpoint shows `on_step` only the steps
+/// As [`train`], with extras. A run that continues from a checkpoint shows `on_step` only the steps
 /// after it; what the run says of all steps is what it would have been without a break.
 ///
 /// # Errors

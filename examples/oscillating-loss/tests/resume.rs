@@ -434,7 +434,7 @@ fn what_a_kill_leaves_between_two_checkpoints_is_cleared_away() {
     let renamed = |name: &String| name.replace("checkpoint-000006", "checkpoint-000008");
     assert_eq!(names, expected.keys().map(renamed).collect::<Vec<_>>());
 
-    // A new run in the same folder, without checkpoints of its own.
+    // A new run in the same folder, without its own checkpoints.
     call(
         &["--steps=2", "--batch=2", "--eval-every=2"],
         "--out",
@@ -469,7 +469,7 @@ fn what_other_programs_call_a_checkpoint_stays() {
     assert!(error.to_string().contains(expected), "{error}");
     assert!(checkpoints(folder.path()).len() == 2);
 
-    // Without checkpoints of its own, a run has nothing to do with them.
+    // Without its own checkpoints, a run has nothing to do with them.
     let plain = ["--steps=2", "--batch=2", "--eval-every=2"];
     call(&plain, "--out", folder.path()).unwrap();
     let after = contents(folder.path());
@@ -596,7 +596,7 @@ fn sigterm_and_ctrl_c_leave_all_files() {
     }
 }
 
-/// A file system of its own; none where nobody may mount one.
+/// A separate file system; none where nobody may mount one.
 #[cfg(target_os = "linux")]
 struct SmallDisk(TempDir);
 
