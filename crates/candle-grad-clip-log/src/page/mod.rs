@@ -1,0 +1,8 @@
+//! Self-contained HTML pages of charts, tables and text, which open offline.
+//!
+//! A [`Page`] is a list of [`Section`]s. [`Page::to_html`] puts them as JSON into a template, with
+//! the chart library in the same file.
+
+mod section;
+
+pub use section::{HeatMap, Line, LineChart, Mark, Page, Panel, Refresh, Section, Table};
