@@ -61,18 +61,32 @@
 //! On CPU and CUDA (feature `cuda`) this crate's kernels clip gradients in place. On CUDA, a step
 //! of a fused optimizer ([`optim`]) with a plain norm or value clip never waits for the GPU;
 //! reading its report does. All other steps synchronise with the GPU to read the norm back. On
-//! Metal (feature `metal`) candle's tensor operations clip the gradients, with one read from the
-//! device per step.
+//! Metal candle's tensor operations clip the gradients, with one read from the device per step; this
+//! needs no feature of this crate.
 //!
 //! The CUDA code has run on a CPU emulation of the CUDA driver, not yet on a GPU. The Metal path is
 //! untested.
 //!
 //! # Features
-//! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.
+//! - `candle-0_11` (default), `candle-0_10`, `candle-0_9`: the version of candle, exactly one. For
+//!   the others, write `default-features = false, features = ["candle-0_10"]`.
+//! - `cuda`: this crate's CUDA kernels. candle's own feature `cuda` must be on, too.
+//! - `serde`: `Serialize` and `Deserialize` for plain data.
 #![deny(unsafe_code)]
+
+// Other versions under the name that candle 0.11 has by itself.
+#[cfg(feature = "candle-0_10")]
+extern crate candle_core_0_10 as candle_core;
+#[cfg(feature = "candle-0_9")]
+extern crate candle_core_0_9 as candle_core;
+#[cfg(feature = "candle-0_10")]
+extern crate candle_nn_0_10 as candle_nn;
+#[cfg(feature = "candle-0_9")]
+extern crate candle_nn_0_9 as candle_nn;
 
 mod accumulate;
 pub mod backend;
+mod candle_versions;
 mod check;
 mod checkpoint;
 mod clip;
