@@ -26,5 +26,12 @@ sed -e "s/^\(candle-[a-z]* = \)\"[0-9.]*\"/\1\"$exact\"/" \
     -e "s/^\(candle-grad-clip = { .*\) }/\1, default-features = false, features = [\"candle-${version/./_}\"] }/" \
     -e "/^members = \[/,/^\]/c members = [$members]" \
     -e '/^exclude/d' "$root/Cargo.toml" >"$workspace/Cargo.toml"
+# Compiling candle takes longer than the tests.
+cat >>"$workspace/Cargo.toml" <<'END'
+[profile.dev.package]
+candle-core.opt-level = 1
+candle-nn.opt-level = 1
+END
 cd "$workspace"
-CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target} exec cargo "$@"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target} CARGO_PROFILE_DEV_DEBUG=false
+exec cargo "$@"
