@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod imports;
+mod metal;
 
 use std::path::{Path, PathBuf};
 
