@@ -9,7 +9,10 @@ root=$(realpath "$here/../..")
 version=$1
 shift
 case $version in
-    0.9) exact=0.9.2 ;;
+    0.9)
+        exact=0.9.2
+        if [ -n "${CUDA_HOME:-}" ]; then export CUDA_PATH=$CUDA_HOME; fi # its build script looks there
+        ;;
     0.10) exact=0.10.2 ;;
     *)
         echo "which candle: 0.9 or 0.10?" >&2
