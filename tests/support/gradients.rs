@@ -74,6 +74,9 @@ pub fn empty_store() -> Result<GradStore> {
 }
 
 /// A store that holds `gradients` as those of `vars`.
+///
+/// # Panics
+/// If candle fails to make an empty store.
 #[must_use]
 pub fn store_for(vars: &[Var], gradients: &[Tensor]) -> GradStore {
     let mut store = empty_store().expect("a scalar has a gradient");
