@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{Clip, ClippedOptimizer};
 use candle_nn::{Init, Optimizer, SGD, VarBuilder, VarMap};
-use support::events::{Fields, events, of_level};
+use support::events::{events, of_level};
 use support::gradients::{store_for, store_of, tensor};
 use support::optimizers::Recorder;
 use tracing::Level;
