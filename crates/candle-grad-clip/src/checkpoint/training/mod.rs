@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::optimizer::ClippedOptimizer;
 use crate::vars::NamedVars;
-use folder::{discard, is_ours, remove_leftovers};
+use folder::{discard, is_foreign, is_there, remove_leftovers};
 use list::{Keep, first_whole, list, named, scan, sort_by_loss};
 pub use restore::Checkpoint;
 use save::{in_the_way, save};
@@ -112,7 +112,7 @@ impl Checkpoints {
             path: dir.clone(),
             source,
         })?;
-        if let Some(path) = named(&dir)?.into_iter().find(|path| !is_ours(path)) {
+        if let Some(path) = named(&dir)?.into_iter().find(|path| is_foreign(path)) {
             return Err(in_the_way(path));
         }
         Ok(Self {
@@ -220,11 +220,20 @@ impl Checkpoints {
         vars: impl Into<NamedVars>,
         opt: &mut ClippedOptimizer<O>,
     ) -> Result<Option<Checkpoint>> {
-        let latest = self.latest()?;
-        if let Some(latest) = &latest {
-            latest.install(&vars.into(), opt)?;
+        const TRIES: usize = 10;
+        let vars = vars.into();
+        let mut tries = 0;
+        loop {
+            let Some(latest) = self.latest()? else {
+                return Ok(None);
+            };
+            tries += 1;
+            match latest.install(&vars, opt) {
+                // Another process has saved a newer one, and removed this one.
+                Err(_) if tries < TRIES && !is_there(&latest.path) => {}
+                installed => return installed.map(|()| Some(latest)),
+            }
         }
-        Ok(latest)
     }
 
     /// The checkpoint that was saved last, without loading it: for a program that first needs its
