@@ -53,6 +53,9 @@ impl<S: Subscriber> Layer<S> for Collector {
 ///
 /// # Errors
 /// Those of `f`.
+///
+/// # Panics
+/// If there is another subscriber for all threads.
 pub fn events(f: impl FnOnce() -> Result<()>) -> Result<Vec<Seen>> {
     // One for all threads: beside a subscriber of one thread, an event that comes up in another
     // thread first may be switched off for all.

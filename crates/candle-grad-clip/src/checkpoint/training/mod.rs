@@ -89,7 +89,8 @@ use save::{in_the_way, save};
 /// and renamed. So a process that is killed, a full disk or a power cut leave the older checkpoints
 /// whole, and no half one. What a killed process leaves (`.checkpoint-*.tmp`) is removed by the next
 /// save. Processes that save to one folder at a time don't disturb each other: of one step, the
-/// later one becomes `step-000100-2`.
+/// later one becomes `step-000100-2`. But [`keep_last`](Self::keep_last) counts the checkpoints of
+/// all of them, so each run should have its own folder.
 ///
 /// Nothing is removed but folders that have the marker file of this crate, and no file that is not
 /// this crate's. By default not even those: see [`keep_last`](Self::keep_last).
