@@ -2,5 +2,6 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod browser;
 mod demo;
 mod file;

@@ -62,6 +62,21 @@ function shorten(text, most) {
   return characters.slice(0, head).join("") + "…" + characters.slice(characters.length - (most - 1 - head)).join("");
 }
 
+/// A name of parts with dots: all parts but the last are cut to three letters, then to one, as far
+/// as needed, and only then is the middle cut out. So names that differ mostly stay different.
+function shortenPath(text, most) {
+  const parts = text.split(".");
+  for (const kept of [3, 1]) {
+    for (let i = 0; i < parts.length - 1 && parts.join(".").length > most; i++) {
+      if (!/^\d+$/.test(parts[i])) parts[i] = [...parts[i]].slice(0, kept).join("");
+    }
+  }
+  return shorten(parts.join("."), most);
+}
+
+/// The line above a figure, if there is one.
+const caption = (title, id) => (title ? [element("figcaption", {}, element("h3", { id }, title))] : []);
+
 // Okabe and Ito's colours for colour-blind readers, darker on white and lighter on black so that
 // each has a contrast of 3 to 1 or more.
 const THEMES = {
@@ -143,7 +158,7 @@ function ticksIn([low, high], log, room) {
   const [from, to] = [valueAt(low, log), valueAt(high, log)];
   const rough = (to - from) / Math.max(1, room);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((times) => times * power >= rough * 0.999);
+  const step = power * [1, 2, 5, 10].find((times) => times * power >= rough * 0.75);
   const ticks = [];
   for (let i = Math.ceil(from / step); i * step <= to && ticks.length < 50; i++) ticks.push(position(i * step, log));
   return ticks;

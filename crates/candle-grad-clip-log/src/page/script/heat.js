@@ -71,7 +71,7 @@ class HeatMap {
     for (const end of ["pointerleave", "pointercancel", "blur"]) this.box.addEventListener(end, () => this.hide());
     this.box.addEventListener("keydown", (event) => this.key(event));
     return element("figure", {},
-      element("figcaption", {}, element("h3", {}, section.title)),
+      ...caption(section.title),
       element("div", { class: "bar" }, this.legend, element("div", { class: "tools" }, save)),
       this.box);
   }
@@ -138,7 +138,7 @@ class HeatMap {
     const longest = Math.max(4, ...rows.map(({ name }) => [...name].length));
     const letters = Math.max(8, Math.min(longest, Math.floor((width * (width < 600 ? 0.36 : 0.34)) / 6.5)));
     const left = Math.round(letters * 6.5 + 12);
-    const right = 12;
+    const right = 16;
     const plotWidth = Math.max(10, width - left - right);
     this.left = left;
     this.plotWidth = plotWidth;
@@ -161,12 +161,12 @@ class HeatMap {
     ] : [];
     return {
       animation: false, title, textStyle: { fontFamily: FONT },
-      grid: { left, right, top, height: plotHeight },
+      grid: { outerBoundsMode: "none", left, right, top, height: plotHeight },
       xAxis: [xAxis("bottom"), xAxis("top")],
       yAxis: {
         type: "value", inverse: true, min: 0, max: Math.max(1, rows.length), splitLine: { show: false },
         axisLine: { show: true, onZero: false, lineStyle: { color: edge } }, axisTick: { show: false, customValues: rowTicks },
-        axisLabel: { customValues: rowTicks, color: soft, fontSize: 11.5, hideOverlap: false, showMinLabel: true, showMaxLabel: true, formatter: (at) => shorten(rows[Math.floor(at)]?.name ?? "", letters) },
+        axisLabel: { customValues: rowTicks, color: soft, fontSize: 11.5, hideOverlap: false, showMinLabel: true, showMaxLabel: true, formatter: (at) => shortenPath(rows[Math.floor(at)]?.name ?? "", letters) },
       },
       series: [{
         type: "custom", silent: true, data: [[0, 0]],

@@ -53,7 +53,7 @@ class LineChart {
 
   build() {
     const { section, panels } = this;
-    this.legend = element("div", { class: "legend", role: "group", "aria-label": "lines shown" });
+    this.legend = element("div", { class: "legend lines", role: "group", "aria-label": "lines shown" });
     this.resetButton = element("button", { type: "button", onclick: () => this.zoom(null) }, "Reset zoom");
     const switches = panels.map((panel) => {
       const input = element("input", { type: "checkbox", onchange: () => {
@@ -78,7 +78,7 @@ class LineChart {
     this.box.style.height = `${this.layout(false).height}px`;
     new LinePointer(this);
     return element("figure", {},
-      element("figcaption", {}, element("h3", {}, section.title)),
+      ...caption(section.title),
       element("div", { class: "bar" }, this.legend, element("div", { class: "tools" }, ...switches, this.resetButton, save)),
       this.box);
   }
@@ -153,9 +153,9 @@ class LineChart {
     const xRange = this.range();
     const shown = this.panels.map((panel, index) => new DrawnPanel(this, panel, layout.panels[index], xRange));
     const left = 14 + 6.6 * Math.max(3, ...shown.flatMap((panel) => panel.ticks.map((at) => panel.label(at).length)));
-    const plotWidth = width - left - 18;
+    const plotWidth = width - left - 26;
     this.left = left;
-    this.right = 18;
+    this.right = 26;
     const { ink, soft } = theme();
     const title = shown.map((panel) => ({
       text: panel.heading, left: 0, top: panel.place.top - 24, padding: 2,
@@ -166,7 +166,7 @@ class LineChart {
       animation: false, title,
       textStyle: { fontFamily: FONT },
       legend: { show: isFile, type: "scroll", top: 32, left: 0, itemWidth: 30, textStyle: { color: ink, fontSize: 12.5 }, data: [...this.names.keys()] },
-      grid: shown.map((panel) => ({ left, right: this.right, top: panel.place.top, height: panel.place.height })),
+      grid: shown.map((panel) => ({ outerBoundsMode: "none", left, right: this.right, top: panel.place.top, height: panel.place.height })),
       xAxis: shown.map((panel, index) => this.xAxis(index, xRange, plotWidth)),
       yAxis: shown.map((panel, index) => panel.yAxis(index)),
       series: shown.flatMap((panel, index) => panel.series(index, plotWidth)),
@@ -226,6 +226,7 @@ class DrawnPanel {
     }
     this.range = rangeOf(positions, this.log);
     this.ticks = ticksIn(this.range, this.log, place.height / 38);
+    if (!positions.length) this.heading += this.log ? " (no values above 0)" : " (no values)";
   }
 
   label(at) { return formatTick(valueAt(at, this.log)); }
@@ -244,11 +245,13 @@ class DrawnPanel {
   series(index, plotWidth) {
     const axes = { xAxisIndex: index, yAxisIndex: index, silent: true };
     // Faint lines lie behind all others.
+    // Where there is more than a point a pixel, lines are fields that would hide each other.
+    const isDense = ({ points }) => points.length > 2 * plotWidth;
     const lines = this.lines.flatMap((line) => [{
       ...axes, type: "line", name: line.name, data: line.points, z: line.faint ? 1 : 2,
       symbol: `path://${symbol(line.style)}`, symbolSize: 8, showSymbol: false,
       itemStyle: { color: color(line.style) },
-      lineStyle: { width: line.faint ? 1 : 1.8, opacity: line.faint ? 0.4 : 1, color: color(line.style), type: dash(line), join: "round" },
+      lineStyle: { width: line.faint || isDense(line) ? 1 : 1.8, opacity: line.faint ? 0.4 : isDense(line) ? 0.6 : 1, color: color(line.style), type: isDense(line) ? "solid" : dash(line), join: "round" },
     }, {
       ...axes, type: "scatter", name: line.name, data: this.marked(line, plotWidth), z: 3,
       symbol: `path://${symbol(line.style)}`, symbolSize: line.faint ? 4 : 8,
@@ -290,7 +293,7 @@ class DrawnPanel {
         const [x] = api.coord([api.value(0), 0]);
         if (dataIndex === 0) before = -Infinity;
         // One for many that lie upon each other.
-        if (x - before < 4) return null;
+        if (x - before < 14) return null;
         before = x;
         const y = api.value(1) ? coordSys.y + coordSys.height - below : coordSys.y + below;
         return { type: "path", shape: { pathData: "M-4,-4L4,4M-4,4L4,-4" }, x, y, style: { stroke: color(line.style), lineWidth: 2.2, fill: "none" } };
@@ -306,7 +309,7 @@ class DrawnPanel {
         silent: true, symbol: "none", animation: false,
         data: data.filter((level) => !Number.isNaN(level.yAxis)),
         lineStyle: { color: soft, width: 1.2, type: [3, 3] },
-        label: { formatter: ({ name }) => name, position: "insideStartTop", color: soft, fontSize: 11.5, backgroundColor: back, padding: [0, 2] },
+        label: { formatter: ({ name }) => name, position: "insideStartTop", color: soft, fontSize: 11.5, backgroundColor: back, padding: [2, 4], borderRadius: 3, distance: 3 },
       },
     };
   }

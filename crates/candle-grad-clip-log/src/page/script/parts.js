@@ -58,6 +58,6 @@ function tablePart({ title, columns, rows }, key) {
   const table = element("table", { class: "data" }, element("thead", {}, element("tr", {}, ...heads)), body);
   const id = `table-${key}`.replace(/\s+/g, "-");
   return element("figure", {},
-    element("figcaption", {}, element("h3", { id }, title)),
+    ...caption(title, id),
     rows.length ? element("div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": id }, table) : element("p", { class: "empty" }, "Nothing yet."));
 }
