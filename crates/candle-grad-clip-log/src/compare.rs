@@ -118,7 +118,7 @@ fn add_panel<'a>(
 ) {
     let mut lines = Vec::new();
     for (style, run) in runs.iter().enumerate() {
-        if let Some(curve) = curve(run).filter(|curve| curve.len() > 0) {
+        if let Some(curve) = curve(run).filter(|curve| !curve.is_empty()) {
             let points = curve.points();
             lines.push(Line {
                 name: run.name.clone(),

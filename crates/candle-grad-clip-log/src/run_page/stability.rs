@@ -64,7 +64,7 @@ fn chart(history: &History) -> LineChart {
     let before = line("norm before clipping", &history.total_norm, 0);
     let after = line("norm after clipping", &history.clipped_norm, 1);
     let mut norms = vec![before, after];
-    if history.limit.len() > 0 {
+    if !history.limit.is_empty() {
         let mut limit = line("limit", &history.limit, 2);
         (limit.dashed, limit.markers) = (true, false);
         norms.push(limit);
