@@ -183,6 +183,17 @@ impl RunLog {
         Ok(())
     }
 
+    /// Hands all steps so far to the system, waiting for those that are still on a GPU. Call it
+    /// before you save a checkpoint: else a kill right after the save can cost the steps of the last
+    /// two seconds, which a resumed run doesn't do again.
+    ///
+    /// # Errors
+    /// [`Error::Report`] if a GPU failed; under `strict`, if a file can't be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.drain(true)?;
+        self.files.flush()
+    }
+
     /// Ends the run: waits for the reports that are still on a GPU, and writes the rest and the last
     /// page. Dropping the log does the same, without errors, and the page then says that the run was
     /// stopped.

@@ -113,6 +113,6 @@ fn runs_of_a_folder_are_laid_over_each_other() {
     compare_runs(folder).unwrap(); // its own page is replaced
     fs::write(folder.join("index.html"), "mine").unwrap();
     let error = compare_runs(folder).unwrap_err();
-    assert!(matches!(error, Error::Exists { .. }));
+    assert!(matches!(error, Error::NotOurs { .. }));
     assert_eq!(read(folder, "index.html"), "mine");
 }
