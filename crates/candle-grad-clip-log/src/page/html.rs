@@ -11,7 +11,7 @@ use super::Page;
 
 const TEMPLATE: &str = include_str!("template.html");
 const STYLE: &str = include_str!("page.css");
-/// Apache ECharts 6.1.0, with its license comment. It has no closing script tag in it.
+/// Apache `ECharts` 6.1.0, with its license comment. It has no closing script tag in it.
 const CHARTS: &str = include_str!("vendor/echarts.min.js");
 /// The page's own script, in the order in which the files build on each other.
 const SCRIPTS: [&str; 6] = [
@@ -104,9 +104,11 @@ fn escape_text(text: &str) -> String {
 fn push_script_safe(html: &mut String, json: &str) {
     for character in json.chars() {
         match character {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
-                html.push_str(&format!("\\u{:04x}", u32::from(character)));
-            }
+            '<' => html.push_str("\\u003c"),
+            '>' => html.push_str("\\u003e"),
+            '&' => html.push_str("\\u0026"),
+            '\u{2028}' => html.push_str("\\u2028"),
+            '\u{2029}' => html.push_str("\\u2029"),
             _ => html.push(character),
         }
     }

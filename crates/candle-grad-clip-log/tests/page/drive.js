@@ -90,7 +90,10 @@ async function useOthers() {
   const files = [];
   URL.createObjectURL = (blob) => { files.push(blob); return "#"; };
   for (const chart of charts) [...figure(chart).querySelectorAll("button")].find((button) => button.textContent === "Save SVG").click();
-  result.svg = (await Promise.all(files.map((file) => file.text()))).map((svg) => svg.startsWith("<svg") && svg.length > 5000);
+  result.svg = (await Promise.all(files.map((file) => file.text()))).map((svg) => {
+    const read = new DOMParser().parseFromString(svg, "image/svg+xml");
+    return svg.length > 5000 && read.documentElement.tagName === "svg" && !read.querySelector("parsererror");
+  });
 }
 
 async function main() {

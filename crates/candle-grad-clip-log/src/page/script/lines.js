@@ -153,9 +153,10 @@ class LineChart {
     const xRange = this.range();
     const shown = this.panels.map((panel, index) => new DrawnPanel(this, panel, layout.panels[index], xRange));
     const left = 14 + 6.6 * Math.max(3, ...shown.flatMap((panel) => panel.ticks.map((at) => panel.label(at).length)));
-    const plotWidth = width - left - 26;
-    this.left = left;
-    this.right = 26;
+    const right = 26;
+    const plotWidth = width - left - right;
+    // Where the pointer finds the panels on the screen.
+    if (!isFile) Object.assign(this, { left, right });
     const { ink, soft } = theme();
     const title = shown.map((panel) => ({
       text: panel.heading, left: 0, top: panel.place.top - 24, padding: 2,
@@ -166,7 +167,7 @@ class LineChart {
       animation: false, title,
       textStyle: { fontFamily: FONT },
       legend: { show: isFile, type: "scroll", top: 32, left: 0, itemWidth: 30, textStyle: { color: ink, fontSize: 12.5 }, data: [...this.names.keys()] },
-      grid: shown.map((panel) => ({ outerBoundsMode: "none", left, right: this.right, top: panel.place.top, height: panel.place.height })),
+      grid: shown.map((panel) => ({ outerBoundsMode: "none", left, right, top: panel.place.top, height: panel.place.height })),
       xAxis: shown.map((panel, index) => this.xAxis(index, xRange, plotWidth)),
       yAxis: shown.map((panel, index) => panel.yAxis(index)),
       series: shown.flatMap((panel, index) => panel.series(index, plotWidth)),
@@ -188,7 +189,7 @@ class LineChart {
       axisLabel: {
         show: isLast, customValues: ticks, color: soft, fontSize: 12, hideOverlap: true, showMinLabel: true, showMaxLabel: true,
         ...(names.length && { width: room, overflow: "break", lineHeight: 14 }),
-        formatter: (at) => (names.length ? names[Math.round(at)] ?? "" : formatTick(valueAt(at, log))),
+        formatter: (at) => (names.length ? names[Math.round(at)] ?? "" : axisLabel(at, log, range)),
       },
       splitLine: { show: !names.length, lineStyle: { color: grid } },
     };
@@ -229,7 +230,7 @@ class DrawnPanel {
     if (!positions.length) this.heading += this.log ? " (no values above 0)" : " (no values)";
   }
 
-  label(at) { return formatTick(valueAt(at, this.log)); }
+  label(at) { return axisLabel(at, this.log, this.range); }
 
   yAxis(index) {
     const { soft, grid, edge } = theme();
@@ -266,7 +267,7 @@ class DrawnPanel {
     const { points } = line;
     const isThere = (i) => i >= 0 && i < points.length && !Number.isNaN(points[i][1]);
     const all = points.map((_, i) => i).filter(isThere);
-    if (line.markers && all.length <= plotWidth / 6) return all.map((i) => points[i]);
+    if (line.markers && all.length <= plotWidth / 12) return all.map((i) => points[i]);
     const alone = all.filter((i) => !isThere(i - 1) && !isThere(i + 1)).slice(0, 300).map((i) => points[i]);
     if (line.faint) return alone;
     const [low, high] = this.xRange;
@@ -309,7 +310,7 @@ class DrawnPanel {
         silent: true, symbol: "none", animation: false,
         data: data.filter((level) => !Number.isNaN(level.yAxis)),
         lineStyle: { color: soft, width: 1.2, type: [3, 3] },
-        label: { formatter: ({ name }) => name, position: "insideStartTop", color: soft, fontSize: 11.5, backgroundColor: back, padding: [2, 4], borderRadius: 3, distance: 3 },
+        label: { formatter: ({ name }) => name, position: "insideStartTop", color: soft, fontSize: 11.5, backgroundColor: back, padding: [2, 4], borderRadius: 3, distance: 3, lineHeight: 15 },
       },
     };
   }

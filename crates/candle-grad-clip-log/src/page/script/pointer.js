@@ -10,7 +10,8 @@ class LinePointer {
     box.addEventListener("pointerup", (event) => this.up(event));
     // A vertical swipe scrolls the page.
     box.addEventListener("pointercancel", () => { this.dragFrom = null; chart.hide(); });
-    box.addEventListener("pointerleave", () => { if (this.dragFrom === null) chart.hide(); });
+    // A finger always leaves; what a tap shows stays until the next tap elsewhere.
+    box.addEventListener("pointerleave", (event) => { if (this.dragFrom === null && event.pointerType !== "touch") chart.hide(); });
     box.addEventListener("dblclick", () => chart.zoom(null));
     box.addEventListener("blur", () => chart.hide());
     box.addEventListener("keydown", (event) => this.key(event));
@@ -36,7 +37,9 @@ class LinePointer {
 
   down(event) {
     if (event.button !== 0 || !this.chart.chart) return;
-    this.dragFrom = this.clamp(this.place(event)[0]);
+    const [x, y] = this.place(event);
+    this.dragFrom = this.clamp(x);
+    this.show(this.dragFrom, y);
     try { this.chart.box.setPointerCapture(event.pointerId); } catch { /* it is gone already */ }
   }
 
