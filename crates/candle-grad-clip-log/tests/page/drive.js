@@ -69,6 +69,10 @@ async function useOthers() {
   point(heat, "pointermove", 0.6, 0.3);
   result.cell = heat.querySelector(".hover").innerText;
 
+  const named = charts[4];
+  point(named, "pointermove", 0.4);
+  result.named = named.querySelector(".hover").innerText;
+
   const table = document.querySelector("table.data");
   const first = () => [...table.querySelectorAll("tbody tr")].map((row) => row.cells[0].textContent);
   const head = table.querySelector("th");

@@ -40,6 +40,7 @@ class HeatMap {
       }
     }
     this.range = rangeOf(positions, true, 0);
+    this.isEmpty = !positions.length;
     this.outside = [positions.some((at) => at < this.range[0]), positions.some((at) => at > this.range[1])];
     this.states = Object.keys(STATES).filter((state) => this.rows.some(({ cells }) => cells.some((cell) => this.state(cell) === state)));
     this.element = this.build();
@@ -89,8 +90,11 @@ class HeatMap {
   draw() {
     const width = this.box.clientWidth;
     if (!width) return;
-    this.chart ??= echarts.init(this.canvas, null, { renderer: "canvas" });
-    this.chart.resize({ width, height: this.layout(false).height });
+    const { height } = this.layout(false);
+    // Some phones draw nothing on a canvas that is larger.
+    this.ratio = Math.min(window.devicePixelRatio || 1, Math.sqrt(16e6 / (width * height)));
+    this.chart ??= echarts.init(this.canvas, null, { renderer: "canvas", devicePixelRatio: this.ratio });
+    this.chart.resize({ width, height });
     this.hide();
     this.drawLegend();
     this.chart.setOption(this.option(width, false), { notMerge: true });
@@ -108,7 +112,9 @@ class HeatMap {
       pen.fillRect(0, 0, 32, 16);
       return element("span", { class: "state" }, box, STATES[state].text);
     });
-    this.legend.replaceChildren(element("span", { class: "state" }, `${this.section.value_label}, log scale`), scale, ...states);
+    const colors = this.isEmpty ? [element("span", { class: "state" }, `${this.section.value_label}: no values above 0`)]
+      : [element("span", { class: "state" }, `${this.section.value_label}, log scale`), scale];
+    this.legend.replaceChildren(...colors, ...states);
   }
 
   /// All cells as one picture, in whole pixels of the screen.
@@ -144,7 +150,7 @@ class HeatMap {
     const plotWidth = Math.max(10, width - left - right);
     // Where the pointer finds the cells on the screen.
     if (!isFile) Object.assign(this, { left, plotWidth });
-    const ratio = isFile ? 2 : window.devicePixelRatio || 1;
+    const ratio = isFile ? 2 : this.ratio;
     const picture = this.paint(Math.round(plotWidth * ratio), Math.round(plotHeight * ratio));
     const widest = Math.max(1, ...section.columns.map((column) => column.length)) * 6.8 + 14;
     const columnStep = roundStep((section.columns.length * widest) / plotWidth);

@@ -24,6 +24,8 @@ class LineChart {
       ...panel, index, heading: [panel.title, panel.y_label].filter(Boolean).join(" · "),
     }));
     this.lines = this.panels.flatMap((panel) => panel.lines.map((line) => this.prepare(line, panel)));
+    // Between steps there is no tick.
+    this.isWhole = !section.x_log && this.lines.every((line) => line.xs.every((x) => Number.isInteger(x) || x === -Infinity));
     this.names = new Map();
     for (const line of this.lines) {
       const shown = this.names.get(line.name);
@@ -45,10 +47,11 @@ class LineChart {
       if (Number.isNaN(xs[i])) xs[i] = before;
       before = xs[i];
     }
+    const isPlace = (i) => line.points[2 * i] !== null && Number.isFinite(position(line.points[2 * i], this.section.x_log));
     // Where y is not finite though there is an x.
     const odd = [];
-    for (let i = 0; i < count; i++) if (!Number.isFinite(ys[i]) && line.points[2 * i] !== null && Number.isFinite(xs[i])) odd.push(i);
-    return { ...line, panel, xs, ys, odd };
+    for (let i = 0; i < count; i++) if (!Number.isFinite(ys[i]) && isPlace(i)) odd.push(i);
+    return { ...line, panel, xs, ys, odd, isPlace };
   }
 
   build() {
@@ -92,7 +95,9 @@ class LineChart {
     const height = count === 1 ? 290 : count === 2 ? 215 : 165;
     const top = 26 + (isFile ? 60 : 0);
     const panels = this.panels.map((_, index) => ({ top: top + index * (height + PANEL_GAP), height }));
-    return { panels, height: top + count * (height + PANEL_GAP) - PANEL_GAP + X_AXIS_HEIGHT };
+    // Names may take three lines.
+    const axis = X_AXIS_HEIGHT + (this.section.x_names.length ? 28 : 0);
+    return { panels, height: top + count * (height + PANEL_GAP) - PANEL_GAP + axis };
   }
 
   /// The positions on the x axis that all lines together span.
@@ -179,11 +184,12 @@ class LineChart {
     const { soft, grid, edge } = theme();
     const isLast = index === this.panels.length - 1;
     const ticks = names.length ? names.map((_, place) => place).filter((at) => at >= range[0] && at <= range[1])
-      : ticksIn(range, log, plotWidth / 85);
+      : ticksIn(range, log, plotWidth / 85).filter((at) => !this.isWhole || Number.isInteger(at));
     const room = plotWidth / Math.max(1, ticks.length) - 8;
+    const wraps = names.some((name) => name.length * 6.8 > room);
     return {
       gridIndex: index, type: "value", min: range[0], max: range[1],
-      name: isLast ? x_label : "", nameLocation: "middle", nameGap: 28, nameTextStyle: { color: soft, fontSize: 12.5 },
+      name: isLast ? x_label : "", nameLocation: "middle", nameGap: wraps ? 54 : 28, nameTextStyle: { color: soft, fontSize: 12.5 },
       axisLine: { onZero: false, lineStyle: { color: edge } },
       axisTick: { customValues: ticks, lineStyle: { color: edge } },
       axisLabel: {
@@ -227,7 +233,10 @@ class DrawnPanel {
     }
     this.range = rangeOf(positions, this.log);
     this.ticks = ticksIn(this.range, this.log, place.height / 38);
-    if (!positions.length) this.heading += this.log ? " (no values above 0)" : " (no values)";
+    if (!positions.length) {
+      this.ticks = [];
+      this.heading += this.log ? " (no values above 0)" : " (no values)";
+    }
   }
 
   label(at) { return axisLabel(at, this.log, this.range); }
@@ -310,7 +319,7 @@ class DrawnPanel {
         silent: true, symbol: "none", animation: false,
         data: data.filter((level) => !Number.isNaN(level.yAxis)),
         lineStyle: { color: soft, width: 1.2, type: [3, 3] },
-        label: { formatter: ({ name }) => name, position: "insideStartTop", color: soft, fontSize: 11.5, backgroundColor: back, padding: [2, 4], borderRadius: 3, distance: 3, lineHeight: 15 },
+        label: { formatter: ({ name }) => name, position: "insideStartTop", color: soft, fontSize: 11.5, backgroundColor: `${back}b0`, padding: [0, 3], borderRadius: 3, distance: 2, lineHeight: 15 },
       },
     };
   }
