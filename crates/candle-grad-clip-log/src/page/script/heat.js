@@ -66,6 +66,8 @@ class HeatMap {
     this.cell = element("div", { class: "cell" });
     this.hover = element("div", { class: "hover", "aria-live": "polite" });
     this.box.append(this.canvas, this.cell, this.hover);
+    // Not only once it is near: what is below would move.
+    this.drawLegend();
     this.box.style.height = `${this.layout(false).height}px`;
     this.box.addEventListener("pointermove", (event) => this.move(event));
     this.box.addEventListener("pointerdown", (event) => this.move(event));

@@ -80,6 +80,8 @@ class LineChart {
     this.box.append(this.canvas, this.selection, this.cursor, this.hover);
     this.box.style.height = `${this.layout(false).height}px`;
     new LinePointer(this);
+    // Not only once it is near: what is below would move.
+    this.drawLegend();
     return element("figure", {},
       ...caption(section.title),
       element("div", { class: "bar" }, this.legend, element("div", { class: "tools" }, ...switches, this.resetButton, save)),
@@ -133,6 +135,10 @@ class LineChart {
     this.chart.resize({ width, height: this.layout(false).height });
     this.chart.setOption(this.option(width, false), { notMerge: true });
     this.resetButton.disabled = !this.set.zoom;
+    this.drawLegend();
+  }
+
+  drawLegend() {
     const entries = [...this.names].map(([name, line]) => element("button", {
       type: "button", "aria-pressed": String(!this.set.hidden.includes(name)), title: "Show or hide",
       onclick: () => this.toggle(name),
