@@ -215,9 +215,22 @@ pub enum Error {
         /// What is wrong with it, and what was expected.
         reason: String,
     },
+    /// Checkpoints of a folder, all of which are damaged.
+    #[error(
+        "all {} checkpoint(s) in {} are damaged: {}",
+        damage.len(),
+        path.display(),
+        damage.join("; ")
+    )]
+    CheckpointsDamaged {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with each, the newest first.
+        damage: Vec<String>,
+    },
     /// A checkpoint of another optimizer, or of other Vars.
     #[error(
-        "checkpoint {} is not of this optimizer, nothing was changed: {}",
+        "checkpoint {} does not fit, nothing was changed: {}",
         path.display(),
         differences.join("; ")
     )]

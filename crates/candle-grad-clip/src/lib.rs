@@ -95,6 +95,7 @@ mod vars;
 
 pub use accumulate::GradAccumulator;
 pub use candle_grad_clip_kernels::NormType;
+pub use checkpoint::{Checkpoint, Checkpoints};
 pub use clip::{
     AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GroupRecord,
     NonFinite, QuantileClip, SkipSteps, ZClip, ZClipMode,

@@ -104,7 +104,7 @@ pub(crate) use fused::{Fused, Loaded};
 pub use grouped_optimizer::GroupedOptimizer;
 pub(crate) use param_states::{ParamStates, Snapshot};
 pub use params::ParamsSgd;
-pub(crate) use params::Settings;
+pub(crate) use params::{OtherSettings, Settings};
 pub use sgd::Sgd;
 pub(crate) use update::Clipped;
 
@@ -131,6 +131,13 @@ impl sealed::Sealed for AdamW {}
 impl sealed::Sealed for Sgd {}
 impl Checkpoint for AdamW {}
 impl Checkpoint for Sgd {}
+
+/// Like [`fused`], to read.
+pub(crate) fn fused_ref<O: 'static>(optimizer: &O) -> Option<&dyn Fused> {
+    let optimizer: &dyn Any = optimizer;
+    let adamw = optimizer.downcast_ref::<AdamW>().map(|o| o as &dyn Fused);
+    adamw.or_else(|| optimizer.downcast_ref::<Sgd>().map(|o| o as _))
+}
 
 /// The optimizer as a fused one, if it is one.
 pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<&mut dyn Fused> {
