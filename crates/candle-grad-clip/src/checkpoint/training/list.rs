@@ -52,72 +52,91 @@ pub(super) fn next_save(found: &[Found]) -> u64 {
     last.unwrap_or(0).saturating_add(1)
 }
 
-/// The checkpoints that have a manifest, the newest first, and what is wrong with the others.
-fn readable(found: Vec<Found>) -> Result<(Vec<Checkpoint>, Vec<(PathBuf, String)>)> {
-    let (mut whole, mut damaged) = (Vec::new(), Vec::new());
-    for Found { path, manifest } in found {
-        match manifest {
-            Ok(manifest) => whole.push(Checkpoint { path, manifest }),
-            Err(Flaw::Damage(reason)) => damaged.push((path, reason)),
-            Err(Flaw::Error(error)) => return Err(error),
+/// The checkpoints of a folder by whether they have a manifest.
+struct Readable {
+    /// The newest first.
+    listed: Vec<Checkpoint>,
+    damaged: Vec<Damaged>,
+}
+
+struct Damaged {
+    path: PathBuf,
+    reason: String,
+}
+
+impl Readable {
+    fn of(found: Vec<Found>) -> Result<Self> {
+        let (mut listed, mut damaged) = (Vec::new(), Vec::new());
+        for Found { path, manifest } in found {
+            match manifest {
+                Ok(manifest) => listed.push(Checkpoint { path, manifest }),
+                Err(Flaw::Damage(reason)) => damaged.push(Damaged { path, reason }),
+                Err(Flaw::Error(error)) => return Err(error),
+            }
         }
+        listed.sort_by_key(|checkpoint| Reverse(checkpoint.age()));
+        Ok(Self { listed, damaged })
     }
-    whole.sort_by_key(|checkpoint| Reverse(checkpoint.age()));
-    Ok((whole, damaged))
+
+    /// The first whole checkpoint. The damaged ones before it join the others.
+    fn take_first_whole(&mut self) -> Result<Option<Checkpoint>> {
+        for checkpoint in std::mem::take(&mut self.listed) {
+            match checkpoint.manifest.verify(&checkpoint.path) {
+                Ok(()) => return Ok(Some(checkpoint)),
+                Err(Flaw::Error(error)) => return Err(error),
+                Err(Flaw::Damage(reason)) => {
+                    let path = checkpoint.path;
+                    self.damaged.push(Damaged { path, reason });
+                }
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// The checkpoints that have a manifest, the newest first.
 pub(super) fn list(dir: &Path) -> Result<Vec<Checkpoint>> {
-    Ok(readable(scan(dir)?)?.0)
+    Ok(Readable::of(scan(dir)?)?.listed)
 }
 
 /// The first whole checkpoint, in the order that `sort` makes of the newest first. Warns about
-/// those before it.
+/// damaged ones.
 pub(super) fn first_whole(
     dir: &Path,
     sort: impl Fn(&mut Vec<Checkpoint>),
 ) -> Result<Option<Checkpoint>> {
     const TRIES: usize = 10;
-    for tried in 1.. {
-        let (mut candidates, mut damaged) = readable(scan(dir)?)?;
-        sort(&mut candidates);
-        let mut whole = None;
-        for candidate in candidates {
-            match candidate.manifest.verify(&candidate.path) {
-                Ok(()) => {
-                    whole = Some(candidate);
-                    break;
-                }
-                Err(Flaw::Damage(reason)) => damaged.push((candidate.path, reason)),
-                Err(Flaw::Error(error)) => return Err(error),
-            }
-        }
+    let mut tries = 0;
+    let (whole, damaged) = loop {
+        let mut readable = Readable::of(scan(dir)?)?;
+        sort(&mut readable.listed);
+        let whole = readable.take_first_whole()?;
+        tries += 1;
         // Another process may have removed one, and saved a newer one before that.
-        if tried < TRIES && damaged.iter().any(|(path, _)| !is_there(path)) {
-            continue;
+        let is_gone = |damaged: &Damaged| !is_there(&damaged.path);
+        if tries == TRIES || !readable.damaged.iter().any(is_gone) {
+            break (whole, readable.damaged);
         }
-        if whole.is_none() && !damaged.is_empty() {
-            let damage =
-                |(path, reason): (PathBuf, String)| format!("{}: {reason}", path.display());
-            return Err(Error::CheckpointsDamaged {
-                path: dir.to_path_buf(),
-                damage: damaged.into_iter().map(damage).collect(),
-            });
+    };
+    let Some(whole) = whole else {
+        if damaged.is_empty() {
+            return Ok(None);
         }
-        for (path, reason) in damaged {
-            let instead = whole
-                .as_ref()
-                .map(|whole: &Checkpoint| whole.path.display());
-            tracing::warn!(
-                damaged = %path.display(),
-                reason,
-                instead = instead.map(tracing::field::display),
-                "a checkpoint is damaged: another one is taken instead"
-            );
-        }
-        return Ok(whole);
+        let damage = |Damaged { path, reason }| format!("{}: {reason}", path.display());
+        return Err(Error::CheckpointsDamaged {
+            path: dir.to_path_buf(),
+            damage: damaged.into_iter().map(damage).collect(),
+        });
+    };
+    for Damaged { path, reason } in damaged {
+        tracing::warn!(
+            damaged = %path.display(),
+            reason,
+            instead = %whole.path.display(),
+            "a checkpoint is damaged: another one is taken instead"
+        );
     }
-    Ok(None)
+    Ok(Some(whole))
 }
 
 /// Which checkpoints are kept. All, if nothing is set.
@@ -137,20 +156,20 @@ impl Keep {
         // Those of another version are not ours to judge.
         found.retain(|found| !matches!(found.manifest, Err(Flaw::Error(_))));
         let all: Vec<PathBuf> = found.iter().map(|found| found.path.clone()).collect();
-        let (mut whole, _) = readable(found)?;
+        let mut listed = Readable::of(found)?.listed;
         // A later save of a step replaces the one before.
         let mut steps = HashSet::new();
-        whole.retain(|checkpoint| steps.insert(checkpoint.step()));
+        listed.retain(|checkpoint| steps.insert(checkpoint.step()));
         let last = self.last.unwrap_or(1).max(1);
         let mut kept: HashSet<PathBuf> = HashSet::from([saved.to_path_buf()]);
         kept.extend(
-            whole
+            listed
                 .iter()
                 .take(last)
                 .map(|checkpoint| checkpoint.path.clone()),
         );
-        sort_by_loss(&mut whole);
-        let best = whole.iter().take(self.best.unwrap_or(0));
+        sort_by_loss(&mut listed);
+        let best = listed.iter().take(self.best.unwrap_or(0));
         kept.extend(best.map(|checkpoint| checkpoint.path.clone()));
         for path in all.iter().filter(|path| !kept.contains(*path)) {
             discard(dir, path).map_err(|source| Error::CheckpointIo {

@@ -1,5 +1,6 @@
 //! Checkpoints of a whole training run: model, optimizer and the program's own state.
 
+mod finite;
 mod folder;
 mod list;
 mod manifest;
@@ -70,7 +71,8 @@ use save::{in_the_way, save};
 ///
 /// # What a program saves itself
 /// `state` is any serde value: position in the data, random number generator, learning rate
-/// schedule. It becomes JSON. Functions are not saved: a
+/// schedule. It becomes JSON, which has no NaN and no infinity: `save` refuses these, so make a best
+/// loss an `Option`. Functions are not saved: a
 /// [`with_max_norm_schedule`](ClippedOptimizer::with_max_norm_schedule) or a
 /// [`ClipRule`](crate::ClipRule) must be set again before `load_latest`. A
 /// [`GradAccumulator`](crate::GradAccumulator) has no state between two steps: save there.

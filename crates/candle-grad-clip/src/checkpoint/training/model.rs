@@ -10,7 +10,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 use half::{bf16, f16};
 use safetensors::View;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::folder::create_file;
 use crate::checkpoint::fault::{Checked, Fault};
@@ -30,8 +30,8 @@ pub(super) fn save(path: &Path, vars: &NamedVars) -> Result<()> {
 
 fn write(out: &mut BufWriter<File>, vars: &NamedVars) -> Checked<()> {
     let mut order: Vec<(&String, &Var)> = vars.names().iter().zip(vars.vars()).collect();
-    // Large elements first, so that every tensor is aligned to its own.
-    order.sort_by_key(|(name, var)| (Reverse(var.dtype().size_in_bytes()), *name));
+    // Like VarMap::save: large elements first, so that every tensor is aligned to its own.
+    order.sort_by_key(|(name, var)| (Reverse(Dtype::from(var.dtype())), *name));
     let mut infos = Vec::with_capacity(order.len());
     let mut end = 0;
     for (name, var) in &order {

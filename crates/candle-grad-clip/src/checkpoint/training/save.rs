@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_nn::Optimizer;
 use serde::Serialize;
 
+use super::finite::check_finite;
 use super::folder::{
     MODEL, OPTIMIZER, STATE, Unfinished, create_file, is_ours, is_there, name_of, remove_leftovers,
 };
@@ -90,10 +91,12 @@ fn write_files<O: Optimizer + 'static>(
     model::save(&folder.join(MODEL), vars)?;
     opt.write(&folder.join(OPTIMIZER), false, create_file)?;
     let path = folder.join(STATE);
-    let json = serde_json::to_vec_pretty(state).map_err(|error| Error::Checkpoint {
+    let unsaved = |reason: String| Error::Checkpoint {
         path: path.clone(),
-        reason: format!("the state can't be saved: {error}"),
-    })?;
+        reason: format!("the state can't be saved: {reason}"),
+    };
+    check_finite(state).map_err(unsaved)?;
+    let json = serde_json::to_vec_pretty(state).map_err(|error| unsaved(error.to_string()))?;
     let write = |out: &mut BufWriter<File>| Ok(out.write_all(&json)?);
     create_file(&path, &mut { write }).map_err(|fault| fault.at(&path))
 }
