@@ -20,6 +20,7 @@
 //!   a chain of these. Implement [`ClipRule`] for your own method.
 //! - [`clip_grad_norm`], [`clip_grad_value`], [`clip_by_global_norm`], [`total_norm`] and
 //!   [`clip_grads_with_norm`] work on a `GradStore` directly.
+//! - [`Checkpoints`] saves and resumes a training run: weights, optimizer, clip and your own state.
 //! - [`NormStatistics`] suggests a `max_norm` from the norms of the steps that it has seen.
 //! - [`loss::weighted_power`] is a loss whose gradients can grow very large.
 //!

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use candle_core::backprop::GradStore;
 use candle_grad_clip::optim::{AdamW, Sgd};
 use candle_grad_clip::{
-    Checkpoints, Clip, ClippedOptimizer, GradAccumulator, LossScaler, NamedVars,
+    Checkpoints, Clip, ClipDecision, ClipRule, ClippedOptimizer, GradAccumulator, GradNorms,
+    LossScaler, NamedVars,
 };
 use candle_nn::{Optimizer, SGD, VarMap};
 use support::checkpoints::Folder;
@@ -42,6 +43,36 @@ impl<O: Optimizer + 'static> Trains for ClippedOptimizer<O> {
     }
     fn scale(&self) -> f64 {
         self.loss_scaler().map_or(1.0, LossScaler::current_scale)
+    }
+}
+
+/// Limits the norm to twice its running mean.
+#[derive(Default)]
+struct TwiceTheMean {
+    mean: Option<f64>,
+}
+
+impl ClipRule for TwiceTheMean {
+    fn decide(&self, measured: &GradNorms) -> ClipDecision {
+        let most = 2.0 * self.mean.unwrap_or(f64::INFINITY);
+        if measured.total_norm() > most {
+            return ClipDecision::Scale(most / measured.total_norm());
+        }
+        ClipDecision::Keep
+    }
+
+    fn observe(&mut self, measured: &GradNorms, _: &ClipDecision) {
+        let mean = self.mean.unwrap_or(measured.total_norm());
+        self.mean = Some(0.9 * mean + 0.1 * measured.total_norm());
+    }
+
+    fn save(&self) -> Vec<f64> {
+        self.mean.into_iter().collect()
+    }
+
+    fn load(&mut self, state: &[f64]) -> std::result::Result<(), String> {
+        self.mean = state.first().copied();
+        Ok(())
     }
 }
 
@@ -87,6 +118,10 @@ fn wrapper(scenario: &str, vars: &NamedVars, clip: Clip) -> Result<Box<dyn Train
         "scaler" => {
             let opt = ClippedOptimizer::wrap(adamw()?.master_weights(true), vars, clip)?;
             Box::new(opt.with_loss_scaler(LossScaler::default().growth_interval(3))?)
+        }
+        "own_rule" => {
+            let opt = ClippedOptimizer::wrap(adamw()?, vars, Clip::none().max_skips(1000))?;
+            Box::new(opt.with_rule(TwiceTheMean::default())?)
         }
         "candle_sgd" => {
             let sgd = SGD::new(vars.vars().to_vec(), 0.01)?;
@@ -198,7 +233,9 @@ fn load_latest_resumes_bit_for_bit_momentum() -> Result<()> {
 #[test]
 fn load_latest_resumes_bit_for_bit_every_rule() -> Result<()> {
     let test = "load_latest_resumes_bit_for_bit_every_rule";
-    resumes(test, &CLIPS.map(|clip| ("master", clip, false)))
+    let mut scenarios = CLIPS.map(|clip| ("master", clip, false)).to_vec();
+    scenarios.push(("own_rule", "none", false));
+    resumes(test, &scenarios)
 }
 
 #[test]

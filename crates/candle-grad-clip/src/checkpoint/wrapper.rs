@@ -22,7 +22,8 @@ use crate::param_state::Kept;
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// Saves the inner optimizer like its own `save`. The file also has the [`Clip`] with its
     /// history, the counters (steps, taken steps, skips in a row) and the [`LossScaler`]. It does
-    /// not have the weights (see [`optim`](crate::optim#checkpoints)).
+    /// not have the weights (see [`optim`](crate::optim#checkpoints), or
+    /// [`Checkpoints`](crate::Checkpoints), which saves both).
     ///
     /// # Errors
     /// As [`optim::AdamW::save`].

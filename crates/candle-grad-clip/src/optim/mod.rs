@@ -25,7 +25,8 @@
 //! [`AdamW::save`] and [`Sgd::save`], or [`ClippedOptimizer::save`](crate::ClippedOptimizer::save)
 //! with its [`Clip`](crate::Clip) and its counters, write one safetensors file. After `load`
 //! training continues bit for bit. The file does **not have the weights**: save them with candle's
-//! [`VarMap::save`](candle_nn::VarMap::save).
+//! [`VarMap::save`](candle_nn::VarMap::save). [`Checkpoints`](crate::Checkpoints) saves both, of one
+//! moment, and keeps more than one.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};

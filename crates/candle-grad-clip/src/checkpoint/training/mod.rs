@@ -81,7 +81,8 @@ use save::{in_the_way, save};
 /// [`optim::AdamW`](crate::optim::AdamW) and [`optim::Sgd`](crate::optim::Sgd) are saved whole. Any
 /// other optimizer's moments and step counters can't be read, so they **start anew** after
 /// `load_latest`, which warns of it. Its learning rate, and all that belongs to the wrapper (clip
-/// with its history, counters, loss scaler), are saved and restored.
+/// with its history, counters, loss scaler), are saved and restored. An inner `ClippedOptimizer` and
+/// a [`GroupedOptimizer`](crate::optim::GroupedOptimizer) are other optimizers, too.
 ///
 /// # Safety of the files
 /// A checkpoint is written to a hidden folder beside the others, brought to the disk file by file,
@@ -122,9 +123,10 @@ impl Checkpoints {
 
     /// Keeps only the last `count` checkpoints, and those of [`keep_best`](Self::keep_best). Older
     /// ones are removed after a new one is safely there. The newest is always kept. Two are better
-    /// than one: if the newest gets damaged, `load_latest` goes back to the one before.
+    /// than one: if the newest gets damaged, `load_latest` goes back to the one before. A step that
+    /// was saved twice counts once, and the later save is kept.
     ///
-    /// Default: all are kept.
+    /// Default: all are kept, and nothing is ever removed.
     #[must_use]
     pub fn keep_last(mut self, count: usize) -> Self {
         self.keep.last = Some(count);
@@ -150,7 +152,7 @@ impl Checkpoints {
     /// its folder. `step` is the number of steps done.
     ///
     /// `vars` are all Vars of the model with their names, such as `&varmap`. Some may not be
-    /// trained.
+    /// trained. A Var with two names is saved under the first.
     ///
     /// # Errors
     /// [`Error::CheckpointIo`], for example for a full disk. Vars without names of their own (a
@@ -211,7 +213,8 @@ impl Checkpoints {
     /// [`Error::CheckpointMismatch`] with all differences: a Var more or fewer, another shape or
     /// dtype, another optimizer. This is the program's fault, so no older checkpoint is tried.
     /// [`Error::CheckpointsDamaged`] if all are damaged. A file of a newer version of this crate, or
-    /// without permission to read it. Nothing is changed then.
+    /// without permission to read it. Nothing is changed then. Only if a device fails while all the
+    /// new weights are set, some of them are.
     pub fn load_latest<O: Optimizer + 'static>(
         &self,
         vars: impl Into<NamedVars>,

@@ -1,0 +1,203 @@
+//! The log of one run.
+
+mod making;
+mod work;
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use candle_core::backprop::GradStore;
+use candle_grad_clip::{ClippedOptimizer, NamedVars, StepReport};
+use candle_nn::Optimizer;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::files::Files;
+use crate::histogram::Histogram;
+use crate::history::History;
+use crate::progress::{Display, Progress};
+use crate::rows::ScalarRow;
+use crate::run_info::{OptimizerInfo, RunInfo, State};
+
+/// Writes what a training run leaves in its folder. See the [crate's documentation](crate) for the
+/// files and an example.
+///
+/// Each run has a folder and a `RunLog` of its own; several may run in several threads. Where a
+/// file can't be written any more, for example because the disk is full, a warning says so once
+/// ([`tracing`], and stderr unless the progress is off) and training goes on. With
+/// [`with_strict`](Self::with_strict) it is an error.
+#[derive(Debug)]
+pub struct RunLog {
+    folder: PathBuf,
+    info: RunInfo,
+    history: History,
+    files: Files,
+    /// Steps whose numbers are still on a GPU, the oldest first.
+    waiting: VecDeque<Waiting>,
+    numbering: Numbering,
+    limit: Option<f64>,
+    clock: Clock,
+    next_flush: Instant,
+    /// `None`: only the last page.
+    page_interval: Option<Duration>,
+    next_page: Instant,
+    progress: Progress,
+    /// Made at the first step, when the options are known.
+    display: Option<Display>,
+    with_param_norm_events: bool,
+    is_ended: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    report: StepReport,
+    step: u64,
+    loss: Option<f64>,
+    limit: Option<f64>,
+    seconds: f64,
+}
+
+/// The numbers of the steps.
+#[derive(Debug)]
+struct Numbering {
+    /// The step after which a resumed run goes on, until the first report.
+    resumed: Option<u64>,
+    /// What is added to the numbers of the reports.
+    offset: u64,
+    last: u64,
+    has_warned: bool,
+}
+
+/// The time of a run over all its processes.
+#[derive(Debug)]
+struct Clock {
+    start: Instant,
+    /// Seconds of earlier processes.
+    before: f64,
+    /// Steps of earlier processes.
+    steps_before: u64,
+}
+
+impl Clock {
+    fn seconds(&self) -> f64 {
+        self.before + self.start.elapsed().as_secs_f64()
+    }
+}
+
+impl RunLog {
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Notes the names and shapes of the Vars, the clip, the learning rate and the device for the
+    /// page and `run.json`. If the clip is [`Clip::norm`](candle_grad_clip::Clip::norm), its limit
+    /// is drawn beside the norms.
+    ///
+    /// # Errors
+    /// Under `strict`, if `run.json` can't be written.
+    pub fn describe<O: Optimizer + 'static>(
+        &mut self,
+        optimizer: &ClippedOptimizer<O>,
+    ) -> Result<()> {
+        let optimizer = OptimizerInfo::new(optimizer);
+        self.limit = optimizer.max_norm;
+        self.info.optimizer = Some(optimizer);
+        self.write_info()
+    }
+
+    /// Notes what was run, for example the struct of the command line's options, for the page and
+    /// `run.json`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if JSON can't hold it; under `strict`, if `run.json` can't be written.
+    pub fn config(&mut self, config: &impl Serialize) -> Result<()> {
+        self.info.config = serde_json::to_value(config).map_err(Error::Config)?;
+        self.write_info()
+    }
+
+    /// Sets the number of the last step of the run, for the time left.
+    pub fn total_steps(&mut self, steps: u64) {
+        self.info.total_steps = Some(steps);
+    }
+
+    /// Sets the limit that is drawn beside the norms of the steps from now on. Only needed for a
+    /// limit that changes, for example by a schedule: else [`describe`](Self::describe) knows it.
+    pub fn limit(&mut self, limit: impl Into<Option<f64>>) {
+        self.limit = limit.into();
+    }
+
+    /// Logs a step. Call it after each one. The loss is optional.
+    ///
+    /// It never waits for a GPU: a report whose numbers are still there is kept, and read by a later
+    /// call or by [`finish`](Self::finish). (To read the loss from a GPU does wait for it; so you
+    /// may give it now and then only, or the one of the step before.)
+    ///
+    /// A loss or norm that is NaN or infinite is logged as it is.
+    ///
+    /// # Errors
+    /// [`Error::Report`] if a GPU failed; under `strict`, [`Error::StepNotRising`] and failures to
+    /// write.
+    pub fn step(&mut self, report: &StepReport, loss: impl Into<Option<f64>>) -> Result<()> {
+        let step = self.number(report.step())?;
+        self.waiting.push_back(Waiting {
+            report: report.clone(),
+            step,
+            loss: loss.into(),
+            limit: self.limit,
+            seconds: self.clock.seconds(),
+        });
+        self.drain(false)?;
+        self.now_and_then()
+    }
+
+    /// Logs any other number. The test loss is best named "loss/test": names that begin with
+    /// "loss/" are drawn beside the loss of the steps. For `TensorBoard`, the part before the slash
+    /// is the name of a group.
+    ///
+    /// # Errors
+    /// Under `strict`, if a file can't be written.
+    pub fn scalar(&mut self, name: &str, step: u64, value: f64) -> Result<()> {
+        let row = ScalarRow::new(step, name, value);
+        self.files.scalar(&row)?;
+        self.files.points(step, [(name, value)])?;
+        self.history.scalar(row);
+        Ok(())
+    }
+
+    /// Adds a histogram of each gradient to the event file for `TensorBoard`. It reads all
+    /// gradients, from a GPU too, so it is best done now and then only.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if a gradient can't be read; under `strict`, if the file can't be written.
+    pub fn histograms(&mut self, step: u64, vars: &NamedVars, grads: &GradStore) -> Result<()> {
+        for (name, var) in vars.names().iter().zip(vars.vars()) {
+            if let Some(grad) = grads.get(var) {
+                let histogram = Histogram::of_tensor(grad)?;
+                let tag = format!("gradients/{name}");
+                self.files.histogram(&tag, step, histogram)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the run: waits for the reports that are still on a GPU, and writes the rest and the last
+    /// page. Dropping the log does the same, without errors, and the page then says that the run was
+    /// stopped.
+    ///
+    /// # Errors
+    /// [`Error::Report`] if a GPU failed; under `strict`, failures to write.
+    pub fn finish(mut self) -> Result<()> {
+        self.end(State::Finished)
+    }
+}
+
+impl Drop for RunLog {
+    fn drop(&mut self) {
+        if let Err(error) = self.end(State::Stopped) {
+            tracing::warn!("the log of the run is not complete: {}", error.with_cause());
+        }
+    }
+}
