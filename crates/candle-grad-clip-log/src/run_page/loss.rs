@@ -13,7 +13,7 @@ pub(super) fn is_loss(name: &str) -> Option<&str> {
 pub(super) fn sections(history: &History) -> Vec<Section> {
     let mut sections = vec![heading("Is it learning?")];
     let mut lines = Vec::new();
-    if history.loss.!curve.is_empty() {
+    if !history.loss.curve.is_empty() {
         lines.push(line("train", &history.loss.curve, 0));
         sections.push(train_text(&history.loss));
     }
