@@ -1,8 +1,9 @@
 //! Collects tracing events.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Once;
 
 use anyhow::Result;
 use tracing::field::{Field, Visit};
@@ -28,35 +29,46 @@ impl Visit for Fields {
     }
 }
 
-#[derive(Debug, Clone, Default)]
-struct Collector(Arc<Mutex<Vec<Seen>>>);
+thread_local! {
+    /// The events of this thread, if they are collected.
+    static SEEN: RefCell<Option<Vec<Seen>>> = const { RefCell::new(None) };
+}
+
+struct Collector;
 
 impl<S: Subscriber> Layer<S> for Collector {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let level = *event.metadata().level();
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Seen { level, fields });
+        SEEN.with_borrow_mut(|seen| {
+            if let Some(seen) = seen {
+                seen.push(Seen { level, fields });
+            }
+        });
     }
 }
 
-/// The events of `f`.
+/// The events of `f` in this thread.
 ///
 /// # Errors
 /// Those of `f`.
+///
+/// # Panics
+/// If there is another subscriber for all threads.
 pub fn events(f: impl FnOnce() -> Result<()>) -> Result<Vec<Seen>> {
-    let collector = Collector::default();
-    let subscriber = tracing_subscriber::registry().with(collector.clone());
-    tracing::subscriber::with_default(subscriber, f)?;
-    let seen = collector
-        .0
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    Ok(seen)
+    // One for all threads: beside a subscriber of one thread, an event that comes up in another
+    // thread first may be switched off for all.
+    static COLLECTOR: Once = Once::new();
+    COLLECTOR.call_once(|| {
+        let subscriber = tracing_subscriber::registry().with(Collector);
+        let is_only_one = tracing::subscriber::set_global_default(subscriber);
+        assert!(is_only_one.is_ok());
+    });
+    SEEN.replace(Some(Vec::new()));
+    let result = f();
+    let seen = SEEN.take().unwrap_or_default();
+    result.map(|()| seen)
 }
 
 /// The fields of the events of a level.

@@ -99,7 +99,7 @@ fn load_latest_after_12_kills() -> Result<()> {
 }
 
 #[test]
-#[ignore = "takes 10 to 30 seconds"]
+#[ignore = "takes 5 to 30 seconds"]
 fn load_latest_after_100_kills() -> Result<()> {
     survives(100, 2)
 }

@@ -65,6 +65,12 @@ pub(super) fn is_ours(folder: &Path) -> bool {
         && fs::symlink_metadata(folder.join(MARKER)).is_ok_and(|marker| marker.is_file())
 }
 
+/// Whether something is there that is not ours. Another process may remove or make a folder of ours
+/// in between.
+pub(super) fn is_foreign(path: &Path) -> bool {
+    !is_ours(path) && is_there(path) && !is_ours(path)
+}
+
 /// Whether a folder is ours, and has nothing in it but our files.
 pub(super) fn is_only_ours(folder: &Path) -> bool {
     let known = |entry: io::Result<fs::DirEntry>| {

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::optimizer::ClippedOptimizer;
 use crate::vars::NamedVars;
-use folder::{discard, is_ours, remove_leftovers};
+use folder::{discard, is_foreign, is_there, remove_leftovers};
 use list::{Keep, first_whole, list, named, scan, sort_by_loss};
 pub use restore::Checkpoint;
 use save::{in_the_way, save};
@@ -89,7 +89,8 @@ use save::{in_the_way, save};
 /// and renamed. So a process that is killed, a full disk or a power cut leave the older checkpoints
 /// whole, and no half one. What a killed process leaves (`.checkpoint-*.tmp`) is removed by the next
 /// save. Processes that save to one folder at a time don't disturb each other: of one step, the
-/// later one becomes `step-000100-2`.
+/// later one becomes `step-000100-2`. But [`keep_last`](Self::keep_last) counts the checkpoints of
+/// all of them, so each run should have its own folder.
 ///
 /// Nothing is removed but folders that have the marker file of this crate, and no file that is not
 /// this crate's. By default not even those: see [`keep_last`](Self::keep_last).
@@ -112,7 +113,7 @@ impl Checkpoints {
             path: dir.clone(),
             source,
         })?;
-        if let Some(path) = named(&dir)?.into_iter().find(|path| !is_ours(path)) {
+        if let Some(path) = named(&dir)?.into_iter().find(|path| is_foreign(path)) {
             return Err(in_the_way(path));
         }
         Ok(Self {
@@ -220,11 +221,20 @@ impl Checkpoints {
         vars: impl Into<NamedVars>,
         opt: &mut ClippedOptimizer<O>,
     ) -> Result<Option<Checkpoint>> {
-        let latest = self.latest()?;
-        if let Some(latest) = &latest {
-            latest.install(&vars.into(), opt)?;
+        const TRIES: usize = 10;
+        let vars = vars.into();
+        let mut tries = 0;
+        loop {
+            let Some(latest) = self.latest()? else {
+                return Ok(None);
+            };
+            tries += 1;
+            match latest.install(&vars, opt) {
+                // Another process has saved a newer one, and removed this one.
+                Err(_) if tries < TRIES && !is_there(&latest.path) => {}
+                installed => return installed.map(|()| Some(latest)),
+            }
         }
-        Ok(latest)
     }
 
     /// The checkpoint that was saved last, without loading it: for a program that first needs its

@@ -1,7 +1,7 @@
 //! Saving a checkpoint: beside the others, then under its name.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use candle_nn::Optimizer;
@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::finite::check_finite;
 use super::folder::{
-    MODEL, OPTIMIZER, STATE, Unfinished, create_file, is_ours, is_there, name_of, remove_leftovers,
+    MODEL, OPTIMIZER, STATE, Unfinished, create_file, is_foreign, is_there, name_of,
+    remove_leftovers,
 };
 use super::list::{Keep, next_save, scan};
 use super::manifest::Manifest;
@@ -59,11 +60,11 @@ fn free_path(dir: &Path, step: u64) -> Result<PathBuf> {
     let mut copy = 1;
     loop {
         let path = dir.join(name_of(step, copy));
+        if is_foreign(&path) {
+            return Err(in_the_way(path));
+        }
         if !is_there(&path) {
             return Ok(path);
-        }
-        if !is_ours(&path) {
-            return Err(in_the_way(path));
         }
         copy += 1;
     }
@@ -71,11 +72,19 @@ fn free_path(dir: &Path, step: u64) -> Result<PathBuf> {
 
 /// Gives the folder its name, or the next one if another process took it.
 fn rename(folder: &mut Unfinished, dir: &Path, mut path: PathBuf, step: u64) -> Result<PathBuf> {
+    const TRIES: usize = 100;
+    let mut tries = 0;
     loop {
         let Err(source) = folder.rename(&path) else {
             return Ok(path);
         };
-        if !is_there(&path) {
+        tries += 1;
+        // The other one may be gone again.
+        let is_taken = matches!(
+            source.kind(),
+            ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists
+        );
+        if tries == TRIES || !(is_taken || is_there(&path)) {
             return Err(io_error(&path, source));
         }
         path = free_path(dir, step)?;
