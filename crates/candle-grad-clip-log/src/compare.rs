@@ -36,14 +36,17 @@ struct Run {
 /// table, and links to their pages. Call it after the runs, or now and then.
 ///
 /// # Errors
-/// [`Error::Exists`] if there is an `index.html` of another origin; it stays. [`Error::NotOurs`] if
-/// a CSV file has other contents. [`Error::Io`].
+/// [`Error::NotOurs`] if there is an `index.html` of another origin, which stays, or a CSV file with
+/// other contents; [`Error::Io`].
 pub fn compare_runs(folder: impl AsRef<Path>) -> Result<()> {
     let folder = folder.as_ref();
     let sections = runs_sections(folder)?;
     let path = folder.join(PAGE);
     if path.exists() && !is_ours(&path).map_err(Error::io("read", &path))? {
-        return Err(Error::Exists { path });
+        return Err(Error::NotOurs {
+            path,
+            what: "it is a page of another origin".into(),
+        });
     }
     let absolute = folder.canonicalize();
     let name = absolute.as_deref().unwrap_or(folder).file_name();

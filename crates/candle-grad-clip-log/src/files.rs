@@ -7,8 +7,7 @@ use crate::csv_file::CsvFile;
 use crate::error::Result;
 use crate::folder::{METRICS, PARAM_NORMS, SCALARS};
 use crate::histogram::Histogram;
-use crate::param_norms::ParamNormsRow;
-use crate::rows::{MetricsRow, ScalarRow};
+use crate::rows::{MetricsRow, ParamNormsRow, ScalarRow};
 use crate::tensorboard::EventWriter;
 
 /// A file that is opened for its first record, so that no file is left empty.
@@ -229,7 +228,7 @@ mod tests {
         files.flush().unwrap();
         assert!(files.take_warnings().is_empty());
         // The other files go on.
-        let scalars = crate::read_scalars(folder.path().join(SCALARS)).unwrap();
+        let scalars = crate::rows::read_scalars(folder.path().join(SCALARS)).unwrap();
         assert_eq!(scalars, [ScalarRow::new(2, "loss/test", 1.0)]);
     }
 

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::csv_file;
 use crate::error::{Error, Result};
 use crate::history::History;
-use crate::param_norms::ParamNormsRow;
-use crate::rows::{MetricsRow, ScalarRow};
+use crate::rows::{MetricsRow, ParamNormsRow, ScalarRow};
 use crate::run_info::{self, RunInfo};
 use crate::tensorboard;
 

@@ -41,9 +41,9 @@
 //!   bounded: 10^5 steps take about 2,000 rows a Var.
 //! - `events.out.tfevents.*`: for `TensorBoard`. `run.json`: what was run.
 //!
-//! Files are flushed every two seconds. A process may be killed at any time: the files open, and
-//! [`RunLog::resume`] cuts half a record off. They are not synced to the disk, so a power cut may
-//! cost more.
+//! Files are flushed every two seconds, and by [`RunLog::flush`]. A process may be killed at any
+//! time: the files open, and [`RunLog::resume`] cuts half a record off. They are not synced to the
+//! disk, so a power cut may cost more.
 //!
 //! # Several runs
 //! [`compare_runs`] lays the runs of a folder over each other, in an `index.html` above theirs.
@@ -70,7 +70,8 @@ mod tensorboard;
 
 pub use compare::{compare_runs, runs_sections};
 pub use error::{Error, Result};
-pub use param_norms::ParamNormsRow;
 pub use progress::Progress;
-pub use rows::{MetricsRow, ScalarRow, read_metrics, read_scalars};
+pub use rows::{
+    MetricsRow, ParamNormsRow, ScalarRow, read_metrics, read_param_norms, read_scalars,
+};
 pub use run_log::RunLog;

@@ -3,36 +3,10 @@
 
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
-
-use crate::csv_file::Row;
+use crate::rows::ParamNormsRow;
 
 /// When there are this many bins, neighbours are merged.
 const MOST_BINS: usize = 400;
-
-/// The norms of one Var in one bin of steps, as `param_norms.csv` has it. The rows of a bin stand
-/// together; later bins may be wider.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct ParamNormsRow {
-    /// The first step of the bin.
-    pub first_step: u64,
-    /// The last one.
-    pub last_step: u64,
-    /// The name of the Var.
-    pub name: String,
-    /// In how many steps it had a gradient. Vars that had none in all of the bin have no row.
-    pub steps: u64,
-    /// The root of the mean square of the norms; NaN or infinite if one of them is.
-    pub rms: f64,
-    /// The largest norm; NaN if one of them is.
-    pub largest: f64,
-}
-
-impl Row for ParamNormsRow {
-    const COLUMNS: &'static [&'static str] =
-        &["first_step", "last_step", "name", "steps", "rms", "largest"];
-}
 
 /// The norms of one Var in a bin or in the whole run.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -380,7 +354,9 @@ mod tests {
 
         // Read back, it goes on as before.
         let mut restored = ParamNorms::default();
-        rows.iter().for_each(|row| restored.restore(row));
+        for row in &rows {
+            restored.restore(row);
+        }
         assert_eq!(restored.width(), norms.width());
         let again = restored.summaries();
         assert_eq!(again[1].zeros_in_a_row, 100_000);

@@ -110,6 +110,30 @@ impl ScalarRow {
     }
 }
 
+/// The norms of one Var in one bin of steps, as `param_norms.csv` has it. The rows of a bin stand
+/// together; later bins may be wider.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ParamNormsRow {
+    /// The first step of the bin.
+    pub first_step: u64,
+    /// The last one.
+    pub last_step: u64,
+    /// The name of the Var.
+    pub name: String,
+    /// In how many steps it had a gradient. Vars that had none in all of the bin have no row.
+    pub steps: u64,
+    /// The root of the mean square of the norms; NaN or infinite if one of them is.
+    pub rms: f64,
+    /// The largest norm; NaN if one of them is.
+    pub largest: f64,
+}
+
+impl Row for ParamNormsRow {
+    const COLUMNS: &'static [&'static str] =
+        &["first_step", "last_step", "name", "steps", "rms", "largest"];
+}
+
 /// Reads a `metrics.csv`. A row that is still being written is left out.
 ///
 /// # Errors
@@ -123,6 +147,14 @@ pub fn read_metrics(path: impl AsRef<Path>) -> Result<Vec<MetricsRow>> {
 /// # Errors
 /// If the file can't be read, or is something else.
 pub fn read_scalars(path: impl AsRef<Path>) -> Result<Vec<ScalarRow>> {
+    csv_file::read(path.as_ref())
+}
+
+/// Reads a `param_norms.csv`. A row that is still being written is left out.
+///
+/// # Errors
+/// If the file can't be read, or is something else.
+pub fn read_param_norms(path: impl AsRef<Path>) -> Result<Vec<ParamNormsRow>> {
     csv_file::read(path.as_ref())
 }
 

@@ -14,16 +14,17 @@ mod writers;
 use std::path::Path;
 
 use anyhow::Result;
-use candle_core::{DType, Device, Var};
+use candle_core::{DType, Var};
 use candle_grad_clip::optim::AdamW;
 use candle_grad_clip::{Checkpoints, Clip, ClippedOptimizer};
 use candle_nn::{Optimizer, ParamsAdamW, VarMap};
+use support::device::device;
 
 /// A map of Vars of ones, by name, shape and dtype.
 fn map_of(vars: &[(&str, &[usize], DType)]) -> Result<VarMap> {
     let map = VarMap::new();
     for (name, shape, dtype) in vars {
-        let var = Var::ones(*shape, *dtype, &Device::Cpu)?;
+        let var = Var::ones(*shape, *dtype, device())?;
         map.data().lock().unwrap().insert((*name).to_string(), var);
     }
     Ok(map)

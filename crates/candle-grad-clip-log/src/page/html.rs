@@ -11,8 +11,10 @@ use super::Page;
 
 const TEMPLATE: &str = include_str!("template.html");
 const STYLE: &str = include_str!("page.css");
-/// Apache ECharts 6.1.0, with its license comment. It has no closing script tag in it.
+/// Apache `ECharts` 6.1.0, with its license comment. It has no closing script tag in it.
 const CHARTS: &str = include_str!("vendor/echarts.min.js");
+/// Goes wherever the library goes.
+const NOTICE: &str = include_str!("vendor/NOTICE-echarts");
 /// The page's own script, in the order in which the files build on each other.
 const SCRIPTS: [&str; 6] = [
     include_str!("script/base.js"),
@@ -54,6 +56,7 @@ impl Page {
                 "title" => html.push_str(&escape_text(&self.title)),
                 "style" => html.push_str(STYLE),
                 "data" => push_script_safe(&mut html, &json),
+                "notice" => html.push_str(NOTICE),
                 "charts" => html.push_str(CHARTS),
                 "script" => html.push_str(&scripts),
                 _ => {}
@@ -104,9 +107,11 @@ fn escape_text(text: &str) -> String {
 fn push_script_safe(html: &mut String, json: &str) {
     for character in json.chars() {
         match character {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
-                html.push_str(&format!("\\u{:04x}", u32::from(character)));
-            }
+            '<' => html.push_str("\\u003c"),
+            '>' => html.push_str("\\u003e"),
+            '&' => html.push_str("\\u0026"),
+            '\u{2028}' => html.push_str("\\u2028"),
+            '\u{2029}' => html.push_str("\\u2029"),
             _ => html.push(character),
         }
     }

@@ -92,7 +92,9 @@ pub struct Panel {
     pub title: String,
     /// What the y axis shows, with its unit.
     pub y_label: String,
-    /// Whether y is logarithmic. Values of 0 and below are not drawn then.
+    /// Whether y is logarithmic, until the reader switches. Values of 0 and below are not drawn
+    /// then, and values more than 1,000 times outside the middle 80 % leave the panel, until the
+    /// reader zooms in on them.
     pub y_log: bool,
     /// The lines.
     pub lines: Vec<Line>,

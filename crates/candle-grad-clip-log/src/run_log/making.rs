@@ -42,8 +42,9 @@ impl RunLog {
     }
 
     /// Goes on with a run after `step`, the step of the checkpoint that was loaded. What was logged
-    /// of later steps is cut off, also half records of a process that was killed. Without a run in
-    /// the folder it is [`create`](Self::create).
+    /// of later steps is cut off, also half records of a process that was killed. (In a long run,
+    /// the norms by Var stand for many steps at once. Those that `step` lies among go too.) Without
+    /// a run in the folder it is [`create`](Self::create).
     ///
     /// The next report's number should be above `step`, as of an optimizer that was saved and
     /// loaded. If the optimizer is new and counts from 1, `step` is added.

@@ -183,6 +183,17 @@ impl RunLog {
         Ok(())
     }
 
+    /// Hands all steps so far to the system, waiting for those that are still on a GPU. Call it
+    /// before you save a checkpoint: else a kill right after the save can cost the steps of the last
+    /// two seconds, which a resumed run doesn't do again.
+    ///
+    /// # Errors
+    /// [`Error::Report`] if a GPU failed; under `strict`, if a file can't be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.drain(true)?;
+        self.files.flush()
+    }
+
     /// Ends the run: waits for the reports that are still on a GPU, and writes the rest and the last
     /// page. Dropping the log does the same, without errors, and the page then says that the run was
     /// stopped.
@@ -199,5 +210,69 @@ impl Drop for RunLog {
         if let Err(error) = self.end(State::Stopped) {
             tracing::warn!("the log of the run is not complete: {}", error.with_cause());
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use candle_core::{Device, Tensor, Var};
+    use candle_grad_clip::Clip;
+    use candle_nn::SGD;
+
+    use super::*;
+    use crate::tensorboard::tests::{histograms, scalars};
+
+    #[test]
+    fn a_log_can_go_to_another_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<RunLog>();
+    }
+
+    #[test]
+    fn what_tensorboard_gets_of_two_steps() {
+        let var = |values: &[f32]| Var::new(values, &Device::Cpu).unwrap();
+        let (w, unused) = (var(&[1.0, 2.0]), var(&[1.0]));
+        let vars = vec![("w".to_owned(), w.clone()), ("unused".to_owned(), unused)];
+        let sgd = SGD::new(vec![w.clone()], 0.0).unwrap();
+        let clip: Clip = "norm:2.5,eps=0".parse().unwrap();
+        let mut opt = ClippedOptimizer::wrap(sgd, vars, clip).unwrap();
+        opt = opt.with_param_norms(true);
+        let towards = Tensor::new(&[3.0f32, -4.0], &Device::Cpu).unwrap();
+        let loss = (w.as_tensor() * towards).unwrap().sum_all().unwrap();
+        let grads = loss.backward().unwrap();
+
+        let folder = tempfile::tempdir().unwrap();
+        let log = RunLog::create(folder.path()).unwrap();
+        let mut log = log
+            .with_progress(Progress::Off)
+            .with_param_norm_events(true);
+        let report = opt.step_report(&grads).unwrap();
+        log.step(&report, 0.5).unwrap();
+        opt.set_clip(Clip::none()).unwrap();
+        let report = opt.step_report(&grads).unwrap();
+        log.step(&report, None).unwrap();
+        log.histograms(2, opt.vars(), &grads).unwrap();
+        log.scalar("loss/test", 2, 0.25).unwrap();
+        log.finish().unwrap();
+
+        let point = |step, tag: &str, value| (step, tag.to_owned(), value);
+        let expected = [
+            point(1, "loss/train", 0.5),
+            point(1, "grad/total_norm", 5.0),
+            point(1, "grad/clipped_norm", 2.5),
+            point(1, "grad/clip_coef", 0.5),
+            point(1, "grad/clipped_fraction", 1.0),
+            point(1, "grad_norm/w", 5.0),
+            point(2, "grad/total_norm", 5.0),
+            point(2, "grad/clipped_norm", 5.0),
+            point(2, "grad/clip_coef", 1.0),
+            point(2, "grad/clipped_fraction", 0.5),
+            point(2, "grad_norm/w", 5.0),
+            point(2, "loss/test", 0.25),
+        ];
+        assert_eq!(scalars(folder.path()), expected);
+        let expected = (2, "gradients/w".to_owned(), Histogram::of(&[3.0, -4.0]));
+        assert_eq!(histograms(folder.path()), [expected]);
     }
 }

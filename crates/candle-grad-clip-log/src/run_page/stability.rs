@@ -4,6 +4,7 @@ use super::{heading, line, text};
 use crate::history::{History, WINDOW, reason};
 use crate::number::{count, number, percent};
 use crate::page::{LineChart, Mark, Panel, Section, Table};
+use crate::rows::MetricsRow;
 
 pub(super) fn sections(history: &History) -> Vec<Section> {
     let mut sections = vec![heading("Is it stable?")];
@@ -51,7 +52,8 @@ fn skipped_text(history: &History) -> Section {
         let counts: Vec<_> = counts.collect();
         let steps = count(skipped, "step");
         let counts = counts.join(", ");
-        parts.push(format!("{steps} ({share}) left out by a skip: {counts}."));
+        let were = if skipped == 1 { "was" } else { "were" };
+        parts.push(format!("{steps} ({share}) {were} skipped: {counts}."));
     }
     if non_finite > 0 {
         let steps = count(non_finite, "step");
@@ -97,7 +99,7 @@ fn chart(history: &History) -> LineChart {
 
 fn skips(history: &History) -> Table {
     let last = &history.skips.last;
-    let row = |row: &crate::MetricsRow| {
+    let row = |row: &MetricsRow| {
         vec![
             row.step.to_string(),
             reason(row).to_owned(),

@@ -2,7 +2,7 @@
 
 use super::{heading, listed, text};
 use crate::history::History;
-use crate::number::{count, number, percent};
+use crate::number::{number, percent};
 use crate::page::{HeatMap, Mark, Section, Table};
 use crate::param_norms::{Bin, VarSummary};
 use crate::run_info::RunInfo;
@@ -47,9 +47,8 @@ fn missing_sections(info: &RunInfo, history: &History) -> Vec<Section> {
         .collect();
     let mut sections = Vec::new();
     if !always.is_empty() {
-        let vars = count(always.len() as u64, "Var");
         let advice = format!(
-            "{vars} got no gradient in any step, and is not trained: {}.\n\
+            "No gradient in any step, so not trained: {}.\n\
              Operations without a backward pass cut the graph, and candle does not report it: \
              LayerNorm::forward, RmsNorm::forward, softmax_last_dim and rope of candle-nn. Use \
              ops::layer_norm_slow, RmsNorm::forward_diff, ops::softmax and rope_slow. Name Vars \
@@ -71,7 +70,7 @@ fn missing_sections(info: &RunInfo, history: &History) -> Vec<Section> {
     sections
 }
 
-/// A gradient may be there and be zero: a dead ReLU, a mask, a factor of 0.
+/// A gradient may be there and be zero: a unit that is never active, a mask, a factor of 0.
 fn zeros(history: &History) -> Section {
     if history.param_norms.is_empty() {
         let unknown = format!(

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use candle_grad_clip_log::page::Section;
 use candle_grad_clip_log::{Error, RunLog, compare_runs, runs_sections};
 
 use crate::made_up::{MadeUp, create, names, quiet, read};
@@ -82,35 +83,36 @@ fn runs_of_a_folder_are_laid_over_each_other() {
     }
     fs::create_dir(folder.join("empty")).unwrap();
     let sections = runs_sections(folder).unwrap();
-    let json = serde_json::to_value(&sections).unwrap();
-    let panels = json[1]["panels"].as_array().unwrap();
-    let labels: Vec<_> = panels
-        .iter()
-        .map(|panel| panel["y_label"].as_str().unwrap())
-        .collect();
+    let Section::LineChart(chart) = &sections[1] else {
+        panic!("{sections:?}");
+    };
+    let labels: Vec<_> = chart.panels.iter().map(|panel| &*panel.y_label).collect();
     assert_eq!(labels, ["train loss", "test loss", "norm before clipping"]);
-    assert_eq!(panels[2]["lines"][0]["name"], "a");
-    let expected = serde_json::json!([[1.0, 20.0], [2.0, 40.0]]);
-    let points = serde_json::to_string(&panels[2]["lines"][0]["points"]).unwrap();
-    let numbers: serde_json::Value = serde_json::from_str(&points).unwrap();
-    let number = |at: usize, of: usize| numbers[at][of].as_f64();
-    for at in 0..2 {
-        for of in 0..2 {
-            assert_eq!(number(at, of), expected[at][of].as_f64());
-        }
-    }
-    let row = |at: usize| json[2]["rows"][at].as_array().unwrap()[..6].to_vec();
-    assert_eq!(row(0), ["a", "2", "8.000", "4.000", "100 %", "0"]);
-    assert_eq!(row(1), ["b", "2", "2.000", "1.000", "0 %", "0"]);
+    let line = &chart.panels[2].lines[0];
     assert_eq!(
-        json[4]["links"],
-        serde_json::json!([["a", "a/index.html"], ["b", "b/index.html"]])
+        (&*line.name, &*line.points),
+        ("a", &[(1.0, 20.0), (2.0, 40.0)][..])
+    );
+    let Section::Table(table) = &sections[2] else {
+        panic!("{sections:?}");
+    };
+    assert_eq!(
+        table.rows[0][..6],
+        ["a", "2", "8.000", "4.000", "100 %", "0"]
+    );
+    assert_eq!(table.rows[1][..6], ["b", "2", "2.000", "1.000", "0 %", "0"]);
+    let links = ["a", "b"].map(|name| (name.to_owned(), format!("{name}/index.html")));
+    assert_eq!(
+        sections[4],
+        Section::Links {
+            links: links.to_vec()
+        }
     );
 
     compare_runs(folder).unwrap();
     compare_runs(folder).unwrap(); // its own page is replaced
     fs::write(folder.join("index.html"), "mine").unwrap();
     let error = compare_runs(folder).unwrap_err();
-    assert!(matches!(error, Error::Exists { .. }));
+    assert!(matches!(error, Error::NotOurs { .. }));
     assert_eq!(read(folder, "index.html"), "mine");
 }

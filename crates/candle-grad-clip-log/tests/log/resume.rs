@@ -57,6 +57,30 @@ fn an_optimizer_that_counts_from_1_again_goes_on_after_the_step() {
     assert_eq!(steps, [1, 2, 3, 4, 5, 6, 7]);
 }
 
+/// What was flushed before a kill (here: a log that never ends) is there.
+#[test]
+fn a_flushed_run_has_all_steps_on_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = create(folder.path());
+    MadeUp::new().log(&mut log, [1.0, 2.0]);
+    log.scalar("x", 2, 3.0).unwrap();
+    log.flush().unwrap();
+    std::mem::forget(log);
+    drop(quiet(RunLog::resume(folder.path(), 2).unwrap()));
+    assert_eq!(
+        read_metrics(folder.path().join("metrics.csv"))
+            .unwrap()
+            .len(),
+        2
+    );
+    assert_eq!(
+        read_scalars(folder.path().join("scalars.csv"))
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
 #[test]
 fn resume_without_a_run_is_create() {
     let folder = tempfile::tempdir().unwrap();

@@ -179,6 +179,8 @@ fn a_browser_draws_the_page_and_it_can_be_used() {
     assert_eq!(seen["lines"], serde_json::json!([4, 3]));
     assert_eq!(seen["crosses"], serde_json::json!([false, false, true]));
     assert_holds(&seen["cell"], &["encoder.layers.", "step ", "norm "]);
+    let all = ["GPT-2 small, bf16", "1.1", "1.8", "2.5", "3.2", "3.9"];
+    assert_holds(&seen["named"], &all);
     others(&seen);
 }
 

@@ -235,7 +235,11 @@ fn heat(rows: usize, columns: usize) -> HeatMap {
         "mlp.down",
     ];
     let row = |row: usize| {
-        let kind = if row % 2 == 0 { "weight" } else { "bias" };
+        let kind = if row.is_multiple_of(2) {
+            "weight"
+        } else {
+            "bias"
+        };
         let name = format!("encoder.layers.{}.{}.{kind}", row / 10, parts[row / 2 % 5]);
         let size = 10_f64.powf(-3.0 + 3.0 * noise.next());
         let cells = (0..columns).map(|column| match (row, column) {

@@ -69,6 +69,10 @@ async function useOthers() {
   point(heat, "pointermove", 0.6, 0.3);
   result.cell = heat.querySelector(".hover").innerText;
 
+  const named = charts[4];
+  point(named, "pointermove", 0.4);
+  result.named = named.querySelector(".hover").innerText;
+
   const table = document.querySelector("table.data");
   const first = () => [...table.querySelectorAll("tbody tr")].map((row) => row.cells[0].textContent);
   const head = table.querySelector("th");
@@ -90,7 +94,10 @@ async function useOthers() {
   const files = [];
   URL.createObjectURL = (blob) => { files.push(blob); return "#"; };
   for (const chart of charts) [...figure(chart).querySelectorAll("button")].find((button) => button.textContent === "Save SVG").click();
-  result.svg = (await Promise.all(files.map((file) => file.text()))).map((svg) => svg.startsWith("<svg") && svg.length > 5000);
+  result.svg = (await Promise.all(files.map((file) => file.text()))).map((svg) => {
+    const read = new DOMParser().parseFromString(svg, "image/svg+xml");
+    return svg.length > 5000 && read.documentElement.tagName === "svg" && !read.querySelector("parsererror");
+  });
 }
 
 async function main() {

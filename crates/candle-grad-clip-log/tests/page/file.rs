@@ -25,6 +25,8 @@ fn texts_cannot_leave_their_place() {
     };
     let html = page.to_html();
     assert!(!html.contains("alert(1)</script>"));
+    // The four of the template: none is in a name, the data or the chart library.
+    assert_eq!(html.to_lowercase().matches("</script").count(), 4);
     assert!(html.contains("<title>&lt;/script&gt;"));
     let json = data(&html);
     assert!(!json.contains(['<', '>', '&', '\u{2028}', '\u{2029}']));

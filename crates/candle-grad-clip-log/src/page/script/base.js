@@ -54,6 +54,13 @@ function formatTick(value) {
   return format(Number(value.toPrecision(8)));
 }
 
+/// The label of a tick on an axis: on a logarithmic one that goes far, all are powers.
+function axisLabel(at, log, [low, high]) {
+  const value = valueAt(at, log);
+  if (!log || Math.max(Math.abs(low), Math.abs(high)) < 4.5) return formatTick(value);
+  return Number(value.toPrecision(3)).toExponential().replace("e+", "e").replace(/e0$/, "");
+}
+
 /// A long text with its middle cut out.
 function shorten(text, most) {
   const characters = [...text];
@@ -90,7 +97,8 @@ const THEMES = {
   },
 };
 const theme = () => THEMES[document.documentElement.dataset.theme] ?? THEMES.light;
-const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
+// In single quotes: the library puts it into attributes of SVG as it is.
+const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif";
 
 const color = (style) => theme().lines[style % 7];
 /// The corners of markers, which tell lines apart where colours do not.

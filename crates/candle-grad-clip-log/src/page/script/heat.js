@@ -13,10 +13,10 @@ function shade(share) {
 
 /// Cells that are no number above 0: colour, and a pattern that shows without it.
 const STATES = {
-  missing: { text: "no value", paint: (pen) => { pen.fillStyle = theme().back; pen.fillRect(0, 0, 8, 8); stroke(pen, theme().soft, "M-2,2L2,-2M0,8L8,0M6,10L10,6"); } },
-  zero: { text: "exactly 0", paint: (pen) => { pen.fillStyle = "#9aa1a8"; pen.fillRect(0, 0, 8, 8); pen.fillStyle = "#3a4148"; pen.fillRect(3, 3, 2, 2); } },
-  nan: { text: "NaN", paint: (pen) => { pen.fillStyle = "#e0103a"; pen.fillRect(0, 0, 8, 8); stroke(pen, "#ffffff", "M1,1L7,7M1,7L7,1"); } },
-  inf: { text: "infinite", paint: (pen) => { pen.fillStyle = "#ffffff"; pen.fillRect(0, 0, 8, 8); pen.fillStyle = "#e0103a"; pen.fillRect(0, 1, 8, 2); pen.fillRect(0, 5, 8, 2); } },
+  missing: { text: "no value", look: "hatched", paint: (pen) => { pen.fillStyle = theme().back; pen.fillRect(0, 0, 8, 8); stroke(pen, theme().soft, "M-2,2L2,-2M0,8L8,0M6,10L10,6"); } },
+  zero: { text: "exactly 0", look: "grey with dots", paint: (pen) => { pen.fillStyle = "#9aa1a8"; pen.fillRect(0, 0, 8, 8); pen.fillStyle = "#3a4148"; pen.fillRect(3, 3, 2, 2); } },
+  nan: { text: "NaN", look: "red with crosses", paint: (pen) => { pen.fillStyle = "#e0103a"; pen.fillRect(0, 0, 8, 8); stroke(pen, "#ffffff", "M1,1L7,7M1,7L7,1"); } },
+  inf: { text: "infinite", look: "striped", paint: (pen) => { pen.fillStyle = "#ffffff"; pen.fillRect(0, 0, 8, 8); pen.fillStyle = "#e0103a"; pen.fillRect(0, 1, 8, 2); pen.fillRect(0, 5, 8, 2); } },
 };
 function stroke(pen, style, path) {
   pen.strokeStyle = style;
@@ -40,6 +40,7 @@ class HeatMap {
       }
     }
     this.range = rangeOf(positions, true, 0);
+    this.isEmpty = !positions.length;
     this.outside = [positions.some((at) => at < this.range[0]), positions.some((at) => at > this.range[1])];
     this.states = Object.keys(STATES).filter((state) => this.rows.some(({ cells }) => cells.some((cell) => this.state(cell) === state)));
     this.element = this.build();
@@ -65,10 +66,14 @@ class HeatMap {
     this.cell = element("div", { class: "cell" });
     this.hover = element("div", { class: "hover", "aria-live": "polite" });
     this.box.append(this.canvas, this.cell, this.hover);
+    // Not only once it is near: what is below would move.
+    this.drawLegend();
     this.box.style.height = `${this.layout(false).height}px`;
     this.box.addEventListener("pointermove", (event) => this.move(event));
     this.box.addEventListener("pointerdown", (event) => this.move(event));
-    for (const end of ["pointerleave", "pointercancel", "blur"]) this.box.addEventListener(end, () => this.hide());
+    for (const end of ["pointercancel", "blur"]) this.box.addEventListener(end, () => this.hide());
+    // A finger always leaves; what a tap shows stays until the next tap elsewhere.
+    this.box.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") this.hide(); });
     this.box.addEventListener("keydown", (event) => this.key(event));
     return element("figure", {},
       ...caption(section.title),
@@ -87,8 +92,11 @@ class HeatMap {
   draw() {
     const width = this.box.clientWidth;
     if (!width) return;
-    this.chart ??= echarts.init(this.canvas, null, { renderer: "canvas" });
-    this.chart.resize({ width, height: this.layout(false).height });
+    const { height } = this.layout(false);
+    // Some phones draw nothing on a canvas that is larger.
+    this.ratio = Math.min(window.devicePixelRatio || 1, Math.sqrt(16e6 / (width * height)));
+    this.chart ??= echarts.init(this.canvas, null, { renderer: "canvas", devicePixelRatio: this.ratio });
+    this.chart.resize({ width, height });
     this.hide();
     this.drawLegend();
     this.chart.setOption(this.option(width, false), { notMerge: true });
@@ -96,9 +104,9 @@ class HeatMap {
 
   drawLegend() {
     const steps = SHADES.map(([r, g, b]) => `rgb(${r},${g},${b})`);
-    const [low, high] = this.range.map((at) => formatTick(Number((10 ** at).toPrecision(3))));
+    const [low, high] = this.ends();
     const scale = element("span", { class: "scale" }, element("i", { style: `background:linear-gradient(90deg,${steps})` }),
-      element("span", {}, `${this.outside[0] ? "≤ " : ""}${low}`), element("span", {}, `${this.outside[1] ? "≥ " : ""}${high}`));
+      element("span", {}, low), element("span", {}, high));
     const states = this.states.map((state) => {
       const box = element("canvas", { width: 32, height: 16, "aria-hidden": "true" });
       const pen = box.getContext("2d");
@@ -106,7 +114,9 @@ class HeatMap {
       pen.fillRect(0, 0, 32, 16);
       return element("span", { class: "state" }, box, STATES[state].text);
     });
-    this.legend.replaceChildren(element("span", { class: "state" }, `${this.section.value_label}, log scale`), scale, ...states);
+    const colors = this.isEmpty ? [element("span", { class: "state" }, `${this.section.value_label}: no values above 0`)]
+      : [element("span", { class: "state" }, `${this.section.value_label}, log scale`), scale];
+    this.legend.replaceChildren(...colors, ...states);
   }
 
   /// All cells as one picture, in whole pixels of the screen.
@@ -134,15 +144,15 @@ class HeatMap {
   option(width, isFile) {
     const { rowHeight, top, plotHeight } = this.layout(isFile);
     const { section, rows } = this;
-    const { ink, soft, edge } = theme();
+    const { soft, edge } = theme();
     const longest = Math.max(4, ...rows.map(({ name }) => [...name].length));
     const letters = Math.max(8, Math.min(longest, Math.floor((width * (width < 600 ? 0.36 : 0.34)) / 6.5)));
     const left = Math.round(letters * 6.5 + 12);
     const right = 16;
     const plotWidth = Math.max(10, width - left - right);
-    this.left = left;
-    this.plotWidth = plotWidth;
-    const ratio = isFile ? 2 : window.devicePixelRatio || 1;
+    // Where the pointer finds the cells on the screen.
+    if (!isFile) Object.assign(this, { left, plotWidth });
+    const ratio = isFile ? 2 : this.ratio;
     const picture = this.paint(Math.round(plotWidth * ratio), Math.round(plotHeight * ratio));
     const widest = Math.max(1, ...section.columns.map((column) => column.length)) * 6.8 + 14;
     const columnStep = roundStep((section.columns.length * widest) / plotWidth);
@@ -155,12 +165,8 @@ class HeatMap {
       axisLine: { show: true, onZero: false, lineStyle: { color: edge } }, axisTick: { show: true, customValues: columnTicks, lineStyle: { color: edge } },
       axisLabel: { customValues: columnTicks, color: soft, fontSize: 12, formatter: (at) => section.columns[Math.floor(at)] ?? "", showMinLabel: true, showMaxLabel: true },
     });
-    const title = isFile ? [
-      { text: section.title, left: 0, top: 4, textStyle: { color: ink, fontSize: 16, fontFamily: FONT } },
-      { text: `${section.value_label}, log scale: dark ${formatTick(Number((10 ** this.range[0]).toPrecision(3)))} to light ${formatTick(Number((10 ** this.range[1]).toPrecision(3)))}`, left: 0, top: 26, textStyle: { color: soft, fontSize: 12.5, fontWeight: 400, fontFamily: FONT } },
-    ] : [];
     return {
-      animation: false, title, textStyle: { fontFamily: FONT },
+      animation: false, title: isFile ? this.fileTitle(width) : [], textStyle: { fontFamily: FONT },
       grid: { outerBoundsMode: "none", left, right, top, height: plotHeight },
       xAxis: [xAxis("bottom"), xAxis("top")],
       yAxis: {
@@ -173,6 +179,24 @@ class HeatMap {
         renderItem: ({ coordSys }) => ({ type: "image", style: { image: picture, x: coordSys.x, y: coordSys.y, width: coordSys.width, height: coordSys.height } }),
       }],
     };
+  }
+
+  /// Title and legend of a saved picture.
+  fileTitle(width) {
+    const { ink, soft } = theme();
+    const text = (text, top, textStyle) => ({ text, left: 0, top, textStyle: { fontFamily: FONT, width: width - 10, overflow: "truncate", ...textStyle } });
+    const [low, high] = this.ends();
+    const states = this.states.map((state) => `; ${STATES[state].look}: ${STATES[state].text}`).join("");
+    return [
+      text(this.section.title, 4, { color: ink, fontSize: 16 }),
+      text(`${this.section.value_label}, log scale: dark ${low} to light ${high}${states}`, 26, { color: soft, fontSize: 12.5, fontWeight: 400 }),
+    ];
+  }
+
+  /// What the ends of the colours stand for.
+  ends() {
+    const [low, high] = this.range.map((at) => formatTick(Number((10 ** at).toPrecision(3))));
+    return [`${this.outside[0] ? "≤ " : ""}${low}`, `${this.outside[1] ? "≥ " : ""}${high}`];
   }
 
   move(event) {
@@ -213,8 +237,6 @@ class HeatMap {
   save() {
     const width = 900;
     saveSvg(this.section.title, this.option(width, true), width, this.layout(true).height);
-    // The places of the page's own picture, as hover reads them.
-    this.draw();
   }
 }
 

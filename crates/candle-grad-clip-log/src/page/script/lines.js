@@ -24,6 +24,8 @@ class LineChart {
       ...panel, index, heading: [panel.title, panel.y_label].filter(Boolean).join(" · "),
     }));
     this.lines = this.panels.flatMap((panel) => panel.lines.map((line) => this.prepare(line, panel)));
+    // Between steps there is no tick.
+    this.isWhole = !section.x_log && this.lines.every((line) => line.xs.every((x) => Number.isInteger(x) || x === -Infinity));
     this.names = new Map();
     for (const line of this.lines) {
       const shown = this.names.get(line.name);
@@ -45,10 +47,11 @@ class LineChart {
       if (Number.isNaN(xs[i])) xs[i] = before;
       before = xs[i];
     }
+    const isPlace = (i) => line.points[2 * i] !== null && Number.isFinite(position(line.points[2 * i], this.section.x_log));
     // Where y is not finite though there is an x.
     const odd = [];
-    for (let i = 0; i < count; i++) if (!Number.isFinite(ys[i]) && line.points[2 * i] !== null && Number.isFinite(xs[i])) odd.push(i);
-    return { ...line, panel, xs, ys, odd };
+    for (let i = 0; i < count; i++) if (!Number.isFinite(ys[i]) && isPlace(i)) odd.push(i);
+    return { ...line, panel, xs, ys, odd, isPlace };
   }
 
   build() {
@@ -77,6 +80,8 @@ class LineChart {
     this.box.append(this.canvas, this.selection, this.cursor, this.hover);
     this.box.style.height = `${this.layout(false).height}px`;
     new LinePointer(this);
+    // Not only once it is near: what is below would move.
+    this.drawLegend();
     return element("figure", {},
       ...caption(section.title),
       element("div", { class: "bar" }, this.legend, element("div", { class: "tools" }, ...switches, this.resetButton, save)),
@@ -92,7 +97,9 @@ class LineChart {
     const height = count === 1 ? 290 : count === 2 ? 215 : 165;
     const top = 26 + (isFile ? 60 : 0);
     const panels = this.panels.map((_, index) => ({ top: top + index * (height + PANEL_GAP), height }));
-    return { panels, height: top + count * (height + PANEL_GAP) - PANEL_GAP + X_AXIS_HEIGHT };
+    // Names may take three lines.
+    const axis = X_AXIS_HEIGHT + (this.section.x_names.length ? 28 : 0);
+    return { panels, height: top + count * (height + PANEL_GAP) - PANEL_GAP + axis };
   }
 
   /// The positions on the x axis that all lines together span.
@@ -128,6 +135,10 @@ class LineChart {
     this.chart.resize({ width, height: this.layout(false).height });
     this.chart.setOption(this.option(width, false), { notMerge: true });
     this.resetButton.disabled = !this.set.zoom;
+    this.drawLegend();
+  }
+
+  drawLegend() {
     const entries = [...this.names].map(([name, line]) => element("button", {
       type: "button", "aria-pressed": String(!this.set.hidden.includes(name)), title: "Show or hide",
       onclick: () => this.toggle(name),
@@ -153,9 +164,10 @@ class LineChart {
     const xRange = this.range();
     const shown = this.panels.map((panel, index) => new DrawnPanel(this, panel, layout.panels[index], xRange));
     const left = 14 + 6.6 * Math.max(3, ...shown.flatMap((panel) => panel.ticks.map((at) => panel.label(at).length)));
-    const plotWidth = width - left - 26;
-    this.left = left;
-    this.right = 26;
+    const right = 26;
+    const plotWidth = width - left - right;
+    // Where the pointer finds the panels on the screen.
+    if (!isFile) Object.assign(this, { left, right });
     const { ink, soft } = theme();
     const title = shown.map((panel) => ({
       text: panel.heading, left: 0, top: panel.place.top - 24, padding: 2,
@@ -166,7 +178,7 @@ class LineChart {
       animation: false, title,
       textStyle: { fontFamily: FONT },
       legend: { show: isFile, type: "scroll", top: 32, left: 0, itemWidth: 30, textStyle: { color: ink, fontSize: 12.5 }, data: [...this.names.keys()] },
-      grid: shown.map((panel) => ({ outerBoundsMode: "none", left, right: this.right, top: panel.place.top, height: panel.place.height })),
+      grid: shown.map((panel) => ({ outerBoundsMode: "none", left, right, top: panel.place.top, height: panel.place.height })),
       xAxis: shown.map((panel, index) => this.xAxis(index, xRange, plotWidth)),
       yAxis: shown.map((panel, index) => panel.yAxis(index)),
       series: shown.flatMap((panel, index) => panel.series(index, plotWidth)),
@@ -178,17 +190,18 @@ class LineChart {
     const { soft, grid, edge } = theme();
     const isLast = index === this.panels.length - 1;
     const ticks = names.length ? names.map((_, place) => place).filter((at) => at >= range[0] && at <= range[1])
-      : ticksIn(range, log, plotWidth / 85);
+      : ticksIn(range, log, plotWidth / 85).filter((at) => !this.isWhole || Number.isInteger(at));
     const room = plotWidth / Math.max(1, ticks.length) - 8;
+    const wraps = names.some((name) => name.length * 6.8 > room);
     return {
       gridIndex: index, type: "value", min: range[0], max: range[1],
-      name: isLast ? x_label : "", nameLocation: "middle", nameGap: 28, nameTextStyle: { color: soft, fontSize: 12.5 },
+      name: isLast ? x_label : "", nameLocation: "middle", nameGap: wraps ? 54 : 28, nameTextStyle: { color: soft, fontSize: 12.5 },
       axisLine: { onZero: false, lineStyle: { color: edge } },
       axisTick: { customValues: ticks, lineStyle: { color: edge } },
       axisLabel: {
         show: isLast, customValues: ticks, color: soft, fontSize: 12, hideOverlap: true, showMinLabel: true, showMaxLabel: true,
         ...(names.length && { width: room, overflow: "break", lineHeight: 14 }),
-        formatter: (at) => (names.length ? names[Math.round(at)] ?? "" : formatTick(valueAt(at, log))),
+        formatter: (at) => (names.length ? names[Math.round(at)] ?? "" : axisLabel(at, log, range)),
       },
       splitLine: { show: !names.length, lineStyle: { color: grid } },
     };
@@ -226,10 +239,13 @@ class DrawnPanel {
     }
     this.range = rangeOf(positions, this.log);
     this.ticks = ticksIn(this.range, this.log, place.height / 38);
-    if (!positions.length) this.heading += this.log ? " (no values above 0)" : " (no values)";
+    if (!positions.length) {
+      this.ticks = [];
+      this.heading += this.log ? " (no values above 0)" : " (no values)";
+    }
   }
 
-  label(at) { return formatTick(valueAt(at, this.log)); }
+  label(at) { return axisLabel(at, this.log, this.range); }
 
   yAxis(index) {
     const { soft, grid, edge } = theme();
@@ -266,7 +282,7 @@ class DrawnPanel {
     const { points } = line;
     const isThere = (i) => i >= 0 && i < points.length && !Number.isNaN(points[i][1]);
     const all = points.map((_, i) => i).filter(isThere);
-    if (line.markers && all.length <= plotWidth / 6) return all.map((i) => points[i]);
+    if (line.markers && all.length <= plotWidth / 12) return all.map((i) => points[i]);
     const alone = all.filter((i) => !isThere(i - 1) && !isThere(i + 1)).slice(0, 300).map((i) => points[i]);
     if (line.faint) return alone;
     const [low, high] = this.xRange;
@@ -309,7 +325,7 @@ class DrawnPanel {
         silent: true, symbol: "none", animation: false,
         data: data.filter((level) => !Number.isNaN(level.yAxis)),
         lineStyle: { color: soft, width: 1.2, type: [3, 3] },
-        label: { formatter: ({ name }) => name, position: "insideStartTop", color: soft, fontSize: 11.5, backgroundColor: back, padding: [2, 4], borderRadius: 3, distance: 3 },
+        label: { formatter: ({ name }) => name, position: "insideStartTop", color: soft, fontSize: 11.5, backgroundColor: `${back}b0`, padding: [0, 3], borderRadius: 3, distance: 2, lineHeight: 15 },
       },
     };
   }

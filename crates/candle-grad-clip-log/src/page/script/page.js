@@ -52,14 +52,26 @@ function themeButton() {
   return button;
 }
 
-/// A reload now and then, which the reader can stop. It waits while it would disturb.
+/// How many loads one after the other have found the same data: a run that was killed says so.
+function countUnchanged() {
+  const text = document.getElementById("data").textContent;
+  let sum = text.length;
+  for (let i = 0; i < text.length; i++) sum = (31 * sum + text.charCodeAt(i)) | 0;
+  memory.all.unchanged = memory.all.sum === sum ? (memory.all.unchanged ?? 0) + 1 : 0;
+  memory.all.sum = sum;
+  memory.save();
+  return memory.all.unchanged;
+}
+
+/// A reload now and then, which the reader can stop. It waits while it would disturb, and longer
+/// while nothing changes.
 function reloads(seconds) {
   const input = element("input", { type: "checkbox", onchange: () => {
     memory.all.stopped = !input.checked;
     memory.save();
   } });
   input.checked = !memory.all.stopped;
-  const every = Math.max(1, Number(seconds) || 10);
+  const every = Math.max(1, Number(seconds) || 10) * Math.min(8, 2 ** Math.max(0, countUnchanged() - 1));
   const disturbs = () => held || document.hidden || !getSelection().isCollapsed;
   setInterval(() => { if (input.checked && !disturbs()) location.reload(); }, every * 1000);
   return element("label", { class: "switch" }, input, `reload every ${format(every)} s`);

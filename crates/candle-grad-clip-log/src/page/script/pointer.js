@@ -10,7 +10,8 @@ class LinePointer {
     box.addEventListener("pointerup", (event) => this.up(event));
     // A vertical swipe scrolls the page.
     box.addEventListener("pointercancel", () => { this.dragFrom = null; chart.hide(); });
-    box.addEventListener("pointerleave", () => { if (this.dragFrom === null) chart.hide(); });
+    // A finger always leaves; what a tap shows stays until the next tap elsewhere.
+    box.addEventListener("pointerleave", (event) => { if (this.dragFrom === null && event.pointerType !== "touch") chart.hide(); });
     box.addEventListener("dblclick", () => chart.zoom(null));
     box.addEventListener("blur", () => chart.hide());
     box.addEventListener("keydown", (event) => this.key(event));
@@ -36,7 +37,9 @@ class LinePointer {
 
   down(event) {
     if (event.button !== 0 || !this.chart.chart) return;
-    this.dragFrom = this.clamp(this.place(event)[0]);
+    const [x, y] = this.place(event);
+    this.dragFrom = this.clamp(x);
+    this.show(this.dragFrom, y);
     try { this.chart.box.setPointerCapture(event.pointerId); } catch { /* it is gone already */ }
   }
 
@@ -104,11 +107,15 @@ class LinePointer {
     return panels.flatMap((panel) => this.chart.visible(panel)).filter((line) => !line.faint || names.get(line.name).faint);
   }
 
-  /// The point of a line that is nearest to x, in the zoom.
+  /// The point of a line that is nearest to x, in the zoom; on an axis of names, at the same name.
   nearest(line, x) {
-    const [low, high] = this.chart.range();
-    const after = lowerBound(line.xs, x);
-    const near = [after - 1, after].filter((i) => line.xs[i] >= low && line.xs[i] <= high);
+    const hasNames = this.chart.section.x_names.length > 0;
+    const [low, high] = hasNames ? [Math.round(x) - 0.5, Math.round(x) + 0.5] : this.chart.range();
+    let after = lowerBound(line.xs, x);
+    let before = after - 1;
+    while (after < line.xs.length && !line.isPlace(after)) after++;
+    while (before >= 0 && !line.isPlace(before)) before--;
+    const near = [before, after].filter((i) => line.xs[i] >= low && line.xs[i] <= high);
     return near.sort((a, b) => Math.abs(line.xs[a] - x) - Math.abs(line.xs[b] - x))[0];
   }
 
@@ -119,6 +126,7 @@ class LinePointer {
     const x = this.toX(pixel);
     const found = this.shownLines().map((line) => ({ line, i: this.nearest(line, x) })).filter(({ i }) => i !== undefined);
     if (!found.length) return;
+    const listed = this.listed(found, y);
     const away = ({ line, i }) => Math.abs(line.xs[i] - x);
     const at = found.reduce((best, one) => (away(one) < away(best) ? one : best));
     this.at = at.line.xs[at.i];
@@ -127,25 +135,41 @@ class LinePointer {
     const name = (x) => section.x_names[Math.round(x)] ?? format(Number(valueAt(x, section.x_log).toPrecision(12)));
     const rows = [];
     for (const panel of chart.panels) {
-      const here = found.filter(({ line }) => line.panel === panel);
+      const here = listed.filter(({ line }) => line.panel === panel);
       if (!here.length) continue;
       if (chart.panels.length > 1) rows.push(element("tr", {}, element("th", { colspan: 3 }, panel.heading)));
       for (const { line, i } of here) {
         const isElsewhere = Math.abs(this.toPixel(line.xs[i]) - cursor) > 4;
         const where = isElsewhere && !section.x_names.length ? [" ", element("small", {}, `at ${name(line.xs[i])}`)] : [];
-        rows.push(element("tr", {}, element("td", {}, swatch(line)), element("td", {}, shorten(line.name, 40), ...where), element("td", {}, format(line.ys[i]))));
+        rows.push(element("tr", {}, element("td", {}, swatch(line)), element("td", {}, shorten(line.name, chart.box.clientWidth < 600 ? 24 : 48), ...where), element("td", {}, format(line.ys[i]))));
         this.dot(line, i);
       }
     }
+    if (found.length > listed.length) rows.push(element("tr", {}, element("th", { colspan: 3 }, `and ${found.length - listed.length} lines farther away`)));
     chart.hover.replaceChildren(element("b", {}, section.x_names.length ? name(this.at) : `${section.x_label} ${name(this.at)}`), element("table", {}, ...rows));
     placeHover(chart.hover, chart.box, cursor, y);
   }
 
+  /// Of more lines than a reader wants to see at once: those next to the pointer.
+  listed(found, y) {
+    const most = 12;
+    if (found.length <= most) return found;
+    const away = ({ line, i }) => Math.abs((this.pixels(line, i)[1] || 0) - y);
+    const near = found.map((one) => ({ one, away: away(one) })).sort((a, b) => a.away - b.away).slice(0, most);
+    return found.filter((one) => near.some((other) => other.one === one));
+  }
+
+  /// Where a point of a line is on the screen.
+  pixels(line, i) {
+    const { index } = line.panel;
+    const at = [line.xs[i], position(line.ys[i], this.chart.isLog(line.panel))];
+    return this.chart.chart.convertToPixel({ xAxisIndex: index, yAxisIndex: index }, at);
+  }
+
   dot(line, i) {
     const { chart } = this;
-    const { index } = line.panel;
-    const [x, y] = chart.chart.convertToPixel({ xAxisIndex: index, yAxisIndex: index }, [line.xs[i], position(line.ys[i], chart.isLog(line.panel))]);
-    const { top, height } = chart.layout(false).panels[index];
+    const [x, y] = this.pixels(line, i);
+    const { top, height } = chart.layout(false).panels[line.panel.index];
     if (!(y >= top && y <= top + height)) return;
     const free = [...chart.box.querySelectorAll(".dot")].find((dot) => dot.style.display === "none");
     const dot = free ?? element("div", { class: "dot" });
