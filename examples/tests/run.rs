@@ -1,10 +1,13 @@
 //! Runs the programs, and checks what they print.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
+use candle_grad_clip_log::read_metrics;
 
 /// Cargo puts the examples beside the folder of the test's own executable.
 fn program(name: &str) -> Result<PathBuf> {
@@ -16,14 +19,27 @@ fn program(name: &str) -> Result<PathBuf> {
         .with_extension(env::consts::EXE_EXTENSION))
 }
 
+/// The program, in a folder for its output. One thread is faster than two for such small models.
+fn command(name: &str) -> Result<Command> {
+    let mut command = Command::new(program(name)?);
+    command
+        .current_dir(env!("CARGO_TARGET_TMPDIR"))
+        .env("RAYON_NUM_THREADS", "1");
+    Ok(command)
+}
+
 /// Runs a program; returns what it printed, and checks that this is what its last comment says.
 fn run(name: &str) -> Result<String> {
-    let output = Command::new(program(name)?).output()?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{name}: {stderr}");
-    let printed = String::from_utf8(output.stdout)?;
+    let printed = printed(&mut command(name)?)?;
     check_comment(name, &printed)?;
     Ok(printed)
+}
+
+fn printed(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {stderr}");
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The words have to be those of the comment, and the numbers near them: other CPUs round in other
@@ -104,4 +120,59 @@ fn find_limit_suggests_one_with_which_a_diverging_rate_works() -> Result<()> {
     let losses = numbers_after(&printed, "loss ")?;
     assert!(losses[1] < 0.1 * losses[0], "{losses:?}");
     Ok(())
+}
+
+#[test]
+fn weighted_transformer_trains_with_a_clip_where_it_diverges_without() -> Result<()> {
+    let printed = run("weighted_transformer")?;
+    assert!(printed.contains("none-0.1: gradients were not finite"));
+    let losses = numbers_after(&printed, ": test loss ")?;
+    let [unclipped, clipped] = losses[..] else {
+        panic!("{losses:?}");
+    };
+    assert!(clipped < unclipped, "{losses:?}");
+    let runs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("runs/weighted_transformer");
+    let page = fs::read_to_string(runs.join("clipped-0.1/index.html"))?;
+    assert!(page.contains("query.weight"), "no names of Vars");
+    ensure!(runs.join("index.html").exists(), "no page of all runs");
+    Ok(())
+}
+
+#[test]
+fn resume_ends_with_the_same_bits_after_a_kill() -> Result<()> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("resume");
+    let _ = fs::remove_dir_all(&folder);
+    let (whole, killed) = (folder.join("whole"), folder.join("killed"));
+    let whole = printed(command("resume")?.arg(whole))?;
+    check_comment("resume", &whole)?;
+
+    let mut child = command("resume")?
+        .arg(&killed)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    while !has_checkpoint(&killed) {
+        ensure!(child.try_wait()?.is_none(), "ended without a checkpoint");
+        sleep(Duration::from_millis(1));
+    }
+    child.kill()?;
+    ensure!(!child.wait()?.success(), "ended before it was killed");
+
+    let resumed = printed(command("resume")?.arg(&killed))?;
+    ensure!(!resumed.contains("starts after step 0"), "did not resume");
+    assert_eq!(resumed.lines().last(), whole.lines().last());
+    let rows = read_metrics(killed.join("metrics.csv"))?;
+    assert!(
+        rows.iter().map(|row| row.step).eq(1..=5000),
+        "a step is missing or there twice"
+    );
+    Ok(())
+}
+
+fn has_checkpoint(folder: &Path) -> bool {
+    let entries = fs::read_dir(folder.join("checkpoints"))
+        .into_iter()
+        .flatten();
+    let mut names = entries.flatten().map(|entry| entry.file_name());
+    names.any(|name| name.to_string_lossy().starts_with("step-"))
 }
