@@ -36,7 +36,9 @@ fn run(name: &str) -> Result<String> {
 }
 
 fn printed(command: &mut Command) -> Result<String> {
-    let output = command.output()?;
+    let output = command
+        .output()
+        .with_context(|| format!("{command:?}: `cargo test -p examples` builds it"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {stderr}");
     Ok(String::from_utf8(output.stdout)?)
