@@ -1,8 +1,8 @@
 //! All of it in one place: a small transformer, a weighted power loss, SGD, a clip and a run page.
 //!
 //! The model reads 16 values of a wave and predicts the next one. The loss is `mean(w |e|^4)`: large
-//! values weigh more. At a rate of 0.1 training diverges at once without a clip. With one it ends
-//! at half the loss that a safe rate reaches without.
+//! values weigh more. Without a clip, rates from 0.001 to 0.006 end at 0.19 to 0.22, and higher
+//! ones diverge at once. With a clip, a rate of 0.1 ends at 0.11 (one seed).
 //!
 //! `cargo run --release --example weighted_transformer`
 
