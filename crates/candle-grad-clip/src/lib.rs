@@ -68,6 +68,10 @@
 //! The CUDA code has run on a CPU emulation of the CUDA driver, not yet on a GPU. The Metal path is
 //! untested.
 //!
+//! # Warnings
+//! Skipped steps, missing gradients and the like are `tracing` events. They are shown only if the
+//! program sets a subscriber, for example `tracing_subscriber::fmt::init()`.
+//!
 //! # Features
 //! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.
 #![deny(unsafe_code)]

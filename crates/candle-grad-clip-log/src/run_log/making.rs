@@ -47,7 +47,8 @@ impl RunLog {
     /// a run in the folder it is [`create`](Self::create).
     ///
     /// The next report's number should be above `step`, as of an optimizer that was saved and
-    /// loaded. If the optimizer is new and counts from 1, `step` is added.
+    /// loaded. If the optimizer is new and counts from 1, `step` is added. A warning names the steps
+    /// up to `step` that are missing: [`flush`](Self::flush) before each checkpoint prevents that.
     ///
     /// # Errors
     /// [`Error::NotOurs`] if a file has contents that this crate does not write; [`Error::Io`].
@@ -61,8 +62,23 @@ impl RunLog {
                 log.limit = limit;
                 log.numbering.resumed = Some(step);
                 log.numbering.last = log.history.last.as_ref().map_or(0, |row| row.step);
+                log.warn_of_gap(step);
                 Ok(log)
             }
+        }
+    }
+
+    /// A log may have every tenth step only: a gap is longer than the usual one.
+    fn warn_of_gap(&mut self, step: u64) {
+        let last = self.numbering.last;
+        let usual = last.div_ceil(self.history.steps.max(1)).max(1);
+        if step.saturating_sub(last) >= usual {
+            let first = last + 1;
+            self.files.warn(format!(
+                "steps {first} to {step} are missing from the log in `{}`: call flush before you \
+                 save a checkpoint",
+                self.folder.display()
+            ));
         }
     }
 

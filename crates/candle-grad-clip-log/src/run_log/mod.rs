@@ -275,4 +275,27 @@ mod tests {
         let expected = (2, "gradients/w".to_owned(), Histogram::of(&[3.0, -4.0]));
         assert_eq!(histograms(folder.path()), [expected]);
     }
+
+    #[test]
+    fn missing_steps_are_a_warning() {
+        let folder = tempfile::tempdir().unwrap();
+        let row = |step: u64| format!("{step},,1.0,1.0,1.0,,0,0,,0,0,0.0\n");
+        let resumed = |steps: &[u64], at| {
+            drop(RunLog::resume(folder.path(), 0).unwrap());
+            let path = folder.path().join("metrics.csv");
+            let columns = <crate::rows::MetricsRow as crate::csv_file::Row>::COLUMNS.join(",");
+            let rows: String = steps.iter().map(|step| row(*step)).collect();
+            std::fs::write(path, format!("{columns}\n{rows}")).unwrap();
+            RunLog::resume(folder.path(), at)
+                .unwrap()
+                .files
+                .take_warnings()
+        };
+        assert!(resumed(&[1, 2, 3, 4], 4).is_empty());
+        let warning = &resumed(&[1, 2], 4)[0];
+        assert!(warning.starts_with("steps 3 to 4 are missing"), "{warning}");
+        assert!(resumed(&[10, 20], 25).is_empty());
+        assert!(!resumed(&[10, 20], 30).is_empty());
+        assert!(resumed(&[], 0).is_empty());
+    }
 }

@@ -66,10 +66,16 @@ fn chart(history: &History) -> LineChart {
     let before = line("norm before clipping", &history.total_norm, 0);
     let after = line("norm after clipping", &history.clipped_norm, 1);
     let mut norms = vec![before, after];
+    let mut levels = Vec::new();
     if !history.limit.is_empty() {
         let mut limit = line("limit", &history.limit, 2);
-        (limit.dashed, limit.markers) = (true, false);
-        norms.push(limit);
+        let first = limit.points[0].1;
+        if limit.points.iter().all(|point| point.1 == first) {
+            levels.push((format!("limit {first}"), first));
+        } else {
+            (limit.dashed, limit.markers) = (true, false);
+            norms.push(limit);
+        }
     }
     let share = format!("clipped, of {WINDOW} steps");
     LineChart {
@@ -79,6 +85,7 @@ fn chart(history: &History) -> LineChart {
                 y_label: "norm of all gradients".into(),
                 y_log: true,
                 lines: norms,
+                levels,
                 ..Panel::default()
             },
             Panel {

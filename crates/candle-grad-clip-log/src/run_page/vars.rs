@@ -13,9 +13,6 @@ const ZERO_STEPS: u64 = 100;
 /// The most rows of the heat map and of the table: a page is to open quickly with 10,000 Vars.
 const MOST_ROWS: usize = 50;
 
-/// The most columns of the heat map.
-const MOST_COLUMNS: usize = 200;
-
 /// How many names a sentence has.
 const MOST_NAMES: usize = 20;
 
@@ -137,7 +134,7 @@ pub(super) fn shares(info: &RunInfo, history: &History) -> Vec<Section> {
         "shape",
         "share of the squared norm",
         "median norm",
-        "largest norm",
+        "largest finite norm",
     ];
     sections.push(Section::Table(Table {
         title: format!("Norms of the gradients before clipping{of_all}"),
@@ -150,19 +147,18 @@ pub(super) fn shares(info: &RunInfo, history: &History) -> Vec<Section> {
 
 fn heat_map(history: &History, shown: &[VarSummary<'_>], of_all: &str) -> HeatMap {
     let bins = history.param_norms.bins();
-    let a_column = bins.len().div_ceil(MOST_COLUMNS).max(1);
-    let columns: Vec<&[Bin]> = bins.chunks(a_column).collect();
-    let label = |bins: &&[Bin]| match bins {
-        [only] if only.first_step == only.last_step => only.first_step.to_string(),
-        [first, .., last] => format!("{}–{}", first.first_step, last.last_step),
-        [only] => format!("{}–{}", only.first_step, only.last_step),
-        [] => String::new(),
+    let label = |bin: &Bin| {
+        if bin.first_step == bin.last_step {
+            bin.first_step.to_string()
+        } else {
+            format!("{}–{}", bin.first_step, bin.last_step)
+        }
     };
     let row = |var: &VarSummary<'_>| {
-        let cell = |bins: &&[Bin]| Bin::rms_of(bins, var.index);
-        (var.name.to_owned(), columns.iter().map(cell).collect())
+        let cells = bins.iter().map(|bin| bin.rms(var.index));
+        (var.name.to_owned(), cells.collect())
     };
-    let width = history.param_norms.width() * a_column as u64;
+    let width = history.param_norms.width();
     HeatMap {
         title: format!("Norm of each Var's gradient before clipping{of_all}"),
         x_label: "step".into(),
@@ -171,7 +167,7 @@ fn heat_map(history: &History, shown: &[VarSummary<'_>], of_all: &str) -> HeatMa
         } else {
             format!("root mean square of the norms of {width} steps")
         },
-        columns: columns.iter().map(label).collect(),
+        columns: bins.iter().map(label).collect(),
         rows: shown.iter().map(row).collect(),
     }
 }
