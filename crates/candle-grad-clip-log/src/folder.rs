@@ -20,6 +20,14 @@ pub(crate) const PAGE: &str = "index.html";
 /// The names that a run takes, besides those of event files.
 const NAMES: [&str; 5] = [run_info::FILE_NAME, METRICS, SCALARS, PARAM_NORMS, PAGE];
 
+/// The name of a run, which is that of its folder.
+pub(crate) fn name(folder: &Path) -> String {
+    let absolute = folder.canonicalize();
+    let folder = absolute.as_deref().unwrap_or(folder);
+    let name = folder.file_name().unwrap_or(folder.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
 /// Makes the folder of a new run. Other files may be in it, but none with a name that we take.
 pub(crate) fn create(folder: &Path) -> Result<RunInfo> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -46,7 +54,8 @@ pub(crate) fn remove_run(folder: &Path) -> Result<()> {
     }
     let mut paths = files(folder, tensorboard::is_ours)?;
     paths.extend(files(folder, is_unfinished)?);
-    paths.extend(NAMES.iter().rev().map(|name| folder.join(name))); // run.json, which proves that the others are ours, is the last
+    // The last is run.json, which proves that the others are ours.
+    paths.extend(NAMES.iter().rev().map(|name| folder.join(name)));
     for path in paths {
         remove(&path)?;
     }
