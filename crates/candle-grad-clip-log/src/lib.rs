@@ -61,6 +61,7 @@ mod files;
 mod folder;
 mod histogram;
 mod history;
+mod listing;
 mod number;
 pub mod page;
 mod param_norms;
