@@ -79,3 +79,13 @@ pub use rows::{
     MetricsRow, ParamNormsRow, ScalarRow, read_metrics, read_param_norms, read_scalars,
 };
 pub use run_log::RunLog;
+
+/// Compiles the code of the README. Here, since its code and the guide's use this crate too.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
+/// Compiles the code of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide.md")]
+struct Guide;

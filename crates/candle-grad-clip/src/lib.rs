@@ -115,13 +115,3 @@ pub use norm_statistics::{MaxNormSuggestion, NormStatistics};
 pub use optimizer::{ClippedConfig, ClippedOptimizer, StepPath, StepRecord, StepReport};
 pub use skip_reason::SkipReason;
 pub use vars::NamedVars;
-
-/// Compiles the code of the README.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-struct Readme;
-
-/// Compiles the code of the guide.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/guide.md")]
-struct Guide;

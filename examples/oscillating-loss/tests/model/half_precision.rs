@@ -1,5 +1,4 @@
 //! The example's model trains in f16 and bf16, and the scale of the loss finds its place.
-#![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Module, Tensor};
 use candle_grad_clip::loss::weighted_power;

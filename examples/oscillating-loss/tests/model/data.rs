@@ -1,5 +1,4 @@
 //! A user's CSV: what is read, and what is said about what can't be.
-#![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
 

@@ -1,5 +1,4 @@
 //! The files that commands leave behind, and the errors before any training.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 use oscillating_loss::cli::{self, Cli};
-use oscillating_loss::ours::MARKER;
+use oscillating_loss::out_dir::MARKER;
 use serde_json::Value;
 
 fn call(args: &[&str], out: &Path, interrupt: bool) -> anyhow::Result<()> {
@@ -63,7 +62,29 @@ fn files(folder: &Path) -> Vec<String> {
     found
 }
 
-const PICTURES: [&str; 2] = ["grad_norm.svg", "loss.svg"];
+/// What a run leaves in the folder of its arm.
+const OF_RUN: [&str; 6] = [
+    "events.out.tfevents",
+    "index.html",
+    "metrics.csv",
+    "param_norms.csv",
+    "run.json",
+    "scalars.csv",
+];
+
+/// All files of a call: those of the folder, and of the arms in it.
+fn expected(top: &[&str], arms: &[&str]) -> Vec<String> {
+    let of_arm = |arm: &&str| {
+        let files = OF_RUN.iter().chain(&["weights.safetensors"]);
+        files
+            .map(|file| format!("{arm}/{file}"))
+            .collect::<Vec<_>>()
+    };
+    let mut all: Vec<String> = top.iter().map(ToString::to_string).collect();
+    all.extend(arms.iter().flat_map(of_arm));
+    all.sort();
+    all
+}
 
 #[test]
 fn compare_writes_every_file_and_the_schema_holds() {
@@ -73,17 +94,8 @@ fn compare_writes_every_file_and_the_schema_holds() {
     for _ in 0..2 {
         call(&args, out.path(), false).unwrap();
     }
-    let mut expected = vec!["config.json", "metrics.csv", "summary.json"];
-    expected.extend(PICTURES);
-    expected.extend(["none/events.out.tfevents", "none/weights.safetensors"]);
-    expected.extend(["none/param_norms.csv", "none/param_norms.svg"]);
-    let of_norm = expected
-        .iter()
-        .filter_map(|file| file.strip_prefix("none/"));
-    let of_norm: Vec<String> = of_norm.map(|file| format!("norm-1.0/{file}")).collect();
-    expected.extend(of_norm.iter().map(String::as_str));
-    expected.sort_unstable();
-    assert_eq!(files(out.path()), expected);
+    let top = ["config.json", "index.html", "metrics.csv", "summary.json"];
+    assert_eq!(files(out.path()), expected(&top, &["none", "norm-1.0"]));
 
     let summary = json(&out.path().join("summary.json"));
     let top = ["arms", "baselines", "best_test_loss", "usable_lr_decades"];
@@ -131,32 +143,6 @@ fn compare_writes_every_file_and_the_schema_holds() {
                   clip_coef,was_clipped,skipped";
     assert_eq!(lines.next(), Some(header));
     assert_eq!(lines.count(), 8);
-}
-
-#[test]
-fn param_norms_add_up_to_the_total_norm() {
-    let out = tempfile::tempdir().unwrap();
-    call(&with(&["train", "--clip=norm:1.0"]), out.path(), false).unwrap();
-    let read = |path: &Path| -> Vec<Vec<String>> {
-        let text = fs::read_to_string(path).unwrap();
-        let fields = |line: &str| line.split(',').map(str::to_owned).collect();
-        text.lines().map(fields).collect()
-    };
-    let norms = read(&out.path().join("norm-1.0/param_norms.csv"));
-    let metrics = read(&out.path().join("metrics.csv"));
-    assert_eq!((norms.len(), norms[0].len()), (5, 40));
-    assert_eq!(norms[0][..2], ["step", "blocks.0.attn.k.bias"]);
-    assert_eq!(metrics[0][8], "total_norm");
-    for (norms, metrics) in norms.iter().zip(&metrics).skip(1) {
-        let number = |text: &String| text.parse::<f64>().unwrap();
-        let power: f64 = norms[1..].iter().map(|norm| number(norm).powi(2)).sum();
-        let total = number(&metrics[8]);
-        assert_eq!(norms[0], metrics[5], "steps");
-        assert!(
-            (power.sqrt() / total - 1.0).abs() < 1e-12,
-            "{power} {total}"
-        );
-    }
 }
 
 #[test]
@@ -233,7 +219,7 @@ fn momentum_is_for_sgd() {
 }
 
 #[test]
-fn a_sweep_writes_its_picture() {
+fn a_sweep_writes_its_page() {
     let out = tempfile::tempdir().unwrap();
     let args = with(&[
         "sweep",
@@ -242,8 +228,16 @@ fn a_sweep_writes_its_picture() {
         "--seeds=1",
     ]);
     call(&args, out.path(), false).unwrap();
-    let expected = ["config.json", "metrics.csv", "summary.json", "sweep.svg"];
+    let expected = ["config.json", "index.html", "metrics.csv", "summary.json"];
     assert_eq!(files(out.path()), expected);
+    let page = fs::read_to_string(out.path().join("index.html")).unwrap();
+    for part in [
+        "Which learning rates work?",
+        "persistence",
+        "usable learning rates",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
     let summary = json(&out.path().join("summary.json"));
     assert_eq!(summary["arms"].as_array().unwrap().len(), 4);
 }
@@ -323,11 +317,15 @@ fn after_an_interrupt_the_files_are_complete() {
     let out = tempfile::tempdir().unwrap();
     // The flag is up from the start, so no run begins: what is left must be readable all the same.
     call(&with(&["train"]), out.path(), true).unwrap();
-    let mut expected = vec!["config.json", "metrics.csv", "summary.json"];
-    expected.extend(PICTURES);
-    expected.push("norm-1.0/events.out.tfevents");
-    expected.sort_unstable();
-    assert_eq!(files(out.path()), expected);
+    let left = files(out.path());
+    for name in [
+        "config.json",
+        "metrics.csv",
+        "summary.json",
+        "norm-1.0/run.json",
+    ] {
+        assert!(left.iter().any(|file| file == name), "{name}: {left:?}");
+    }
     assert_eq!(
         json(&out.path().join("summary.json"))["arms"],
         Value::Array(Vec::new())
@@ -353,126 +351,81 @@ fn an_out_that_cannot_be_written_is_an_error_before_training() {
 fn files_of_somebody_else_are_not_replaced() {
     let commands = ["train", "compare", "sweep", "find-max-norm"].map(|command| with(&[command]));
     let study = vec!["study", "--clip=none", "--seeds=1", "--steps=1"];
-    for (args, name) in commands.iter().chain([&study]).zip([
-        "config.json",
-        "loss.svg",
-        "sweep.svg",
-        "metrics.csv",
-        "runs.jsonl",
-    ]) {
+    for args in commands.iter().chain([&study]) {
         let out = tempfile::tempdir().unwrap();
-        let mine = out.path().join(name);
+        let mine = out.path().join("config.json");
         fs::write(&mine, "mine").unwrap();
         let error = call(args, out.path(), false).unwrap_err().to_string();
-        let expected = format!("`{}` would be replaced, but this", mine.display());
-        assert!(error.starts_with(&expected), "{args:?}: {error}");
+        let expected = "has files that this program did not write";
+        assert!(error.contains(expected), "{args:?}: {error}");
         assert_eq!(fs::read_to_string(&mine).unwrap(), "mine");
         assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1, "{args:?}");
     }
 
+    // In a folder of ours, files of other names stay; the second call replaces those of the first.
     let out = tempfile::tempdir().unwrap();
-    let arm = out.path().join("norm-1.0");
-    fs::create_dir(&arm).unwrap();
-    for name in [
-        "events.out.tfevents.1700000000.localhost.1.0",
-        ".probe",
-        "notes.txt",
-    ] {
-        fs::write(arm.join(name), "mine").unwrap();
+    let train = with(&["train"]);
+    call(&train, out.path(), false).unwrap();
+    let notes = ["notes.txt", "norm-1.0/notes.txt"];
+    for name in notes {
         fs::write(out.path().join(name), "mine").unwrap();
     }
-    // Twice: the second call replaces the event file of the first, and no other.
-    for _ in 0..2 {
-        call(&with(&["train"]), out.path(), false).unwrap();
+    call(&train, out.path(), false).unwrap();
+    for name in notes {
+        assert_eq!(
+            fs::read_to_string(out.path().join(name)).unwrap(),
+            "mine",
+            "{name}"
+        );
     }
-    let is_mine = |name: &str| fs::read_to_string(arm.join(name)).is_ok_and(|text| text == "mine");
-    assert!(is_mine("events.out.tfevents.1700000000.localhost.1.0"));
-    assert!(is_mine(".probe") && is_mine("notes.txt"));
-    let probe = fs::read_to_string(out.path().join(".probe")).unwrap();
-    assert_eq!(probe, "mine");
-    let events = files(&arm);
+    let events = files(&out.path().join("norm-1.0"));
     let events = events.iter().filter(|file| *file == "events.out.tfevents");
-    assert_eq!(events.count(), 2);
+    assert_eq!(events.count(), 1);
 
+    // The log of another program is refused before training.
     let out = tempfile::tempdir().unwrap();
-    let weights = out.path().join("norm-1.0/weights.safetensors");
+    call(&with(&["find-max-norm"]), out.path(), false).unwrap();
     fs::create_dir(out.path().join("norm-1.0")).unwrap();
-    fs::write(&weights, "mine").unwrap();
-    let error = call(&with(&["train"]), out.path(), false).unwrap_err();
-    let expected = format!("`{}` would be replaced", weights.display());
-    assert!(error.to_string().starts_with(&expected), "{error}");
-    assert_eq!(fs::read_to_string(&weights).unwrap(), "mine");
-    assert_eq!(files(out.path()), ["norm-1.0/weights.safetensors"]);
+    let mine = out.path().join("norm-1.0/metrics.csv");
+    fs::write(&mine, "mine").unwrap();
+    let error = format!("{:#}", call(&train, out.path(), false).unwrap_err());
+    assert!(error.contains("norm-1.0"), "{error}");
+    assert_eq!(fs::read_to_string(&mine).unwrap(), "mine");
 }
 
-/// Runs the command twice; before the second call, folders stand where these files would be.
-fn with_folders_in_place_of(names: &[&str], args: &[&str], out: &Path) -> String {
-    call(args, out, false).unwrap();
-    for path in files(out).iter().map(|file| out.join(file)) {
-        if path.exists() {
-            fs::remove_file(path).unwrap();
-        }
-    }
-    for name in names {
-        fs::create_dir(out.join(name)).unwrap();
-    }
-    format!("{:#}", call(args, out, false).unwrap_err())
+/// Runs the command twice; before the second call, a folder stands where a file would be. Returns
+/// the error and what is left.
+fn with_a_folder_in_place_of(name: &str, args: &[&str]) -> (String, Vec<String>) {
+    let out = tempfile::tempdir().unwrap();
+    call(args, out.path(), false).unwrap();
+    fs::remove_file(out.path().join(name)).unwrap();
+    fs::create_dir(out.path().join(name)).unwrap();
+    let error = format!("{:#}", call(args, out.path(), false).unwrap_err());
+    (error, files(out.path()))
 }
 
 #[test]
-fn a_picture_that_cannot_be_written_costs_nothing_else() {
-    let out = tempfile::tempdir().unwrap();
+fn a_file_that_cannot_be_written_costs_nothing_else() {
     let sweep = with(&["sweep", "--lr=1e-4", "--clip=none", "--seeds=1"]);
-    let error = with_folders_in_place_of(&["sweep.svg"], &sweep, out.path());
-    assert!(error.contains("sweep.svg"), "{error}");
-    let expected = ["config.json", "metrics.csv", "summary.json"];
-    assert_eq!(files(out.path()), expected);
-    let metrics = fs::read_to_string(out.path().join("metrics.csv")).unwrap();
-    assert_eq!(metrics.lines().count(), 5);
-
-    for command in ["train", "compare"] {
-        let out = tempfile::tempdir().unwrap();
-        let args = with(&[command, "--clip=none"]);
-        let lost = [
-            "none/weights.safetensors",
-            "none/param_norms.svg",
-            "loss.svg",
-        ];
-        let error = with_folders_in_place_of(&lost, &args, out.path());
-        assert!(lost.iter().all(|name| error.contains(name)), "{error}");
-        let left = files(out.path());
-        for name in ["metrics.csv", "summary.json", "none/param_norms.csv"] {
-            assert!(left.iter().any(|file| file == name), "{name}: {left:?}");
-        }
-        let temporary = |file: &String| {
-            let extension = Path::new(file).extension();
-            extension.is_some_and(|extension| extension == "tmp" || extension == "partial")
-        };
-        assert!(!left.iter().any(temporary), "{left:?}");
-        assert!(left.iter().any(|file| file == "grad_norm.svg"), "{left:?}");
-    }
-}
-
-#[test]
-fn metrics_that_cannot_be_written_cost_nothing_else() {
-    let out = tempfile::tempdir().unwrap();
-    let args = with(&["train", "--clip=none"]);
-    call(&args, out.path(), false).unwrap();
-    let written = files(out.path());
-    for file in written.iter().filter(|file| *file != "config.json") {
-        let path = out.path().join(file);
-        if path.exists() {
-            fs::remove_file(path).unwrap();
+    let compare = with(&["compare", "--clip=none"]);
+    let weights = "none/weights.safetensors";
+    for (args, names) in [
+        (sweep, &["index.html", "metrics.csv", "summary.json"][..]),
+        (
+            compare,
+            &["index.html", "metrics.csv", "summary.json", weights],
+        ),
+    ] {
+        for name in names {
+            let (error, left) = with_a_folder_in_place_of(name, &args);
+            assert!(error.contains(name), "{name}: {error}");
+            for other in names.iter().filter(|other| *other != name) {
+                assert!(left.iter().any(|file| file == other), "{other}: {left:?}");
+            }
+            let is_temporary = |file: &String| file.ends_with(".tmp") || file.ends_with(".partial");
+            assert!(!left.iter().any(is_temporary), "{left:?}");
         }
     }
-    fs::create_dir(out.path().join("metrics.csv")).unwrap();
-    let error = format!("{:#}", call(&args, out.path(), false).unwrap_err());
-    assert!(error.contains("metrics.csv"), "{error}");
-    let others = |files: Vec<String>| -> Vec<String> {
-        let is_other = |file: &String| file != "metrics.csv";
-        files.into_iter().filter(is_other).collect()
-    };
-    assert_eq!(others(files(out.path())), others(written));
 }
 
 #[test]

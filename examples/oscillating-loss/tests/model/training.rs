@@ -1,5 +1,4 @@
 //! Model and training: all weights learn, seeds decide, divergence and interruption end a run well.
-#![allow(clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,9 +8,10 @@ use candle_nn::VarMap;
 use oscillating_loss::data::{CONTEXT, Weather};
 use oscillating_loss::init;
 use oscillating_loss::model::Forecaster;
+use oscillating_loss::outcome::Outcome;
 use oscillating_loss::run::Run;
 use oscillating_loss::settings::{OptimizerKind, Settings};
-use oscillating_loss::train::{Batches, train};
+use oscillating_loss::train::{Batches, Extras, train};
 
 fn settings(clip: Clip, lr: f64) -> Settings {
     Settings {
@@ -26,14 +26,21 @@ fn settings(clip: Clip, lr: f64) -> Settings {
 
 fn run(settings: &Settings) -> Run {
     let weather = Weather::embedded().unwrap();
-    train(settings, &weather, &AtomicBool::new(false), |_, _| Ok(())).unwrap()
+    train(
+        settings,
+        &weather,
+        &AtomicBool::new(false),
+        Extras::default(),
+        |_, _| Ok(()),
+    )
+    .unwrap()
 }
 
 #[test]
 fn every_parameter_gets_a_gradient() {
     let run = run(&settings(Clip::norm(1.0), 1e-3));
     assert!(run.missing.is_empty(), "{:?}", run.missing);
-    let vars = run.weights.0.all_vars();
+    let vars = run.weights.all_vars();
     assert_eq!(vars.len(), 39);
     assert_eq!(
         vars.iter().map(|var| var.elem_count()).sum::<usize>(),
@@ -43,7 +50,7 @@ fn every_parameter_gets_a_gradient() {
     Forecaster::new(init::seeded(&initial, 0, &Device::Cpu)).unwrap();
     let (initial, trained) = (
         initial.data().lock().unwrap(),
-        run.weights.0.data().lock().unwrap(),
+        run.weights.data().lock().unwrap(),
     );
     for (name, var) in &*trained {
         let change = (var.as_tensor() - initial[name].as_tensor())
@@ -115,17 +122,17 @@ fn the_unprotected_arm_diverges_and_clipping_survives_the_same_rate() {
     let why = none.diverged.as_ref().unwrap();
     assert!(why.contains("the loss is"), "{why}");
     assert!(none.steps.len() < 30);
-    assert!(none.final_test_loss().is_nan());
-    assert!(none.best_test_loss().is_infinite());
-    assert_eq!(none.roughness(), None);
-    assert_eq!(none.clipped_fraction().to_bits(), 0f64.to_bits());
+    let outcome = Outcome::from(&none);
+    let losses = (outcome.final_test_loss, outcome.best_test_loss);
+    assert_eq!((losses, outcome.roughness), ((None, None), None));
+    assert_eq!(outcome.clipped_fraction.to_bits(), 0f64.to_bits());
 
     let norm = run(&Settings {
         steps: 30,
         ..settings(Clip::norm(0.01), 1.0)
     });
     assert_eq!(norm.diverged, None);
-    assert!(norm.final_test_loss().is_finite());
+    assert!(Outcome::from(&norm).final_test_loss.is_some());
     assert!(
         norm.steps
             .iter()
@@ -158,7 +165,7 @@ fn momentum_carries_the_first_step_into_the_second() {
             steps,
             ..settings(Clip::none(), 1e-4)
         });
-        let vars = run.weights.0.data().lock().unwrap();
+        let vars = run.weights.data().lock().unwrap();
         vars["head.weight"].flatten_all().unwrap()
     };
     let initial = VarMap::new();
@@ -193,6 +200,7 @@ fn an_interrupted_run_keeps_what_it_did() {
         &settings(Clip::none(), 1e-4),
         &weather,
         &interrupt,
+        Extras::default(),
         |step, _| {
             interrupt.store(step.step == 2, Ordering::Relaxed);
             Ok(())
