@@ -10,6 +10,7 @@
 
 mod agc_cases;
 mod burn;
+mod candle;
 mod function_cases;
 mod keras;
 mod mlx;
