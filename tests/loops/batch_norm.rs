@@ -2,14 +2,13 @@
 //! change in the forward pass, not in the step.
 
 use anyhow::Result;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use candle_grad_clip::optim::AdamW;
 use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars};
 use candle_nn::{
     BatchNorm, Conv2d, Conv2dConfig, Linear, Module, ModuleT, Optimizer, ParamsAdamW, VarMap, loss,
     ops,
 };
-use support::device::device;
 use support::gradients::{bits_of_vars, values};
 use support::oracle::assert_close;
 
@@ -79,10 +78,10 @@ impl Model {
 fn batch(seed: u64) -> Result<(Tensor, Tensor)> {
     const SIDE: usize = 8;
     let labels: Vec<u32> = (0..SAMPLES).map(|i| (i % CLASSES) as u32).collect();
-    let rows = Tensor::arange(0f32, SIDE as f32, device())?.reshape((SIDE, 1))?;
+    let rows = Tensor::arange(0f32, SIDE as f32, &Device::Cpu)?.reshape((SIDE, 1))?;
     let rows = ((rows * std::f64::consts::FRAC_PI_2)?.cos()? * 2.0)?.broadcast_as((SIDE, SIDE))?;
     let stripes = Tensor::stack(&[&rows, &rows.t()?], 0)?.unsqueeze(1)?;
-    let labels = Tensor::new(labels, device())?;
+    let labels = Tensor::new(labels, &Device::Cpu)?;
     let images = stripes.contiguous()?.index_select(&labels, 0)?;
     let noise = (data(seed, images.shape())? * 0.5)?;
     Ok(((images + noise)?, labels))

@@ -9,14 +9,13 @@
 use std::collections::HashMap;
 
 use anyhow::Result;
-use candle_core::{D, DType, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use candle_grad_clip::optim::AdamW;
 use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars};
 use candle_nn::{
     Embedding, Linear, Module, Optimizer, ParamsAdamW, RmsNorm, VarBuilder, VarMap, loss, ops,
 };
 use candle_transformers::models::llama2_c::{Cache, Config, Llama};
-use support::device::device;
 use support::gradients::{bits_of_vars, values};
 use support::oracle::assert_close;
 
@@ -65,7 +64,7 @@ fn tokens(config: &Config, step: u64) -> Result<(Tensor, Tensor)> {
         let first = rng.u32(..vocab);
         all.extend((0..=config.seq_len as u32).map(|i| (first + i) % vocab));
     }
-    let all = Tensor::from_vec(all, (BATCH, config.seq_len + 1), device())?;
+    let all = Tensor::from_vec(all, (BATCH, config.seq_len + 1), &Device::Cpu)?;
     let inputs = all.narrow(1, 0, config.seq_len)?.contiguous()?;
     let targets = all.narrow(1, 1, config.seq_len)?.contiguous()?;
     Ok((inputs, targets))
@@ -82,7 +81,7 @@ fn cache_of_vars(map: &VarMap, config: &Config) -> Result<Cache> {
 
 /// The tables that the model computes where its builder has none.
 fn computed_cache(config: &Config) -> Result<Cache> {
-    let none = VarBuilder::from_tensors(HashMap::new(), DType::F32, device());
+    let none = VarBuilder::from_tensors(HashMap::new(), DType::F32, &Device::Cpu);
     Ok(Cache::new(false, config, none)?)
 }
 

@@ -6,6 +6,7 @@ use candle_core::{Tensor, Var};
 use candle_grad_clip::optim::{AdamW, ParamGroup, ParamGroups, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars};
 use candle_nn::{Linear, Module, Optimizer, ParamsAdamW, SGD, VarBuilder, VarMap};
+use support::checkpoints::Folder;
 use support::gradients::{bits_of_vars, values};
 use support::oracle::assert_close;
 
@@ -198,6 +199,47 @@ fn frozen_gradients_count_unless_the_wrapper_knows() -> Result<()> {
         "our Sgd",
     );
     assert_eq!(opt.vars().names(), trained.names());
+    Ok(())
+}
+
+/// A run that is stopped and resumed: the optimizer's file has the trained Vars' state by name, and
+/// fits no optimizer of other Vars.
+#[test]
+fn the_low_ranks_are_resumed() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let (state, weights) = (folder.join("state"), folder.join("weights"));
+    let start = || -> Result<(Model, ClippedOptimizer<AdamW>)> {
+        let model = Model::new()?;
+        let trained = model.vars("*.lora_*")?;
+        let opt = AdamW::from_named_vars(trained.clone(), adamw())?;
+        Ok((
+            model,
+            ClippedOptimizer::wrap(opt, trained, Clip::norm(0.5))?,
+        ))
+    };
+    let (model, mut opt) = start()?;
+    (0..10).try_for_each(|step| Ok::<(), anyhow::Error>(opt.backward_step(&model.loss(step)?)?))?;
+    opt.save(&state)?;
+    model.map.save(&weights)?;
+    (10..20)
+        .try_for_each(|step| Ok::<(), anyhow::Error>(opt.backward_step(&model.loss(step)?)?))?;
+    let right = bits_of_vars(NamedVars::from(&model.map).vars())?;
+
+    let (mut model, mut opt) = start()?;
+    model.map.load(&weights)?;
+    opt.load(&state)?;
+    (10..20)
+        .try_for_each(|step| Ok::<(), anyhow::Error>(opt.backward_step(&model.loss(step)?)?))?;
+    assert_eq!(bits_of_vars(NamedVars::from(&model.map).vars())?, right);
+
+    let frozen = model.frozen()?;
+    let other = AdamW::from_named_vars(frozen.clone(), adamw())?;
+    let mut other = ClippedOptimizer::wrap(other, frozen, Clip::norm(0.5))?;
+    let error = other.load(&state).unwrap_err().to_string();
+    assert!(
+        error.contains("lora_a") && error.contains("layers.0.proj.bias"),
+        "{error}"
+    );
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Training loops in the shape of real programs: each adopts the library as a user would, and meets
-//! the pitfalls of its kind.
+//! the pitfalls of its kind. All on CPU, where candle's backward passes have the same bits in each
+//! run.
 #![allow(clippy::unwrap_used)]
 
 mod actor_critic;
@@ -16,11 +17,10 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Shape, Tensor, Var};
+use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_grad_clip::NamedVars;
 use candle_nn::{VarBuilder, VarMap};
-use support::device::device;
-use support::gradients::{all_values, random_values, tensor, values};
+use support::gradients::{all_values, host_tensor, random_values, values};
 use support::oracle;
 use tracing::field::Field;
 use tracing::{Event, Level, Subscriber};
@@ -30,13 +30,13 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 const EXACT: f64 = 1e-12;
 
 fn builder(map: &VarMap) -> VarBuilder<'static> {
-    VarBuilder::from_varmap(map, DType::F32, device())
+    VarBuilder::from_varmap(map, DType::F32, &Device::Cpu)
 }
 
 /// Made-up values, the same for the same seed.
 fn data(seed: u64, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
     let shape = shape.into();
-    tensor(&random_values(shape.elem_count(), seed), shape, DType::F32)
+    host_tensor(&random_values(shape.elem_count(), seed), shape, DType::F32)
 }
 
 /// Gives the model the same weights in each run: candle's initial ones are random. Biases are 0;

@@ -2,15 +2,14 @@
 //! batches, a test accuracy after each epoch.
 
 use anyhow::Result;
-use candle_core::{D, DType, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use candle_grad_clip::optim::{AdamW, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars, StepPath};
 use candle_nn::{
     Conv2d, Conv2dConfig, Linear, Module, Optimizer, ParamsAdamW, SGD, VarBuilder, VarMap, loss,
     ops,
 };
-use support::device::device;
-use support::gradients::{bits_of_vars, random_values, tensor};
+use support::gradients::{bits_of_vars, host_tensor, random_values};
 use support::oracle::assert_close;
 
 use super::{EXACT, assert_moved, builder, mean, norm_by_hand, start, values_of, warnings};
@@ -81,7 +80,7 @@ fn dropout(x: &Tensor, seed: u64) -> candle_core::Result<Tensor> {
     let mask: Vec<f64> = (0..x.elem_count())
         .map(|_| if rng.bool() { 2.0 } else { 0.0 })
         .collect();
-    x * tensor(&mask, x.shape(), DType::F32)?
+    x * host_tensor(&mask, x.shape(), DType::F32)?
 }
 
 /// Images of horizontal, vertical or diagonal stripes under noise, and their labels.
@@ -96,8 +95,8 @@ fn images(seed: u64) -> Result<(Tensor, Tensor)> {
             all.push(stripe + 0.5 * noise);
         }
     }
-    let images = tensor(&all, (SAMPLES, SIDE * SIDE), DType::F32)?;
-    Ok((images, Tensor::new(labels, device())?))
+    let images = host_tensor(&all, (SAMPLES, SIDE * SIDE), DType::F32)?;
+    Ok((images, Tensor::new(labels, &Device::Cpu)?))
 }
 
 fn loss_of(logits: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
