@@ -236,6 +236,9 @@ fn places_are_no_names() -> Result<()> {
     refused(
         ClippedOptimizer::wrap(AdamW::new(vars(), params())?, vars(), Clip::none())?.save(&path),
     );
+    // A wrapper that was given more than is trained.
+    let adamw = AdamW::new(vec![a.clone()], params())?;
+    refused(ClippedOptimizer::wrap(adamw, vars(), Clip::none())?.save(&path));
     // A wrapper that names one of two.
     let one = vec![pair("a", &a)];
     let adamw = AdamW::new(vars(), params())?;

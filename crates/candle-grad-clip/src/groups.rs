@@ -7,6 +7,7 @@ use wildmatch::WildMatch;
 
 use crate::check::{check_limit, check_not_negative};
 use crate::error::{Error, Result};
+use crate::vars::check_patterns;
 
 /// A group of Vars, selected by name, with its own settings.
 ///
@@ -259,17 +260,7 @@ impl ParamGroups {
     /// A pattern that matches no name, which is most likely a typing error.
     pub(crate) fn group_of(&self, names: &[String]) -> Result<Arc<[Option<usize>]>> {
         for group in self {
-            for pattern in &group.patterns {
-                let pattern = WildMatch::new(pattern);
-                if !names.iter().any(|name| pattern.matches(name)) {
-                    return Err(Error::UnmatchedPattern {
-                        group: group.name.clone(),
-                        pattern: pattern.to_string(),
-                        vars: names.len(),
-                        example: names.first().cloned().unwrap_or_default(),
-                    });
-                }
-            }
+            check_patterns(&group.name, &group.patterns, names)?;
         }
         let group = |name: &String| self.iter().position(|group| group.matches(name));
         Ok(names.iter().map(group).collect())
