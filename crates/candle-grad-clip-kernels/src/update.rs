@@ -96,8 +96,8 @@ fn split<W>(values: &mut [W], mid: usize) -> (&mut [W], &mut [W]) {
 /// assert_eq!(params, [0.5, 1.5]);
 /// ```
 ///
+/// # Panics
 /// If the slices differ in length.
-/// If slices differ in length.
 pub fn update<'a, E: Element>(
     update: Update<'_, E>,
     edit: impl Into<GradEdit<'a>>,
