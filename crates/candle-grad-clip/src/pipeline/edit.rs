@@ -23,8 +23,9 @@ const JOBS_PER_TASK: usize = 64;
 ///
 /// A gradient gets new storage if it is not contiguous, or if it shares storage with a Var or with
 /// another tensor's entry. If gradients of `vars` share storage, only the first contiguous one
-/// keeps it. This way no gradient is scaled twice and no weight changes. Everything that can fail
-/// comes before the first write.
+/// keeps it. This way no gradient is scaled twice and no weight changes. Checks, allocations and
+/// uploads come before the first write. Each GPU has one launch, one after the other: if a later one
+/// fails, the gradients on the GPUs before it are edited already.
 #[must_use = "the replacements must be inserted into `grads`"]
 pub(crate) fn edit_in_place(
     vars: VarList<'_>,
