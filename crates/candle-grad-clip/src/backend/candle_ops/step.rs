@@ -76,7 +76,9 @@ fn adamw(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: AdamW) -> 
     moments[1] = (times(&moments[1], beta2)? + times(&grad.sqr()?, 1.0 - beta2)?)?;
     let mut second = moments[1].clone();
     if let Some(largest) = moments.get_mut(2) {
-        // Not `maximum`: devices differ in how it treats NaN.
+        // Not `maximum`: devices differ in how it treats NaN. Metal's fast math may get a comparison
+        // with NaN wrong too. That does no harm: the host checks the gradient, so a NaN got here only
+        // under `Propagate`, and then the first moment makes the weight NaN.
         second = largest.gt(&second)?.where_cond(largest, &second)?;
         *largest = second.clone();
     }
