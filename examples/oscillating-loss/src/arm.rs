@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub const MAX_NORM: f64 = 1.0;
 
 /// A [`Clip`] under the name that it was given, which is its text: `norm:1.0`,
-/// `zclip:z=2,warmup=50`.
+/// `zclip:z_thresh=2,warmup=50`.
 ///
 /// `none` is no protection at all: NaN gradients reach the weights too.
 #[derive(Debug, Clone)]
@@ -133,14 +133,14 @@ mod tests {
         for text in [
             "none",
             "norm:1.0",
-            "zclip:z=2.0,warmup=50",
+            "zclip:z_thresh=2.0,warmup=50",
             "auto",
             "value:1+norm:2",
         ] {
             assert_eq!(arm(text).to_string(), text);
             assert_eq!(arm(text).clip(NonFinite::SkipStep), clip(text));
         }
-        assert_eq!(arm(" zclip: z = 2 ").to_string(), "zclip:z=2");
+        assert_eq!(arm(" zclip: z_thresh = 2 ").to_string(), "zclip:z_thresh=2");
         assert_eq!(Arm::from(Clip::norm(0.5)).to_string(), "norm:0.5");
     }
 
@@ -187,7 +187,10 @@ mod tests {
     fn folders_have_names_that_windows_allows() {
         assert_eq!(arm("norm:1.0").folder(), "norm-1.0");
         assert_eq!(arm("norm:1.").folder(), "norm-1");
-        assert_eq!(arm("zclip:z=2,warmup=50").folder(), "zclip-z=2,warmup=50");
+        assert_eq!(
+            arm("zclip:z_thresh=2,warmup=50").folder(),
+            "zclip-z_thresh=2,warmup=50"
+        );
         assert_eq!(
             arm("agc:exclude=*.bias|head.*").folder(),
             "agc-exclude=-.bias-head.-"

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::arm::Arm;
 
-/// Arms, separated by commas: `none,norm:1.0,zclip:z=2,warmup=50,auto`.
+/// Arms, separated by commas: `none,norm:1.0,zclip:z_thresh=2,warmup=50,auto`.
 ///
 /// A rule's own options have commas between them as well, but no two readings: all options after a
 /// rule's first are `option=value`, and no arm starts like that. So a part with `=`, and no colon
@@ -76,10 +76,12 @@ mod tests {
         assert_eq!(texts("norm:1.0"), ["norm:1.0"]);
         assert_eq!(texts(Arms::STORY), ["none", "norm:1.0", "value:0.1"]);
         assert_eq!(
-            texts("none, zclip:z=2.5,warmup=25 ,norm:max_norm=1,eps=0,auto,auto:50,window=9,adagc"),
+            texts(
+                "none, zclip:z_thresh=2.5,warmup=25 ,norm:max_norm=1,eps=0,auto,auto:50,window=9,adagc"
+            ),
             [
                 "none",
-                "zclip:z=2.5,warmup=25",
+                "zclip:z_thresh=2.5,warmup=25",
                 "norm:max_norm=1,eps=0",
                 "auto",
                 "auto:50,window=9",
@@ -105,7 +107,7 @@ mod tests {
             "adagc:warmup=5",
             "agc:clipping=0.1,exclude=*.bias|head.*",
             "value:0.1+norm:1",
-            "value:0.1,eps=0+zclip:z=2,warmup=3",
+            "value:0.1,eps=0+zclip:z_thresh=2,warmup=3",
             "skip",
             "skip:norm=5",
             "skip:z=3,max_norm=1,max_skips=2",

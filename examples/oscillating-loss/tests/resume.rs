@@ -249,7 +249,7 @@ fn the_history_of_a_rule_goes_on() {
     let rules = [
         "auto:50",
         "quantile:0.5,rate=0.5",
-        "zclip:z=0.1,warmup=2",
+        "zclip:z_thresh=0.1,warmup=2",
         "adagc:warmup=2",
         "skip:z=0.1,window=5",
     ];
