@@ -14,7 +14,7 @@ use candle_grad_clip_kernels::{
 
 use crate::error::Result;
 use crate::gradients::{Entry, GradStats, Place, Request};
-use crate::param_state::{Kept, State, StepRule, arrays_mut};
+use crate::param_state::{State, StateLayout, StepRule, arrays_mut};
 use crate::threads;
 
 /// Calls a generic function on the elements of a CPU storage. Returns an error from the caller if
@@ -234,7 +234,7 @@ pub(crate) fn step(
     var: &Var,
     grad: &Tensor,
     state: &mut State,
-    kept: Kept,
+    layout: StateLayout,
     edit: GradEdit<'_>,
     rule: StepRule,
 ) -> Result<()> {
@@ -243,7 +243,7 @@ pub(crate) fn step(
     };
     zip_storages("clip-and-step", var, grad, |(params, to), (grad, from)| {
         with_slice!(params, params => {
-            let update = with_state(&mut params[to], &grad.as_slice()?[from], state, kept)?;
+            let update = with_state(&mut params[to], &grad.as_slice()?[from], state, layout)?;
             match rule {
                 StepRule::AdamW(rule) => kernels::update(update, edit, &rule),
                 StepRule::Sgd(rule) => kernels::update(update, edit, &rule),
@@ -259,7 +259,7 @@ fn with_state<'a, E: Element>(
     params: &'a mut [E],
     grads: &'a [E],
     state: &'a mut WideVec,
-    kept: Kept,
+    layout: StateLayout,
 ) -> CandleResult<Update<'a, E>> {
     let Some(values) = E::Wide::of(state) else {
         return Err(candle_core::Error::msg(
@@ -268,7 +268,7 @@ fn with_state<'a, E: Element>(
     };
     let mut arrays = arrays_mut(values, params.len());
     let mut moments = <[&mut [E::Wide]; MAX_MOMENTS]>::default();
-    for (moment, array) in moments[..kept.moments].iter_mut().zip(&mut arrays) {
+    for (moment, array) in moments[..layout.moments].iter_mut().zip(&mut arrays) {
         *moment = array;
     }
     Ok(Update {

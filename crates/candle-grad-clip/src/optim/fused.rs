@@ -39,9 +39,9 @@ pub(crate) trait Fused: 'static {
 
     /// Restores a checkpoint, which was read for this optimizer and checked.
     fn restore(&mut self, loaded: Loaded) {
-        let kept = loaded.settings.kept();
+        let layout = loaded.settings.layout();
         self.trained_mut()
-            .restore(kept, loaded.states, loaded.steps, loaded.counts);
+            .restore(layout, loaded.states, loaded.steps, loaded.counts);
         self.set_settings(loaded.settings);
     }
 

@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::backend::DeviceSteps;
 use crate::error::Result;
 use crate::groups::ParamGroups;
-use crate::param_state::{Kept, State};
+use crate::param_state::{State, StateLayout};
 use crate::vars::NamedVars;
 
 /// The Vars that an optimizer trains.
@@ -21,7 +21,7 @@ pub(crate) struct ParamStates {
     pub(super) states: Vec<State>,
     /// The steps of each Var: those in which it had a gradient. Outdated while `lead` is set.
     pub(super) counts: Arc<[u64]>,
-    pub(super) kept: Kept,
+    pub(super) layout: StateLayout,
     groups: ParamGroups,
     /// Each Var's group, if it is in one.
     pub(super) group_of: Arc<[Option<usize>]>,
@@ -45,13 +45,13 @@ pub(crate) struct Snapshot<'a> {
 }
 
 impl ParamStates {
-    pub(crate) fn new(vars: NamedVars, kept: Kept) -> Self {
+    pub(crate) fn new(vars: NamedVars, layout: StateLayout) -> Self {
         Self {
             states: vec![State::Fresh; vars.vars().len()],
             counts: vec![0; vars.vars().len()].into(),
             group_of: vec![None; vars.vars().len()].into(),
             vars,
-            kept,
+            layout,
             groups: ParamGroups::default(),
             steps: 0,
             lead: None,
@@ -118,8 +118,8 @@ impl ParamStates {
         Ok(())
     }
 
-    pub(crate) fn kept(&self) -> Kept {
-        self.kept
+    pub(crate) fn layout(&self) -> StateLayout {
+        self.layout
     }
 
     pub(crate) fn groups(&self) -> &ParamGroups {
@@ -133,11 +133,17 @@ impl ParamStates {
         Ok(())
     }
 
-    /// Replaces the state by that of a checkpoint: for each Var its arrays, as `kept` says, and its
+    /// Replaces the state by that of a checkpoint: for each Var its arrays, as `layout` says, and its
     /// steps.
-    pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64, counts: Vec<u64>) {
+    pub(crate) fn restore(
+        &mut self,
+        layout: StateLayout,
+        states: Vec<State>,
+        steps: u64,
+        counts: Vec<u64>,
+    ) {
         self.lead = None;
-        self.kept = kept;
+        self.layout = layout;
         self.states = states;
         self.steps = steps;
         self.counts = counts.into();
@@ -152,10 +158,10 @@ impl ParamStates {
             .collect()
     }
 
-    /// Drops all state, and keeps the arrays of `kept` from now on.
-    pub(crate) fn restart(&mut self, kept: Kept) {
+    /// Drops all state, and keeps the arrays of `layout` from now on.
+    pub(crate) fn restart(&mut self, layout: StateLayout) {
         self.lead = None;
-        self.kept = kept;
+        self.layout = layout;
         self.states.fill(State::Fresh);
         self.counts = vec![0; self.states.len()].into();
         self.steps = 0;
@@ -220,7 +226,7 @@ impl ParamStates {
 
     /// The last fields of an optimizer's `Debug`: without state, which is as large as the model.
     pub(super) fn finish_debug(&self, f: &mut DebugStruct<'_, '_>) -> fmt::Result {
-        f.field("master_weights", &self.kept.master_weights)
+        f.field("master_weights", &self.layout.master_weights)
             .field("vars", &self.vars.vars().len())
             .field("steps", &self.steps())
             .finish_non_exhaustive()

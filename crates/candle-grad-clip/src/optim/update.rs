@@ -186,7 +186,7 @@ impl ParamStates {
                 var: &self.vars.vars()[index],
                 grad: owned.get(&index).unwrap_or(grad),
                 state: fresh.map_or(&self.states[index], |place| &started[place].1),
-                kept: self.kept,
+                layout: self.layout,
                 edit,
                 rule: rule_index(self.group_of[index]),
                 is_first: self.counts[index] == 0,
@@ -201,7 +201,7 @@ impl ParamStates {
         let mut started = Vec::new();
         for (index, (entry, state)) in entries.iter().zip(&self.states).enumerate() {
             if matches!(state, State::Fresh) && readable(entry).is_some() {
-                let state = State::start(&self.vars.vars()[index], self.kept)?;
+                let state = State::start(&self.vars.vars()[index], self.layout)?;
                 started.push((index, state));
             }
         }
@@ -223,8 +223,15 @@ impl ParamStates {
                 let (var, state) = (&self.vars.vars()[index], &self.states[index]);
                 let rule = rules[rule_index(self.group_of[index])].of(self.counts[index]);
                 let (edit, is_finite) = (edit(index), entry.is_finite());
-                let next =
-                    backend::candle_ops::step(var, grad, state, self.kept, edit, rule, is_finite)?;
+                let next = backend::candle_ops::step(
+                    var,
+                    grad,
+                    state,
+                    self.layout,
+                    edit,
+                    rule,
+                    is_finite,
+                )?;
                 stepped.push((index, next));
             }
         }
@@ -241,14 +248,14 @@ impl ParamStates {
         edit: &EditOf<'_>,
         rule: impl Fn(usize) -> StepRule + Sync,
     ) -> Result<()> {
-        let (vars, kept) = (self.vars.vars(), self.kept);
+        let (vars, layout) = (self.vars.vars(), self.layout);
         let one = |index: usize, state: &mut State| {
             let entry = &entries[index];
             let Some(grad) = readable(entry).filter(|_| entry.place.is_cpu()) else {
                 return Ok(());
             };
             let grad = owned.get(&index).unwrap_or(grad);
-            backend::cpu::step(&vars[index], grad, state, kept, edit(index), rule(index))
+            backend::cpu::step(&vars[index], grad, state, layout, edit(index), rule(index))
         };
         let is_large = |index: usize| entries[index].elements > BLOCK;
         let work = self.vars.list().work;

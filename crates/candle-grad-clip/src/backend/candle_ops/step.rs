@@ -7,7 +7,7 @@ use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd, Wide};
 use super::edit::edit_wide;
 use super::tensor_ops::times;
 use crate::error::Result;
-use crate::param_state::{Kept, State, StepRule};
+use crate::param_state::{State, StateLayout, StepRule};
 use crate::tensors::wide_dtype;
 
 /// The new values of a Var and its state.
@@ -23,24 +23,24 @@ pub(crate) fn step(
     var: &Var,
     grad: &Tensor,
     state: &State,
-    kept: Kept,
+    layout: StateLayout,
     edit: GradEdit<'_>,
     rule: StepRule,
     is_finite: bool,
 ) -> Result<Stepped> {
     let mut arrays = match state {
-        State::Fresh => State::start(var, kept)?.to_tensors(var)?,
+        State::Fresh => State::start(var, layout)?.to_tensors(var)?,
         _ => state.to_tensors(var)?,
     };
     let grad = edit_wide(grad, edit, is_finite)?;
-    let has_master = kept.has_master(var.dtype());
+    let has_master = layout.has_master(var.dtype());
     let param = match arrays.last() {
         Some(master) if has_master => renewed(master, var)?,
         _ => var.as_detached_tensor().to_dtype(wide_dtype(var.dtype()))?,
     };
     let next = match rule {
-        StepRule::AdamW(rule) => adamw(&param, &grad, &mut arrays[..kept.moments], rule)?,
-        StepRule::Sgd(rule) => sgd(&param, &grad, &mut arrays[..kept.moments], rule)?,
+        StepRule::AdamW(rule) => adamw(&param, &grad, &mut arrays[..layout.moments], rule)?,
+        StepRule::Sgd(rule) => sgd(&param, &grad, &mut arrays[..layout.moments], rule)?,
     };
     if let Some(master) = arrays.last_mut().filter(|_| has_master) {
         *master = next.clone();
