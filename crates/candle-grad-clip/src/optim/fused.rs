@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 
 use super::param_states::ParamStates;
 use super::params::Settings;
-use super::update::Clipped;
+use super::update::GradEdits;
 use crate::backend::StepResult;
 use crate::error::Result;
 use crate::gradients::Plan;
@@ -46,7 +46,7 @@ pub(crate) trait Fused: 'static {
     }
 
     /// Takes a step. With `clipped`, the gradients are edited as it says.
-    fn fused_step(&mut self, grads: &GradStore, clipped: Option<Clipped<'_>>) -> Result<()> {
+    fn fused_step(&mut self, grads: &GradStore, clipped: Option<GradEdits<'_>>) -> Result<()> {
         self.trained_mut().settle()?; // first, as it updates the step counters
         let rules = self.next_rules()?;
         self.trained_mut().step(grads, clipped, &rules)
@@ -56,7 +56,7 @@ pub(crate) trait Fused: 'static {
     /// [`ParamStates::step_on_device`].
     fn device_step(
         &mut self,
-        clipped: Clipped<'_>,
+        clipped: GradEdits<'_>,
         plan: &Plan,
         skips_in_a_row: u32,
         keeps_norms: bool,

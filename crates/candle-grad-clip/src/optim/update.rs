@@ -27,7 +27,7 @@ type EditOf<'a> = dyn Fn(usize) -> GradEdit<'a> + Sync + 'a;
 
 /// Collected gradients with their edits.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clipped<'a> {
+pub(crate) struct GradEdits<'a> {
     pub(crate) vars: &'a NamedVars,
     /// One for each of `vars`.
     pub(crate) entries: &'a [Entry<'a>],
@@ -42,12 +42,12 @@ impl ParamStates {
     pub(crate) fn step(
         &mut self,
         grads: &GradStore,
-        clipped: Option<Clipped<'_>>,
+        clipped: Option<GradEdits<'_>>,
         rules: &[StepRule],
     ) -> Result<()> {
         self.settle()?;
         match clipped {
-            Some(Clipped {
+            Some(GradEdits {
                 vars,
                 entries,
                 edits,
@@ -66,7 +66,7 @@ impl ParamStates {
     fn step_collecting(
         &mut self,
         grads: &GradStore,
-        clipped: Option<Clipped<'_>>,
+        clipped: Option<GradEdits<'_>>,
         rules: &[StepRule],
     ) -> Result<()> {
         let mut entries = walk(self.vars.list(), grads, None)?;
@@ -127,13 +127,13 @@ impl ParamStates {
     /// `skips_in_a_row` initializes the counter of a GPU that does not count yet.
     pub(crate) fn step_on_device(
         &mut self,
-        clipped: Clipped<'_>,
+        clipped: GradEdits<'_>,
         plan: &Plan,
         rules: &[StepRule],
         skips_in_a_row: u32,
         keeps_norms: bool,
     ) -> Result<Option<Arc<dyn StepResult>>> {
-        let Clipped {
+        let GradEdits {
             vars,
             entries,
             edits,

@@ -16,7 +16,7 @@ use crate::backend::StepResult;
 use crate::clip::Edits;
 use crate::error::Result;
 use crate::gradients::{Entry, Plan};
-use crate::optim::Clipped;
+use crate::optim::GradEdits;
 use crate::pipeline::measure::walk;
 
 impl Core {
@@ -58,7 +58,7 @@ impl Core {
             },
             None => Edit::NOTHING,
         };
-        let clipped = Clipped {
+        let clipped = GradEdits {
             vars: &self.vars,
             entries: &entries,
             edits: &Edits::All(edit),
