@@ -13,7 +13,7 @@ use candle_grad_clip_kernels::{
 };
 
 use crate::error::Result;
-use crate::gradients::{Entry, GradStats, Place, Request};
+use crate::gradients::{Entry, GradStats, Request, Residency};
 use crate::param_state::{State, StateLayout, StepRule, arrays_mut};
 use crate::threads;
 
@@ -101,12 +101,12 @@ pub(crate) fn measure(entry: &mut Entry<'_>, request: Request) -> Result<()> {
     };
     let (storage, layout) = grad.storage_and_layout();
     entry.storage = std::ptr::from_ref::<Storage>(&storage).addr();
-    if entry.place != Place::Cpu {
+    if entry.residency != Residency::Cpu {
         drop(storage);
         let contiguous = grad.contiguous()?;
         let mut copy = Entry {
             grad: Some(&contiguous),
-            place: Place::Cpu,
+            residency: Residency::Cpu,
             ..*entry
         };
         measure(&mut copy, request)?;

@@ -11,7 +11,7 @@ use super::param_states::ParamStates;
 use crate::backend::{self, Counted, DeviceSteps, StepResult, Stepped, UpdateJob};
 use crate::clip::Edits;
 use crate::error::Result;
-use crate::gradients::{Entry, Place, Plan, Request, route_cuda_to_candle_ops};
+use crate::gradients::{Entry, Plan, Request, Residency, route_cuda_to_candle_ops};
 use crate::param_state::{State, StepRule};
 use crate::pipeline::collect::{copies_of_unreadable, readable};
 use crate::pipeline::measure::walk;
@@ -179,7 +179,7 @@ impl ParamStates {
         edit: &EditOf<'_>,
     ) -> Result<Vec<UpdateJob<'a>>> {
         let job = |(index, entry): (usize, &Entry<'a>)| {
-            let grad = readable(entry).filter(|_| entry.place.is_cuda())?;
+            let grad = readable(entry).filter(|_| entry.residency.is_cuda())?;
             let fresh = started.binary_search_by_key(&index, |(index, _)| *index);
             let edit = backend::expect_uniform_edit(edit(index));
             Some(edit.map(|edit| UpdateJob {
@@ -219,7 +219,7 @@ impl ParamStates {
         let mut stepped = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
             let Some(grad) = entry.grad else { continue };
-            if entry.place == Place::Elsewhere && entry.elements > 0 {
+            if entry.residency == Residency::Elsewhere && entry.elements > 0 {
                 let (var, state) = (&self.vars.vars()[index], &self.states[index]);
                 let rule = rules[rule_index(self.group_of[index])].of(self.counts[index]);
                 let (edit, is_finite) = (edit(index), entry.is_finite());
@@ -251,7 +251,7 @@ impl ParamStates {
         let (vars, layout) = (self.vars.vars(), self.layout);
         let one = |index: usize, state: &mut State| {
             let entry = &entries[index];
-            let Some(grad) = readable(entry).filter(|_| entry.place.is_cpu()) else {
+            let Some(grad) = readable(entry).filter(|_| entry.residency.is_cpu()) else {
                 return Ok(());
             };
             let grad = owned.get(&index).unwrap_or(grad);
@@ -301,7 +301,7 @@ fn only_cuda(entries: &[Entry<'_>]) -> Option<Device> {
     let mut found = entries.iter().filter(|entry| entry.grad.is_some());
     let device = found.clone().find_map(readable)?.device();
     let is_there = |entry: &Entry<'_>| {
-        let grad = entry.grad.filter(|_| entry.place.is_cuda());
+        let grad = entry.grad.filter(|_| entry.residency.is_cuda());
         grad.is_some_and(|grad| grad.device().same_device(device))
     };
     found.all(is_there).then(|| device.clone())
