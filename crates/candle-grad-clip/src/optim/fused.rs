@@ -47,7 +47,7 @@ pub(crate) trait Fused: 'static {
 
     /// Takes a step. With `clipped`, the gradients are edited as it says.
     fn fused_step(&mut self, grads: &GradStore, clipped: Option<GradEdits<'_>>) -> Result<()> {
-        self.trained_mut().settle()?; // first, as it updates the step counters
+        self.trained_mut().sync_counters()?; // first, as it updates the step counters
         let rules = self.next_rules()?;
         self.trained_mut().step(grads, clipped, &rules)
     }

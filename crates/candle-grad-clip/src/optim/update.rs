@@ -45,7 +45,7 @@ impl ParamStates {
         clipped: Option<GradEdits<'_>>,
         rules: &[StepRule],
     ) -> Result<()> {
-        self.settle()?;
+        self.sync_counters()?;
         match clipped {
             Some(GradEdits {
                 vars,
@@ -146,27 +146,27 @@ impl ParamStates {
             return Ok(None);
         }
         let owned = copies_of_unreadable(entries, &self.vars.list().storages())?;
-        let leads = |lead: &dyn DeviceSteps| lead.device().same_device(&device);
-        if !self.lead.as_ref().is_some_and(|lead| leads(&**lead)) {
-            self.settle()?;
+        let is_there = |steps: &Box<dyn DeviceSteps>| steps.device().same_device(&device);
+        if !self.device_steps.as_ref().is_some_and(is_there) {
+            self.sync_counters()?;
             let counted = Counted {
                 steps: self.steps,
                 skips_in_a_row,
                 counts: self.counts.to_vec(),
             };
-            self.lead = Some(backend::cuda::start_steps(&device, &counted)?);
+            self.device_steps = Some(backend::cuda::start_steps(&device, &counted)?);
         }
         // The GPU counts the steps of each Var, so a Var that has taken none may already have
         // state.
         for (index, state) in self.start_states(entries)? {
             self.states[index] = state;
         }
-        let Some(mut lead) = self.lead.take() else {
+        let Some(mut steps) = self.device_steps.take() else {
             return Ok(None);
         };
         let jobs = self.update_jobs(entries, &owned, &[], &|index| edits.of(index));
-        let result = jobs.and_then(|jobs| lead.step(&jobs, rules, plan, keeps_norms));
-        self.lead = Some(lead);
+        let result = jobs.and_then(|jobs| steps.step(&jobs, rules, plan, keeps_norms));
+        self.device_steps = Some(steps);
         result.map(Some)
     }
 

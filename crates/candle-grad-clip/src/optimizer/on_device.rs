@@ -22,10 +22,11 @@ use crate::pipeline::measure::walk;
 impl Core {
     /// Fetches the GPU's counters, if it has them, and waits for it. After this the host, or
     /// another GPU, decides.
-    pub(super) fn settle(&mut self, inner: &mut Inner<'_>) -> Result<()> {
-        self.pending.settle(self.vars.names(), &mut self.counters)?;
+    pub(super) fn sync_counters(&mut self, inner: &mut Inner<'_>) -> Result<()> {
+        self.pending
+            .wait_for_all(self.vars.names(), &mut self.counters)?;
         match inner {
-            Inner::Fused(fused) => fused.trained_mut().settle(),
+            Inner::Fused(fused) => fused.trained_mut().sync_counters(),
             Inner::Foreign(_) => Ok(()),
         }
     }
@@ -45,9 +46,10 @@ impl Core {
             return Ok(None);
         };
         self.trained.adopt(*fused, &self.vars)?;
-        if !fused.trained().gpu_leads() {
+        if !fused.trained().gpu_owns_counters() {
             // The host decided last, so it has to know all that a GPU has counted before.
-            self.pending.settle(self.vars.names(), &mut self.counters)?;
+            self.pending
+                .wait_for_all(self.vars.names(), &mut self.counters)?;
         }
         let entries = walk(self.vars.list(), grads, None)?;
         let edit = match plan.request.clip_value {

@@ -150,7 +150,7 @@ impl PendingSteps {
     }
 
     /// Waits for all results, and counts their skips.
-    pub(super) fn settle(&mut self, names: &[String], counters: &mut Counters) -> Result<()> {
+    pub(super) fn wait_for_all(&mut self, names: &[String], counters: &mut Counters) -> Result<()> {
         while !self.waiting.is_empty() {
             self.look_at_first(names, counters)?;
         }

@@ -84,7 +84,7 @@ impl Core {
         if let Some(report) = self.step_on_device(inner, grads.store())? {
             return Ok(report);
         }
-        self.settle(inner)?;
+        self.sync_counters(inner)?;
 
         let (measured, decision) = self.measure_and_decide(inner, grads.store(), loss)?;
         let path = match (&*inner, &grads) {
