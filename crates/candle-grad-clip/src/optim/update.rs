@@ -8,7 +8,7 @@ use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType};
 use rustc_hash::FxHashMap;
 
 use super::param_states::ParamStates;
-use crate::backend::{self, Counted, DeviceSteps, StepResult, Stepped, UpdateJob};
+use crate::backend::{self, Counted, StepResult, Stepped, UpdateJob};
 use crate::clip::Edits;
 use crate::error::Result;
 use crate::gradients::{Entry, Plan, Request, Residency, route_cuda_to_candle_ops};
@@ -146,8 +146,8 @@ impl ParamStates {
             return Ok(None);
         }
         let owned = copies_of_unreadable(entries, &self.vars.list().storages())?;
-        let is_there = |steps: &Box<dyn DeviceSteps>| steps.device().same_device(&device);
-        if !self.device_steps.as_ref().is_some_and(is_there) {
+        let there = self.device_steps.as_ref().map(|steps| steps.device());
+        if !there.is_some_and(|there| there.same_device(&device)) {
             self.sync_counters()?;
             let counted = Counted {
                 steps: self.steps,
