@@ -104,6 +104,7 @@ impl Core {
             self.step,
             with_grad,
             self.with_param_norms,
+            self.pending.tiny_coefs(&self.counters),
         );
         let pending = Arc::new(pending);
         self.pending.push(pending.clone());
