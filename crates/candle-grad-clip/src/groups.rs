@@ -26,7 +26,7 @@ pub struct ParamGroup {
     patterns: Vec<String>,
     lr_scale: Option<f64>,
     weight_decay: Option<f64>,
-    max_norm: Option<f64>,
+    pub(crate) max_norm: Option<f64>,
     no_clip: bool,
 }
 
@@ -117,10 +117,6 @@ impl ParamGroup {
     #[must_use]
     pub fn weight_decay_or(&self, weight_decay: f64) -> f64 {
         self.weight_decay.unwrap_or(weight_decay)
-    }
-
-    pub(crate) fn limit(&self) -> Option<f64> {
-        self.max_norm
     }
 
     pub(crate) fn is_no_clip(&self) -> bool {
@@ -286,7 +282,7 @@ pub(crate) fn check_no_limits(groups: &ParamGroups) -> Result<()> {
                     .to_string(),
             });
         }
-        if let Some(max_norm) = group.limit() {
+        if let Some(max_norm) = group.max_norm {
             return Err(Error::InvalidOption {
                 name: "max_norm",
                 value: max_norm,

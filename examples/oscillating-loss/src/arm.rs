@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub const MAX_NORM: f64 = 1.0;
 
 /// A [`Clip`] under the name that it was given, which is its text: `norm:1.0`,
-/// `zclip:z=2,warmup=50`.
+/// `zclip:z_thresh=2,warmup=50`.
 ///
 /// `none` is no protection at all: NaN gradients reach the weights too.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::arm::Arm;
 
-/// Arms, separated by commas: `none,norm:1.0,zclip:z=2,warmup=50,auto`.
+/// Arms, separated by commas: `none,norm:1.0,zclip:z_thresh=2,warmup=50,auto`.
 ///
 /// A rule's own options have commas between them as well, but no two readings: all options after a
 /// rule's first are `option=value`, and no arm starts like that. So a part with `=`, and no colon

@@ -132,7 +132,7 @@ struct TrainArgs {
     #[command(flatten)]
     rate: Rate,
     /// What to do to the gradients: `none`, `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`,
-    /// `zclip:z=2,warmup=50`, or another rule as the library's `Clip` reads it.
+    /// `zclip:z_thresh=2,warmup=50`, or another rule as the library's `Clip` reads it.
     #[arg(long, default_value = "norm:1.0", value_name = "RULE")]
     clip: Arm,
     /// Saves a checkpoint in the results' folder every N steps, at the end and on Ctrl-C or
@@ -183,7 +183,7 @@ struct StudyArgs {
 #[derive(Debug, Args)]
 struct ArmsArg {
     /// What to do to the gradients, separated by commas or in several --clip: `none`,
-    /// `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`, `zclip:z=2,warmup=50`, or another rule as the
+    /// `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`, `zclip:z_thresh=2,warmup=50`, or another rule as the
     /// library's `Clip` reads it. After a comma, `option=value` belongs to the rule before it.
     #[arg(long = "clip", default_value = Arms::STORY, value_name = "RULES")]
     lists: Vec<Arms>,

@@ -125,7 +125,7 @@ fn stats_of_groups(given: &Given<'_>, limits: &Limits) -> Vec<Stats> {
 /// The coefficient of each group's own limit; 1 for the Vars of no group.
 fn own_coefs(given: &Given<'_>, limits: &Limits, stats: &[Stats]) -> Vec<f64> {
     let coef = |(group, stats): (&ParamGroup, &Stats)| {
-        let max_norm = group.limit().unwrap_or(f64::INFINITY);
+        let max_norm = group.max_norm.unwrap_or(f64::INFINITY);
         let norm_type = given.measured.norm_type;
         clip_coef(
             *stats,

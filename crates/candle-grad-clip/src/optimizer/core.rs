@@ -50,7 +50,7 @@ impl Core {
         let policy = Policy::new(clip, &vars)?;
         if let Inner::Fused(fused) = &mut inner {
             trained.adopt(*fused, &vars)?;
-            fused.trained_mut().settle()?; // another wrapper's skips don't count here
+            fused.trained_mut().sync_counters()?; // another wrapper's skips don't count here
         }
         Ok(Self {
             vars,

@@ -245,7 +245,8 @@ fn a_sweep_writes_its_page() {
 #[test]
 fn every_rule_is_an_arm() {
     let out = tempfile::tempdir().unwrap();
-    let rules = "--clip=none,param-norm:1,block-rms:1,auto,quantile,zclip:z=2.5,warmup=2,adagc";
+    let rules =
+        "--clip=none,param-norm:1,block-rms:1,auto,quantile,zclip:z_thresh=2.5,warmup=2,adagc";
     let args = with(&["compare", rules, "--clip=skip:z=3", "--clip=norm:1,eps=0"]);
     call(&args, out.path(), false).unwrap();
     let summary = json(&out.path().join("summary.json"));
@@ -255,7 +256,7 @@ fn every_rule_is_an_arm() {
         "block-rms:1",
         "auto",
         "quantile",
-        "zclip:z=2.5,warmup=2",
+        "zclip:z_thresh=2.5,warmup=2",
         "adagc",
         "skip:z=3",
         "norm:1,eps=0",

@@ -196,7 +196,7 @@ fn more_steps_make_the_results_of_a_longer_run() {
     let rules = [
         "auto:50",
         "quantile:0.5,rate=0.5",
-        "zclip:z=0.1,warmup=2",
+        "zclip:z_thresh=0.1,warmup=2",
         "adagc:warmup=2",
         "skip:z=0.1,window=5",
     ];

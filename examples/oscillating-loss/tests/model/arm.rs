@@ -12,14 +12,14 @@ fn an_arm_is_called_what_it_was_given_as() {
     for text in [
         "none",
         "norm:1.0",
-        "zclip:z=2.0,warmup=50",
+        "zclip:z_thresh=2.0,warmup=50",
         "auto",
         "value:1+norm:2",
     ] {
         assert_eq!(arm(text).to_string(), text);
         assert_eq!(arm(text).clip(NonFinite::SkipStep), clip(text));
     }
-    assert_eq!(arm(" zclip: z = 2 ").to_string(), "zclip:z=2");
+    assert_eq!(arm(" zclip: z_thresh = 2 ").to_string(), "zclip:z_thresh=2");
     assert_eq!(Arm::from(Clip::norm(0.5)).to_string(), "norm:0.5");
 }
 
@@ -66,7 +66,10 @@ fn only_a_limit_of_the_norm_is_one() {
 fn folders_have_names_that_windows_allows() {
     assert_eq!(arm("norm:1.0").folder(), "norm-1.0");
     assert_eq!(arm("norm:1.").folder(), "norm-1");
-    assert_eq!(arm("zclip:z=2,warmup=50").folder(), "zclip-z=2,warmup=50");
+    assert_eq!(
+        arm("zclip:z_thresh=2,warmup=50").folder(),
+        "zclip-z_thresh=2,warmup=50"
+    );
     assert_eq!(
         arm("agc:exclude=*.bias|head.*").folder(),
         "agc-exclude=-.bias-head.-"

@@ -12,10 +12,12 @@ fn options_stay_with_their_arm() {
     assert_eq!(texts("norm:1.0"), ["norm:1.0"]);
     assert_eq!(texts(Arms::STORY), ["none", "norm:1.0", "value:0.1"]);
     assert_eq!(
-        texts("none, zclip:z=2.5,warmup=25 ,norm:max_norm=1,eps=0,auto,auto:50,window=9,adagc"),
+        texts(
+            "none, zclip:z_thresh=2.5,warmup=25 ,norm:max_norm=1,eps=0,auto,auto:50,window=9,adagc"
+        ),
         [
             "none",
-            "zclip:z=2.5,warmup=25",
+            "zclip:z_thresh=2.5,warmup=25",
             "norm:max_norm=1,eps=0",
             "auto",
             "auto:50,window=9",
@@ -41,7 +43,7 @@ fn a_list_of_any_arms_is_read_back() {
         "adagc:warmup=5",
         "agc:clipping=0.1,exclude=*.bias|head.*",
         "value:0.1+norm:1",
-        "value:0.1,eps=0+zclip:z=2,warmup=3",
+        "value:0.1,eps=0+zclip:z_thresh=2,warmup=3",
         "skip",
         "skip:norm=5",
         "skip:z=3,max_norm=1,max_skips=2",
