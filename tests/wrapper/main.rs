@@ -4,6 +4,7 @@
 mod accumulation;
 mod contract;
 mod errors;
+mod gradients_of_a_sum;
 mod groups;
 mod half_precision;
 mod inner;
