@@ -96,8 +96,8 @@ mod vars;
 pub use accumulate::GradAccumulator;
 pub use candle_grad_clip_kernels::NormType;
 pub use clip::{
-    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GroupRecord,
-    NonFinite, QuantileClip, SkipSteps, ZClip, ZClipMode,
+    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GradientStabilizer,
+    GroupRecord, NonFinite, QuantileClip, SkipSteps, ZClip, ZClipMode,
 };
 pub use error::{Error, Result};
 pub use functions::{

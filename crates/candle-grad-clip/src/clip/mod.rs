@@ -1,6 +1,4 @@
-//! The decide phase: from the measured norms to edits of the gradients. One file per method, pure
-//! arithmetic.
-//!
+//! The decide phase: from the measured norms to edits of the gradients. One file per method.
 //! A [`Clip`] is plain configuration. A [`Policy`] holds the running rules and their histories.
 
 mod adagc;
@@ -28,6 +26,7 @@ pub(crate) mod record;
 mod rule;
 mod set_aside;
 mod skip;
+mod stabilizer;
 mod text;
 mod value;
 mod zclip;
@@ -47,6 +46,7 @@ pub use non_finite::NonFinite;
 pub(crate) use policy::Policy;
 pub use quantile::QuantileClip;
 pub use skip::SkipSteps;
+pub use stabilizer::GradientStabilizer;
 pub use zclip::{ZClip, ZClipMode};
 
 use block_rms::BlockRms;
@@ -315,8 +315,8 @@ impl Clip {
     }
 
     /// Sets what is added to the norm before dividing by it. Default: 1e-6, as in PyTorch; 0 for
-    /// [`Clip::block_rms`] and [`Clip::adagc`]. For [`Clip::agc`] it is [`Agc::eps`]. On a chain it
-    /// is set for every clip. To set different values, set them before [`Clip::chain`].
+    /// [`Clip::block_rms`] and [`Clip::adagc`]; 1e-8 for [`Clip::stabilizer`]. For [`Clip::agc`] it
+    /// is [`Agc::eps`]. On a chain it is set for every clip; else set it before [`Clip::chain`].
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]

@@ -231,8 +231,8 @@ impl Core {
 
     /// Finds the first gradient that its edit would make infinite, unless the policy allows it.
     ///
-    /// Clips never multiply by more than 1. Only a loss scale below 1 and a user's rule enlarge
-    /// gradients, which are then read once more.
+    /// Only a loss scale below 1 and a user's rule can do that; gradients are then read once more.
+    /// The stabilizer enlarges gradients too, but only to a bounded length.
     fn overflow(
         &self,
         inner: &Inner<'_>,
