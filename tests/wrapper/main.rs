@@ -12,6 +12,7 @@ mod loss_scaler;
 mod missing_gradients;
 mod non_finite;
 mod norm_statistics;
+mod pair;
 mod reports;
 mod special_values;
 mod steps_taken;

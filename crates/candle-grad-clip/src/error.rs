@@ -314,6 +314,12 @@ pub enum Error {
         /// Their names in the wrapper.
         vars: Vec<String>,
     },
+    /// Vars that both optimizers of an [`optim::Pair`](crate::optim::Pair) train.
+    #[error("both optimizers of the pair train {}; expected different Vars: they would take two steps", vars.join(", "))]
+    SharedVars {
+        /// Their names.
+        vars: Vec<String>,
+    },
     /// Two Vars with the same name. Errors, groups and checkpoints could not distinguish them.
     #[error("two Vars are named `{name}`, expected a name of its own for each")]
     DuplicateName {

@@ -9,7 +9,7 @@ use super::save::save;
 use crate::clip::Clip;
 use crate::error::Result;
 use crate::loss_scaler::LossScaler;
-use crate::optim;
+use crate::optim::{self, FusedParts};
 use crate::optimizer::ClippedOptimizer;
 
 /// Checkpoints, for the optimizers that support them.
@@ -81,7 +81,8 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// # Errors
     /// As [`optim::AdamW::load`]. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.core.trained.adopt(&mut self.inner, &self.core.vars)?; // `inner_mut` may have replaced it
+        let mut parts = FusedParts::one(&mut self.inner);
+        self.core.trained.adopt(&mut parts, &self.core.vars)?; // `inner_mut` may have replaced it
         let path = path.as_ref();
         let (steps_taken, skips) = (self.core.steps_taken()?, self.core.skips_in_a_row()?);
         let (vars, policy) = (&self.core.vars, &mut self.core.policy);

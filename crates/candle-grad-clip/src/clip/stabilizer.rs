@@ -7,7 +7,6 @@
 use std::fmt;
 
 use super::coef::coef_to;
-use super::config::Clip;
 use super::decision::{Decision, Given};
 use super::options::{Options, Writer};
 use super::rule::{Method, Rule, Saved};
@@ -22,7 +21,7 @@ const MAX_LENGTH: f64 = 1e3;
 /// The largest coefficient: f32 holds it.
 const MAX_COEF: f64 = 1e30;
 
-/// GradientStabilizer ([`Clip::stabilizer`]): keeps the direction of each Var's gradient, and
+/// GradientStabilizer ([`Clip::stabilizer`](crate::Clip::stabilizer)): keeps the direction of each Var's gradient, and
 /// replaces its norm `n_i` by a length from running means of `n_i` and `n_i^2`. No limit has to be
 /// chosen.
 ///
@@ -32,7 +31,7 @@ const MAX_COEF: f64 = 1e30;
 /// m_hat_i = m_i / (1 - gamma1^t_i)               v_hat_i = v_i / (1 - gamma2^t_i)
 /// ```
 ///
-/// `t_i` counts the norms of the Var. `eps` is [`Clip::eps`], 1e-8 by default.
+/// `t_i` counts the norms of the Var. `eps` is [`Clip::eps`](crate::Clip::eps), 1e-8 by default.
 ///
 /// - A steady norm gives length 1, whatever its size. A spike, of any size, gives about
 ///   `(1 - gamma1) / sqrt(1 - gamma2)`: 0.95 with the defaults.
@@ -71,28 +70,6 @@ impl Default for GradientStabilizer {
             gamma1: 0.7,
             gamma2: 0.9,
         }
-    }
-}
-
-impl Clip {
-    /// GradientStabilizer with its authors' defaults: replaces the norm of each Var's gradient by a
-    /// length near 1 that follows running means, and needs no limit.
-    ///
-    /// See [`GradientStabilizer`] for the equation, and for what it does to small gradients. Source:
-    /// Huang and others (2026), arXiv 2502.17055.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::stabilizer())?;
-    /// let report = opt.backward_step_report(&(&loss / 100.0)?)?; // norm 0.05
-    /// assert!((report.clip_coef()? - 20.0).abs() < 1e-4); // enlarged to 1
-    /// let report = opt.backward_step_report(&(&loss * 1e9)?)?; // a spike
-    /// assert!(report.record()?.clipped_norm < 1.0);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    #[must_use]
-    pub fn stabilizer() -> Self {
-        GradientStabilizer::default().into()
     }
 }
 

@@ -25,26 +25,26 @@ impl Core {
     pub(super) fn settle(&mut self, inner: &mut Inner<'_>) -> Result<()> {
         self.pending.settle(self.vars.names(), &mut self.counters)?;
         match inner {
-            Inner::Fused(fused) => fused.trained_mut().settle(),
+            Inner::Fused(parts) => parts.try_for_each(|fused| fused.trained_mut().settle()),
             Inner::Foreign(_) => Ok(()),
         }
     }
 
     /// Launches a step that a GPU decides, without waiting. Returns `None` if this is impossible.
-    /// It requires a fused optimizer, a global norm clip, a value clip or none, and all gradients
+    /// It requires one fused optimizer, a global norm clip, a value clip or none, and all gradients
     /// on one GPU.
     pub(super) fn step_on_device(
         &mut self,
         inner: &mut Inner<'_>,
         grads: &GradStore,
     ) -> Result<Option<StepReport>> {
-        let Inner::Fused(fused) = inner else {
+        let (Inner::Fused(parts), Some(plan)) = (inner, self.device_plan()) else {
             return Ok(None);
         };
-        let Some(plan) = self.device_plan() else {
+        self.trained.adopt(parts, &self.vars)?;
+        let Some(fused) = parts.single() else {
             return Ok(None);
         };
-        self.trained.adopt(*fused, &self.vars)?;
         if !fused.trained().gpu_leads() {
             // The host decided last, so it has to know all that a GPU has counted before.
             self.pending.settle(self.vars.names(), &mut self.counters)?;
