@@ -72,6 +72,7 @@
 #![deny(unsafe_code)]
 
 mod accumulate;
+mod as_vars;
 pub mod backend;
 mod check;
 mod checkpoint;
@@ -94,6 +95,7 @@ mod threads;
 mod vars;
 
 pub use accumulate::GradAccumulator;
+pub use as_vars::AsVars;
 pub use candle_grad_clip_kernels::NormType;
 pub use clip::{
     AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GradientStabilizer,
