@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod accumulation;
+mod adapters;
 mod contract;
 mod errors;
 mod gradients_of_a_sum;
