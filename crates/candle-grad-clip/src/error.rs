@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use candle_core::DType;
 use candle_grad_clip_kernels::NormType;
 
-use crate::skip_reason::SkipReason;
+use crate::skip_reason::{SkipReason, too_many_skips};
 
 /// `Result` with this crate's [`Error`].
 ///
@@ -216,9 +216,22 @@ pub enum Error {
         /// What is wrong with it, and what was expected.
         reason: String,
     },
+    /// Checkpoints of a folder, all of which are damaged.
+    #[error(
+        "all {} checkpoint(s) in {} are damaged: {}",
+        damage.len(),
+        path.display(),
+        damage.join("; ")
+    )]
+    CheckpointsDamaged {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with each, by its path.
+        damage: Vec<String>,
+    },
     /// A checkpoint of another optimizer, or of other Vars.
     #[error(
-        "checkpoint {} is not of this optimizer, nothing was changed: {}",
+        "checkpoint {} does not fit, nothing was changed: {}",
         path.display(),
         differences.join("; ")
     )]
@@ -355,46 +368,4 @@ impl From<Error> for candle_core::Error {
             other => Self::msg(other),
         }
     }
-}
-
-fn too_many_skips(
-    reason: SkipReason,
-    skips: u32,
-    max_skips: u32,
-    var: Option<&str>,
-    total_norm: f64,
-    loss: Option<f64>,
-    clip: &str,
-) -> String {
-    let weights = "the weights are as they were before the first of them";
-    if reason == SkipReason::NonFinite {
-        let var = var.unwrap_or("unknown");
-        return format!(
-            "gradients were not finite in {skips} step(s) in a row, more than max_skips = {max_skips}: the first bad Var is \
-             {var}; {weights}; lower the learning rate or look at the data"
-        );
-    }
-    if reason == SkipReason::Overflow {
-        let var = var.unwrap_or("unknown");
-        return format!(
-            "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the clipped gradient of {var} would not \
-             be finite in the dtype that it is kept in; {weights}; clip to a smaller norm"
-        );
-    }
-    let start =
-        format!("{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: ");
-    let end = match reason {
-        SkipReason::LargeNorm => format!(
-            "the norm {total_norm} is too large for the rule {clip}; {weights}; lower the learning rate, or take a rule that \
-             allows more"
-        ),
-        SkipReason::LargeLoss => {
-            let loss = loss.unwrap_or(f64::NAN);
-            format!(
-                "the loss {loss} is too large for the rule {clip}; {weights}; look at the data, or take a rule that allows more"
-            )
-        }
-        _ => format!("the ClipRule skipped a step of norm {total_norm}; {weights}"),
-    };
-    start + &end
 }

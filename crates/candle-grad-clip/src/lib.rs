@@ -20,6 +20,7 @@
 //!   a chain of these. Implement [`ClipRule`] for your own method.
 //! - [`clip_grad_norm`], [`clip_grad_value`], [`clip_by_global_norm`], [`total_norm`] and
 //!   [`clip_grads_with_norm`] work on a `GradStore` directly.
+//! - [`Checkpoints`] saves and resumes a training run: weights, optimizer, clip and your own state.
 //! - [`NormStatistics`] suggests a `max_norm` from the norms of the steps that it has seen.
 //! - [`loss::weighted_power`] is a loss whose gradients can grow very large.
 //!
@@ -67,6 +68,10 @@
 //! The CUDA code has run on a CPU emulation of the CUDA driver, not yet on a GPU. The Metal path is
 //! untested.
 //!
+//! # Warnings
+//! Skipped steps, missing gradients and the like are `tracing` events. They are shown only if the
+//! program sets a subscriber, for example `tracing_subscriber::fmt::init()`.
+//!
 //! # Features
 //! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.
 #![deny(unsafe_code)]
@@ -97,6 +102,7 @@ mod vars;
 pub use accumulate::GradAccumulator;
 pub use as_vars::AsVars;
 pub use candle_grad_clip_kernels::NormType;
+pub use checkpoint::{Checkpoint, Checkpoints};
 pub use clip::{
     AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GradientStabilizer,
     GroupRecord, NonFinite, QuantileClip, SkipSteps, ZClip, ZClipMode,

@@ -26,7 +26,7 @@ impl StepRule {
 }
 
 /// Which arrays of a Var's shape an optimizer keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kept {
     /// Number of moment arrays.
     pub(crate) moments: usize,

@@ -12,7 +12,7 @@ use crate::threads::Work;
 
 /// Vars with their names, in a fixed order. Reports and errors use the names.
 ///
-/// Made from a `&VarMap` (sorted by name, since candle's map has another order in each run), from a
+/// Made from a `&VarMap` or `&mut VarMap` (sorted by name, since candle's map has another order in each run), from a
 /// `Vec<(String, Var)>` in the given order, or from a `Vec<Var>` (named `var.0`, `var.1`, ...). A
 /// Var that comes twice (tied weights) is kept once, under its first name.
 ///
@@ -222,6 +222,18 @@ impl From<&VarMap> for NamedVars {
             source: Some(source),
             ..named.into()
         }
+    }
+}
+
+impl From<&mut VarMap> for NamedVars {
+    fn from(map: &mut VarMap) -> Self {
+        Self::from(&*map)
+    }
+}
+
+impl From<&NamedVars> for NamedVars {
+    fn from(vars: &NamedVars) -> Self {
+        vars.clone()
     }
 }
 

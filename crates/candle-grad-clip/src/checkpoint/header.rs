@@ -49,6 +49,17 @@ pub(super) struct VarRecord {
 }
 
 impl VarRecord {
+    /// A Var without state.
+    pub(super) fn fresh(name: String, shape: Vec<usize>, dtype: &str) -> Self {
+        Self {
+            name,
+            shape,
+            dtype: dtype.to_string(),
+            has_stepped: false,
+            steps: None,
+        }
+    }
+
     /// The Var's steps, if the optimizer has taken `steps`.
     pub(super) fn count(&self, steps: u64) -> u64 {
         if self.has_stepped {

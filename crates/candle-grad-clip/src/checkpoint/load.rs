@@ -12,30 +12,21 @@ use super::match_vars::match_vars;
 use super::names::{check_names, keys};
 use super::numbers::Reader;
 use crate::error::{Error, Result};
-use crate::optim::{Fused, Loaded, ParamStates, Settings};
+use crate::optim::{Loaded, ParamStates, Settings};
 use crate::param_state::State;
 use crate::tensors::wide_dtype;
 
-/// Loads an optimizer, and returns the record of the wrapper that saved it. Changes nothing unless
-/// `check` accepts the record.
-pub(super) fn load(
+/// Reads a file for an optimizer: its state, and the record of the wrapper that saved it.
+pub(super) fn read(
     path: &Path,
-    optimizer: &mut dyn Fused,
-    check: &mut dyn FnMut(&WrapperRecord) -> Result<()>,
-) -> Result<Option<WrapperRecord>> {
-    let trained = optimizer.trained();
+    trained: &ParamStates,
+    settings: &Settings,
+) -> Result<(Loaded, Option<WrapperRecord>)> {
     check_names(path, trained.has_places_as(trained.vars()))?;
-    let read = read(path, trained, &optimizer.settings());
-    let (loaded, wrapper) = read.map_err(|fault| fault.at(path))?;
-    if let Some(wrapper) = &wrapper {
-        check(wrapper)?;
-    }
-    optimizer.restore(loaded);
-    Ok(wrapper)
+    read_file(path, trained, settings).map_err(|fault| fault.at(path))
 }
 
-/// Reads a file for an optimizer.
-fn read(
+fn read_file(
     path: &Path,
     trained: &ParamStates,
     settings: &Settings,

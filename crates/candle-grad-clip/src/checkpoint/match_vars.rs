@@ -18,9 +18,17 @@ pub(super) fn match_vars<'h>(
 ) -> Checked<Vec<&'h VarRecord>> {
     let mut differences = other_settings(&header.optimizer, settings);
     differences.extend(other_groups(&header.groups, trained.groups()));
-    let vars = trained.vars();
-    let by_name: HashMap<&str, &VarRecord> = header
-        .vars
+    match_records(&header.vars, trained.vars(), differences)
+}
+
+/// The records of these Vars, in their order, or an error with all differences, after those that
+/// are known.
+pub(super) fn match_records<'h>(
+    records: &'h [VarRecord],
+    vars: &NamedVars,
+    mut differences: Vec<String>,
+) -> Checked<Vec<&'h VarRecord>> {
+    let by_name: HashMap<&str, &VarRecord> = records
         .iter()
         .map(|record| (record.name.as_str(), record))
         .collect();
@@ -28,7 +36,7 @@ pub(super) fn match_vars<'h>(
     let matched: Vec<(&Var, &VarRecord)> = ours
         .filter_map(|(name, var)| Some((var, *by_name.get(name.as_str())?)))
         .collect();
-    differences.extend(other_names(header, vars, &by_name));
+    differences.extend(other_names(records, vars, &by_name));
     differences.extend(other_shapes_and_dtypes(&matched));
     let names: HashSet<&String> = vars.names().iter().collect();
     if names.len() < vars.names().len() {
@@ -62,12 +70,12 @@ fn other_groups(there: &[String], here: &ParamGroups) -> Option<String> {
 
 /// Vars that are only here or only in the file.
 fn other_names(
-    header: &CheckpointHeader,
+    records: &[VarRecord],
     vars: &NamedVars,
     by_name: &HashMap<&str, &VarRecord>,
 ) -> Vec<String> {
     let ours: HashSet<&String> = vars.names().iter().collect();
-    let there = header.vars.iter().map(|record| &record.name);
+    let there = records.iter().map(|record| &record.name);
     let missing = vars.names().iter();
     let missing = missing.filter(|name| !by_name.contains_key(name.as_str()));
     let unexpected = there.filter(|name| !ours.contains(name));

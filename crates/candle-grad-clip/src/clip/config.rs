@@ -153,6 +153,25 @@ impl Clip {
         }
     }
 
+    /// The limit of the global norm. `None` without one, or if it is infinite or not fixed, as for
+    /// a method that adapts it, for a limit per Var and for a chain.
+    ///
+    /// ```
+    /// use candle_grad_clip::Clip;
+    ///
+    /// assert_eq!(Clip::norm(2.5).max_norm(), Some(2.5));
+    /// assert_eq!(Clip::none().max_norm(), None);
+    /// assert_eq!(Clip::value(1.0).max_norm(), None);
+    /// ```
+    #[must_use]
+    pub fn max_norm(&self) -> Option<f64> {
+        let [part] = &self.parts[..] else {
+            return None;
+        };
+        let limit = part.method.config().device_max_norm()?;
+        limit.is_finite().then_some(limit)
+    }
+
     /// The plan with which a GPU decides this clip. `None` for a clip with a history, or one that
     /// has to return an error at once.
     pub(super) fn plan(&self) -> Option<Plan> {

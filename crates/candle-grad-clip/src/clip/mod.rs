@@ -42,7 +42,7 @@ pub use decision::GroupRecord;
 pub(crate) use decision::{Action, Decision};
 pub(crate) use edits::Edits;
 pub use non_finite::NonFinite;
-pub(crate) use policy::Policy;
+pub(crate) use policy::{Policy, Resumed};
 pub use quantile::QuantileClip;
 pub use skip::SkipSteps;
 pub use stabilizer::GradientStabilizer;

@@ -26,7 +26,8 @@
 //! [`AdamW::save`] and [`Sgd::save`], or [`ClippedOptimizer::save`](crate::ClippedOptimizer::save)
 //! with its [`Clip`](crate::Clip) and its counters, write one safetensors file. After `load`
 //! training continues bit for bit. The file does **not have the weights**: save them with candle's
-//! [`VarMap::save`](candle_nn::VarMap::save).
+//! [`VarMap::save`](candle_nn::VarMap::save). [`Checkpoints`](crate::Checkpoints) saves both, of one
+//! moment, and keeps more than one.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -107,7 +108,7 @@ pub use grouped_optimizer::GroupedOptimizer;
 pub use pair::{Pair, PairConfig};
 pub(crate) use param_states::{ParamStates, Snapshot};
 pub use params::ParamsSgd;
-pub(crate) use params::Settings;
+pub(crate) use params::{OtherSettings, Settings};
 pub use sgd::Sgd;
 pub(crate) use update::Clipped;
 
@@ -134,6 +135,13 @@ impl sealed::Sealed for AdamW {}
 impl sealed::Sealed for Sgd {}
 impl Checkpoint for AdamW {}
 impl Checkpoint for Sgd {}
+
+/// The fused optimizer, if it is one.
+pub(crate) fn fused_ref<O: 'static>(optimizer: &O) -> Option<&dyn Fused> {
+    let optimizer: &dyn Any = optimizer;
+    let adamw = optimizer.downcast_ref::<AdamW>().map(|o| o as &dyn Fused);
+    adamw.or_else(|| optimizer.downcast_ref::<Sgd>().map(|o| o as _))
+}
 
 /// The fused optimizers in this one, if it is one or a [`Pair`] of them.
 pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<FusedParts<'_>> {

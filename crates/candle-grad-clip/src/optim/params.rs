@@ -58,6 +58,17 @@ impl From<f64> for ParamsSgd {
 pub(crate) enum Settings {
     AdamW(AdamWSettings),
     Sgd(SgdSettings),
+    /// An optimizer of which only the learning rate is known.
+    Other(OtherSettings),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OtherSettings {
+    /// The type's name.
+    pub(crate) name: String,
+    #[serde(with = "crate::serde_float")]
+    pub(crate) lr: f64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,10 +118,11 @@ struct ParamsSgdRecord {
 }
 
 impl Settings {
-    pub(crate) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &str {
         match self {
             Self::AdamW(_) => "AdamW",
             Self::Sgd(_) => "Sgd",
+            Self::Other(other) => &other.name,
         }
     }
 
@@ -119,6 +131,7 @@ impl Settings {
         match self {
             Self::AdamW(adamw) => check_adamw(&adamw.params),
             Self::Sgd(sgd) => check_sgd(&sgd.params),
+            Self::Other(other) => check_not_negative("lr", other.lr),
         }
     }
 
@@ -134,6 +147,7 @@ impl Settings {
                 params,
                 master_weights,
             }) => Kept::sgd(params.momentum, master_weights),
+            Self::Other(_) => Kept::default(),
         }
     }
 
@@ -142,6 +156,7 @@ impl Settings {
         let all: &[&str] = match self {
             Self::AdamW(_) => &["first_moment", "second_moment", "max_second_moment"],
             Self::Sgd(_) => &["momentum_buffer"],
+            Self::Other(_) => &[],
         };
         &all[..self.kept().moments.min(all.len())]
     }
@@ -154,6 +169,7 @@ impl Settings {
                 ("master_weights", adamw.master_weights.to_string()),
             ],
             Self::Sgd(sgd) => vec![("master_weights", sgd.master_weights.to_string())],
+            Self::Other(_) => Vec::new(),
         }
     }
 }
