@@ -7,11 +7,13 @@ use candle_grad_clip::{
     Clip, ClippedConfig, ClippedOptimizer, Error, LossScaler, NonFinite, StepPath, clip_grad_norm,
 };
 use candle_nn::{Optimizer, ParamsAdamW, SGD};
-use support::checkpoints::Folder;
+use support::checkpoints::{Folder, edited};
 use support::device::on_every_backend;
-use support::gradients::{bits_of_vars, loss_with_gradients, store_for, without_names};
+use support::gradients::{
+    all_values_of_vars, bits_of_vars, loss_with_gradients, store_for, without_names,
+};
 use support::optimizers::{MomentumSgd, ParamsMomentumSgd};
-use support::oracle::assert_close;
+use support::oracle::{assert_all_close, assert_close};
 
 use super::groups::{gradients, named, params};
 
@@ -229,40 +231,113 @@ fn groups_have_limits_at_the_wrapper_and_rates_at_each_optimizer() -> Result<()>
     Ok(())
 }
 
-/// Each is saved by itself, under the wrapper's names.
+/// Steps, a save, one more step; then the same from the file, in a new pair.
 #[test]
-fn both_are_saved_and_loaded() -> Result<()> {
+fn a_saved_pair_ends_with_the_same_bits() -> Result<()> {
     let folder = Folder::in_memory()?;
-    let (one, two) = (folder.join("first"), folder.join("second"));
+    let path = folder.join("optimizer.safetensors");
     let (all, pair) = fused(DType::F32)?;
     let vars = without_names(&all);
-    let mut opt = ClippedOptimizer::wrap(pair, all, Clip::norm(1.0))?;
+    let mut opt = ClippedOptimizer::wrap(pair, all, Clip::autoclip(40.0))?;
     for at in 0..3 {
         opt.step(&store_for(&vars, &gradients(at, DType::F32)?))?;
     }
-    opt.inner().first().save(&one)?;
-    opt.inner().second().save(&two)?;
+    opt.set_learning_rate(0.05);
+    opt.save(&path)?;
     let weights: Vec<Tensor> = vars
         .iter()
         .map(|var| var.copy())
         .collect::<candle_core::Result<_>>()?;
-    let last = store_for(&vars, &gradients(3, DType::F32)?);
-    opt.step(&last)?;
+    opt.step(&store_for(&vars, &gradients(3, DType::F32)?))?;
 
     let (all, pair) = fused(DType::F32)?;
     let resumed_vars = without_names(&all);
-    let mut resumed = ClippedOptimizer::wrap(pair, all, Clip::norm(1.0))?;
-    resumed.inner_mut().first_mut().load(&one)?;
-    resumed.inner_mut().second_mut().load(&two)?;
+    let turned: Named = all.into_iter().rev().collect();
+    let mut resumed = ClippedOptimizer::wrap(pair, turned, Clip::none())?;
+    resumed.load(&path)?;
+    let pair = resumed.inner();
+    assert_eq!((pair.first().steps(), pair.second().steps()), (3, 3));
+    assert_eq!(resumed.learning_rate(), 0.05);
+    assert_close(pair.second().learning_rate(), 0.01, 1e-15, "second");
+    assert_eq!(resumed.clip(), &Clip::autoclip(40.0));
     for (var, weight) in resumed_vars.iter().zip(&weights) {
         var.set(weight)?;
     }
-    resumed.step(&store_for(&resumed_vars, &gradients(3, DType::F32)?))?;
-    assert_eq!(bits_of_vars(&resumed_vars)?, bits_of_vars(&vars)?);
-    let error = resumed.inner_mut().first_mut().load(&two).unwrap_err();
+    let report = resumed.step_report(&store_for(&resumed_vars, &gradients(3, DType::F32)?))?;
+    assert_eq!(report.step(), 4);
+    let norm = opt.last_report().unwrap().total_norm()?;
+    assert_close(report.total_norm()?, norm, 1e-12, "in another order");
+    let (ours, right) = (
+        all_values_of_vars(&resumed_vars)?,
+        all_values_of_vars(&vars)?,
+    );
+    assert_all_close(&ours, &right, 1e-6, "resumed");
+    // Each by itself, too: under the wrapper's names.
+    let one = folder.join("first");
+    opt.inner().first().save(&one)?;
+    resumed.inner_mut().first_mut().load(&one)?;
+    assert_eq!(resumed.inner().first().steps(), 4);
+    Ok(())
+}
+
+#[test]
+fn a_file_that_does_not_fit_a_pair_is_refused() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let (of_pair, of_one, of_turned) = (
+        folder.join("pair"),
+        folder.join("one"),
+        folder.join("turned"),
+    );
+    let wrap = |all: Named, inner| ClippedOptimizer::wrap(inner, all, Clip::norm(1.0));
+    let (all, pair) = fused(DType::F32)?;
+    let mut opt = wrap(all.clone(), pair)?;
+    opt.save(&of_pair)?;
+    let mut adamw = ClippedOptimizer::wrap(
+        AdamW::from_named_vars(all.clone(), params())?,
+        all,
+        Clip::norm(1.0),
+    )?;
+    adamw.save(&of_one)?;
+    // The same kinds, and each has the Vars of the other.
+    let (all, first, second) = split(DType::F32)?;
+    let sgd = Sgd::from_named_vars(second.clone(), 0.1)?;
+    let turned = Pair::new(
+        sgd,
+        second,
+        AdamW::from_named_vars(first.clone(), params())?,
+        first,
+    )?;
+    wrap(all, turned)?.save(&of_turned)?;
+
+    let error = |result: candle_grad_clip::Result<()>, expected: &str| {
+        let error = result.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::CheckpointMismatch { .. }), "{text}");
+        assert!(text.contains(expected), "{text}");
+    };
+    error(
+        opt.load(&of_one),
+        "the optimizer is AdamW in the file, a Pair of Sgd and AdamW here",
+    );
+    error(
+        adamw.load(&of_pair),
+        "the optimizer is a Pair of Sgd and AdamW in the file, AdamW here",
+    );
+    error(
+        opt.load(&of_turned),
+        "Vars of the pair's other optimizer in the file: \"embed.weight\", \"head.weight\", \"fc.weight\"",
+    );
+    opt.load(&of_pair)?;
+    // A file that says nonsense about its optimizers.
+    let bytes = std::fs::read(&of_one)?;
+    let bad = edited(&bytes, |_, document| {
+        document["vars"][0]["is_second"] = true.into();
+    })?;
+    std::fs::write(&of_one, bad)?;
+    let text = adamw.load(&of_one).unwrap_err().to_string();
     assert!(
-        error.to_string().contains("AdamW in the file, Sgd here"),
-        "{error}"
+        text.contains("is of a second optimizer, and there is but one"),
+        "{text}"
     );
     Ok(())
 }

@@ -124,6 +124,15 @@ impl<'o> FusedParts<'o> {
         }
     }
 
+    /// Restores a checkpoint, which was read for these parts and checked.
+    pub(crate) fn restore(&mut self, loaded: Vec<Loaded>) {
+        let mut loaded = loaded.into_iter();
+        let parts = [Some(&mut *self.first), self.second.as_deref_mut()];
+        for (fused, loaded) in parts.into_iter().flatten().zip(loaded.by_ref()) {
+            fused.restore(loaded);
+        }
+    }
+
     /// Takes a step of every part. All hyper-parameters are checked before the first write.
     pub(crate) fn step(&mut self, grads: &GradStore, clipped: Clipped<'_>) -> Result<()> {
         if self.second.is_some() {

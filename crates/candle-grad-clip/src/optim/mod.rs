@@ -114,12 +114,11 @@ pub(crate) use update::Clipped;
 
 mod sealed {
     /// Only optimizers of this crate know how to save what a wrapper adds.
-    #[allow(private_bounds)] // this seals the trait
-    pub trait Sealed: super::Fused {}
+    pub trait Sealed: 'static {}
 }
 
 /// Optimizers that a [`ClippedOptimizer`](crate::ClippedOptimizer) can save and load with its own
-/// state: [`AdamW`] and [`Sgd`], and no others (the trait is sealed).
+/// state: [`AdamW`], [`Sgd`], a [`Pair`] of these, and no others (the trait is sealed).
 ///
 /// ```
 /// use candle_grad_clip::ClippedOptimizer;
@@ -131,16 +130,23 @@ mod sealed {
 /// ```
 pub trait Checkpoint: candle_nn::Optimizer + sealed::Sealed {}
 
-impl sealed::Sealed for AdamW {}
-impl sealed::Sealed for Sgd {}
-impl Checkpoint for AdamW {}
-impl Checkpoint for Sgd {}
+macro_rules! checkpoint {
+    ($($Optimizer:ty),*) => {
+        $(
+            impl sealed::Sealed for $Optimizer {}
+            impl Checkpoint for $Optimizer {}
+        )*
+    };
+}
+// Not a pair in a pair, which is not fused.
+checkpoint!(AdamW, Sgd, Pair<AdamW, AdamW>, Pair<AdamW, Sgd>, Pair<Sgd, AdamW>, Pair<Sgd, Sgd>);
 
-/// The fused optimizer, if it is one.
-pub(crate) fn fused_ref<O: 'static>(optimizer: &O) -> Option<&dyn Fused> {
+/// Like [`fused`], to read: one or two, or none.
+pub(crate) fn fused_ref<O: 'static>(optimizer: &O) -> Vec<&dyn Fused> {
     let optimizer: &dyn Any = optimizer;
     let adamw = optimizer.downcast_ref::<AdamW>().map(|o| o as &dyn Fused);
-    adamw.or_else(|| optimizer.downcast_ref::<Sgd>().map(|o| o as _))
+    let one = adamw.or_else(|| optimizer.downcast_ref::<Sgd>().map(|o| o as _));
+    one.map_or_else(|| pair::fused_refs(optimizer), |one| vec![one])
 }
 
 /// The fused optimizers in this one, if it is one or a [`Pair`] of them.

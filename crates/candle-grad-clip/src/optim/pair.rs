@@ -5,7 +5,7 @@ use candle_core::backprop::GradStore;
 use candle_nn::Optimizer;
 
 use super::adamw::AdamW;
-use super::fused::FusedParts;
+use super::fused::{Fused, FusedParts};
 use super::sgd::Sgd;
 use crate::check::check_not_negative;
 use crate::error::{Error, Result};
@@ -24,9 +24,9 @@ use crate::vars::NamedVars;
 /// of the pair replaces that rate.
 ///
 /// # Checkpoints
-/// A wrapper around a pair has no `save`. Save each optimizer that has one:
-/// `opt.inner().second().save(path)`, under names of its own or the wrapper's. To load, use
-/// `inner_mut().second_mut()`. The wrapper's clip history and counters are not in these files.
+/// If both are [`AdamW`] or [`Sgd`], the wrapper's `save` and `load` include both, in one file.
+/// Otherwise each optimizer that can be saved is saved by itself:
+/// `opt.inner().second().save(path)`, and loaded by `inner_mut().second_mut()`.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor, Var};
@@ -198,16 +198,39 @@ impl<A: Optimizer, B: Optimizer> Optimizer for Pair<A, B> {
     }
 }
 
+/// Calls a macro with each pair of fused optimizers.
+macro_rules! for_each_fused_pair {
+    ($each:ident) => {
+        $each!(AdamW, AdamW);
+        $each!(AdamW, Sgd);
+        $each!(Sgd, AdamW);
+        $each!(Sgd, Sgd);
+    };
+}
+
 /// The parts of a pair of fused optimizers, if it is one.
 pub(super) fn fused_parts(optimizer: &mut dyn Any) -> Option<FusedParts<'_>> {
-    macro_rules! one_of {
-        ($(($A:ty, $B:ty)),*) => {
-            $(if optimizer.is::<Pair<$A, $B>>() {
+    macro_rules! if_it_is {
+        ($A:ty, $B:ty) => {
+            if optimizer.is::<Pair<$A, $B>>() {
                 let pair = optimizer.downcast_mut::<Pair<$A, $B>>();
                 return pair.map(|pair| FusedParts::two(&mut pair.first, &mut pair.second));
-            })*
+            }
         };
     }
-    one_of!((AdamW, AdamW), (AdamW, Sgd), (Sgd, AdamW), (Sgd, Sgd));
+    for_each_fused_pair!(if_it_is);
     None
+}
+
+/// The same, to read; empty if it is none.
+pub(super) fn fused_refs(optimizer: &dyn Any) -> Vec<&dyn Fused> {
+    macro_rules! if_it_is {
+        ($A:ty, $B:ty) => {
+            if let Some(pair) = optimizer.downcast_ref::<Pair<$A, $B>>() {
+                return vec![&pair.first, &pair.second];
+            }
+        };
+    }
+    for_each_fused_pair!(if_it_is);
+    Vec::new()
 }
