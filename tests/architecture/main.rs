@@ -14,7 +14,7 @@ const LIBRARY: &[&[&str]] = &[
     &["check", "threads"],
     &["tensors"],
     &["vars"],
-    &["gradients", "groups", "param_state"],
+    &["as_vars", "gradients", "groups", "param_state"],
     &["backend", "clip", "loss", "loss_scaler"],
     &["pipeline"],
     &["optim"],

@@ -119,6 +119,8 @@ pub(crate) fn with_history() -> Vec<Clip> {
         "zclip:warmup=200",
         "adagc:warmup=6,beta=0.7",
         "skip:z=1.5,window=12,max_norm=3",
+        "stabilizer",
+        "stabilizer:gamma1=0.2,gamma2=0.99+norm:0.5",
         "skip:z=1.5,window=12+zclip:warmup=4,z_thresh=1,max_norm=inf+adagc:warmup=6,beta=0.7+norm:2",
     ]
     .iter()

@@ -31,8 +31,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// ```
 /// use candle_core::backprop::GradStore;
 /// use candle_grad_clip::{Error, clip_grad_norm};
+/// use candle_nn::VarMap;
 ///
-/// let error = clip_grad_norm(&mut GradStore::default(), &[], -1.0).unwrap_err();
+/// let error = clip_grad_norm(&mut GradStore::default(), &VarMap::new(), -1.0).unwrap_err();
 /// assert!(matches!(error, Error::InvalidOption { name: "max_norm", .. }));
 /// assert_eq!(error.to_string(), "max_norm is -1, expected 0 or above");
 /// ```
@@ -327,6 +328,12 @@ pub enum Error {
     )]
     UntrainedVars {
         /// Their names in the wrapper.
+        vars: Vec<String>,
+    },
+    /// Vars that both optimizers of an [`optim::Pair`](crate::optim::Pair) train.
+    #[error("both optimizers of the pair train {}; expected different Vars: they would take two steps", vars.join(", "))]
+    SharedVars {
+        /// Their names.
         vars: Vec<String>,
     },
     /// Two Vars with the same name. Errors, groups and checkpoints could not distinguish them.

@@ -77,6 +77,7 @@
 #![deny(unsafe_code)]
 
 mod accumulate;
+mod as_vars;
 pub mod backend;
 mod check;
 mod checkpoint;
@@ -99,11 +100,12 @@ mod threads;
 mod vars;
 
 pub use accumulate::GradAccumulator;
+pub use as_vars::AsVars;
 pub use candle_grad_clip_kernels::NormType;
 pub use checkpoint::{Checkpoint, Checkpoints};
 pub use clip::{
-    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GroupRecord,
-    NonFinite, QuantileClip, SkipSteps, ZClip, ZClipMode,
+    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GradientStabilizer,
+    GroupRecord, NonFinite, QuantileClip, SkipSteps, ZClip, ZClipMode,
 };
 pub use error::{Error, Result};
 pub use functions::{

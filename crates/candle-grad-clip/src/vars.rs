@@ -189,6 +189,14 @@ impl NamedVars {
         }
     }
 
+    /// The names of those that `other` has too.
+    pub(crate) fn names_of_shared(&self, other: &Self) -> Vec<String> {
+        let theirs: FxHashSet<TensorId> = other.vars.iter().map(|var| var.id()).collect();
+        let both = self.vars.iter().zip(self.names.iter());
+        let shared = both.filter(|(var, _)| theirs.contains(&var.id()));
+        shared.map(|(_, name)| name.clone()).collect()
+    }
+
     /// An error if two Vars have the same name.
     pub(crate) fn check_names(&self) -> Result<()> {
         let mut seen = FxHashSet::default();

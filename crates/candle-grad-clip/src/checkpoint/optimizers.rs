@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::atomic_write::replace;
+use super::header::Parts;
 use super::load::read;
 use super::save::{Contents, save};
 use crate::error::Result;
@@ -10,8 +11,7 @@ use crate::optim::{AdamW, Fused, Sgd};
 
 fn save_alone(path: &Path, optimizer: &dyn Fused, non_finite: bool) -> Result<()> {
     let contents = Contents {
-        trained: optimizer.trained(),
-        settings: optimizer.settings(),
+        parts: Parts::one(optimizer.trained(), optimizer.settings()),
         wrapper: None,
         non_finite,
     };
@@ -56,8 +56,9 @@ macro_rules! save_and_load {
             /// checkpoint, or [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with
             /// all differences. Nothing is changed then.
             pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-                let (loaded, _) = read(path.as_ref(), self.trained(), &self.settings())?;
-                self.restore(loaded);
+                let parts = Parts::one(self.trained(), self.settings());
+                let (loaded, _) = read(path.as_ref(), &parts)?;
+                loaded.into_iter().for_each(|loaded| self.restore(loaded));
                 Ok(())
             }
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_nn::Optimizer;
 
 use super::atomic_write::replace;
-use super::header::WrapperRecord;
+use super::header::{Part, Parts, WrapperRecord};
 use super::load::read;
 use super::save::{Contents, MakeFile, save};
 #[cfg(doc)]
@@ -14,7 +14,7 @@ use crate::clip::Clip;
 use crate::clip::Resumed;
 use crate::error::Result;
 use crate::loss_scaler::LossScaler;
-use crate::optim::{self, Loaded, OtherSettings, ParamStates, Settings};
+use crate::optim::{self, Fused, Loaded, OtherSettings, ParamStates, Settings};
 use crate::optimizer::ClippedOptimizer;
 use crate::param_state::StateLayout;
 
@@ -86,7 +86,8 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
 
 /// What a file holds for a wrapper: read and checked, but not installed.
 pub(super) struct Staged {
-    loaded: Loaded,
+    /// Of each optimizer.
+    loaded: Vec<Loaded>,
     wrapper: Option<(WrapperRecord, Resumed)>,
     /// Steps taken and skips in a row so far, which a file without a wrapper leaves as they are.
     counted: (u64, u32),
@@ -106,16 +107,10 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             loss_scaler: core.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
             own_rule: core.policy.custom_record(),
         };
-        let stateless;
-        let (trained, settings) = if let Some(fused) = optim::fused_ref(&self.inner) {
-            (fused.trained(), fused.settings())
-        } else {
-            stateless = self.without_state()?;
-            (&stateless, self.other_settings())
-        };
+        let fused = optim::fused_ref(&self.inner);
+        let stateless = self.without_state()?;
         let contents = Contents {
-            trained,
-            settings,
+            parts: self.parts(&fused, &stateless),
             wrapper: Some((&core.vars, wrapper)),
             non_finite,
         };
@@ -125,12 +120,12 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// Reads a file, and checks that it fits. Changes nothing, but a user-defined rule has loaded
     /// its state then.
     pub(super) fn stage(&mut self, path: &Path) -> Result<Staged> {
-        let (loaded, wrapper) = if let Some(fused) = optim::fused(&mut self.inner) {
-            self.core.trained.adopt(fused, &self.core.vars)?; // `inner_mut` may have replaced it
-            read(path, fused.trained(), &fused.settings())?
-        } else {
-            read(path, &self.without_state()?, &self.other_settings())?
-        };
+        if let Some(mut parts) = optim::fused(&mut self.inner) {
+            self.core.trained.adopt(&mut parts, &self.core.vars)?; // `inner_mut` may have replaced it
+        }
+        let fused = optim::fused_ref(&self.inner);
+        let stateless = self.without_state()?;
+        let (loaded, wrapper) = read(path, &self.parts(&fused, &stateless))?;
         let core = &mut self.core;
         let counted = (core.steps_taken()?, core.skips_in_a_row()?);
         let wrapper = match wrapper {
@@ -150,11 +145,16 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// Installs what was read, which can't fail.
     pub(super) fn install(&mut self, staged: Staged) {
-        let loaded = staged.loaded;
-        if let Settings::Other(other) = &loaded.settings {
+        if let [
+            Loaded {
+                settings: Settings::Other(other),
+                ..
+            },
+        ] = &staged.loaded[..]
+        {
             self.inner.set_learning_rate(other.lr);
-        } else if let Some(fused) = optim::fused(&mut self.inner) {
-            fused.restore(loaded);
+        } else if let Some(mut parts) = optim::fused(&mut self.inner) {
+            parts.restore(staged.loaded);
         }
         let core = &mut self.core;
         (core.counters.steps_taken, core.counters.skips.in_a_row) = staged.counted;
@@ -168,6 +168,21 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
             }
         }
         core.forget_last_steps();
+    }
+
+    /// What a file has of the inner optimizer: the parts that are fused, or its learning rate.
+    fn parts<'a>(&self, fused: &[&'a dyn Fused], stateless: &'a ParamStates) -> Parts<'a> {
+        let part = |fused: &&'a dyn Fused| Part {
+            trained: fused.trained(),
+            settings: fused.settings(),
+        };
+        match fused {
+            [] => Parts::one(stateless, self.other_settings()),
+            [first, others @ ..] => Parts {
+                first: part(first),
+                second: others.first().map(part),
+            },
+        }
     }
 
     /// The Vars of an optimizer whose state is not known.

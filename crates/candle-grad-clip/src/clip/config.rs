@@ -14,6 +14,7 @@ use super::none::NoClip;
 use super::quantile::QuantileClip;
 use super::rule::{Limit, Scope};
 use super::skip::SkipSteps;
+use super::stabilizer::GradientStabilizer;
 use super::zclip::ZClip;
 use crate::check::{check_limit, check_norm_type, check_not_negative};
 use crate::error::{Error, Result};
@@ -35,6 +36,7 @@ use crate::vars::NamedVars;
 /// | [`Clip::zclip`] | ZClip: as `norm`, and clips spikes by their z-score |
 /// | [`Clip::adagc`] | AdaGC: each Var to slightly above its running mean norm |
 /// | [`Clip::agc`] | AGC: each unit relative to its weights' norm |
+/// | [`Clip::stabilizer`] | GradientStabilizer: each Var to a length near 1, by running means of its norm |
 /// | [`Clip::skip_above_norm`], [`Clip::skip_above_zscore`] | skip steps whose norm is too large |
 /// | [`Clip::chain`] | several of these, one after the other |
 ///
@@ -303,4 +305,11 @@ macro_rules! from_config {
         )*
     };
 }
-from_config!(AdaGc, AutoClip, QuantileClip, SkipSteps, ZClip);
+from_config!(
+    AdaGc,
+    AutoClip,
+    GradientStabilizer,
+    QuantileClip,
+    SkipSteps,
+    ZClip
+);

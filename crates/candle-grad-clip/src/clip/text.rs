@@ -32,6 +32,7 @@ const POLICIES: &[(&str, NonFinite)] = &[
 /// | `zclip` | `alpha` (0.97), `z_thresh` (2.5), `warmup` (25), `deviation_eps` (1e-6), `max_norm` (1), `mode` (`zscore`, `percentile`, `mean`), `clip_scale` (1), `skip` (false) |
 /// | `adagc` | `lambda_abs` (1), `lambda_rel` (1.05), `beta` (0.98), `warmup` (100) |
 /// | `agc` | `clipping` (0.01), `eps` (0.001), `units` (`rows`, `columns`, `optax`), `exclude` (patterns with `\|` between them) |
+/// | `stabilizer` | `gamma1` (0.7), `gamma2` (0.9) |
 /// | `skip` | `norm`, `z` (6 if none of the three is given), `loss_z`, `window` (128), `max_norm` (inf) |
 ///
 /// The name of a method's first option may be omitted: `norm:1` is `norm:max_norm=1`. Every method

@@ -26,26 +26,26 @@ impl Core {
         self.pending
             .wait_for_all(self.vars.names(), &mut self.counters)?;
         match inner {
-            Inner::Fused(fused) => fused.trained_mut().sync_counters(),
+            Inner::Fused(parts) => parts.try_for_each(|fused| fused.trained_mut().sync_counters()),
             Inner::Foreign(_) => Ok(()),
         }
     }
 
     /// Launches a step that a GPU decides, without waiting. Returns `None` if this is impossible.
-    /// It requires a fused optimizer, a global norm clip, a value clip or none, and all gradients
+    /// It requires one fused optimizer, a global norm clip, a value clip or none, and all gradients
     /// on one GPU.
     pub(super) fn step_on_device(
         &mut self,
         inner: &mut Inner<'_>,
         grads: &GradStore,
     ) -> Result<Option<StepReport>> {
-        let Inner::Fused(fused) = inner else {
+        let (Inner::Fused(parts), Some(plan)) = (inner, self.device_plan()) else {
             return Ok(None);
         };
-        let Some(plan) = self.device_plan() else {
+        self.trained.adopt(parts, &self.vars)?;
+        let Some(fused) = parts.single() else {
             return Ok(None);
         };
-        self.trained.adopt(*fused, &self.vars)?;
         if !fused.trained().gpu_owns_counters() {
             // The host decided last, so it has to know all that a GPU has counted before.
             self.pending

@@ -67,9 +67,9 @@ pub struct StepRecord {
     /// The same norm after clipping; 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clipped_norm: f64,
-    /// The factor of every gradient, or the smallest if each Var or unit has its own; above 1 only by a
-    /// [`ClipRule`](crate::ClipRule); 1
-    /// for a value clip, 0 for a skipped step.
+    /// The factor of every gradient, or the smallest if each Var or unit has its own. Above 1 only
+    /// by [`Clip::stabilizer`](crate::Clip::stabilizer) or a [`ClipRule`](crate::ClipRule). 1 for a
+    /// value clip, 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
     /// Whether clipping changed anything.

@@ -120,7 +120,7 @@ impl Checkpoint {
             var.set(&value)?;
         }
         opt.install(staged);
-        if optim::fused_ref(&opt.inner).is_none() {
+        if optim::fused_ref(&opt.inner).is_empty() {
             tracing::warn!(
                 optimizer = type_name::<O>(),
                 checkpoint = %self.path.display(),
@@ -154,9 +154,10 @@ pub(super) fn check_covers<O: Optimizer + 'static>(
     opt: &ClippedOptimizer<O>,
 ) -> Result<()> {
     let given: FxHashSet<TensorId> = vars.vars().iter().map(|var| var.id()).collect();
-    let trained = optim::fused_ref(&opt.inner).map(|fused| fused.trained().vars());
+    let fused = optim::fused_ref(&opt.inner).into_iter();
+    let trained = fused.map(|fused| fused.trained().vars());
     let mut missing = Vec::new();
-    for trained in trained.into_iter().chain([&opt.core.vars]) {
+    for trained in trained.chain([&opt.core.vars]) {
         for (name, var) in trained.names().iter().zip(trained.vars()) {
             let name = format!("{name:?}");
             if !given.contains(&var.id()) && !missing.contains(&name) {
