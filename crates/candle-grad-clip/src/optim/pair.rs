@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::vars::NamedVars;
 
 /// Two optimizers over different Vars as one, such as Muon for the matrices and AdamW for the rest.
-/// In a [`ClippedOptimizer`](crate::ClippedOptimizer) there is one global norm over the Vars of both.
+/// A [`ClippedOptimizer`](crate::ClippedOptimizer) clips the global norm of the Vars of both.
 ///
 /// If both are [`AdamW`] or [`Sgd`], the wrapper's clip is folded into both updates. Otherwise the
 /// gradients are edited before the two steps, in place by `backward_step`.
