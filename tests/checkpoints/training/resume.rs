@@ -77,7 +77,7 @@ impl ClipRule for TwiceTheMean {
 }
 
 /// The clips of all methods: those with a history first.
-const CLIPS: [&str; 16] = [
+const CLIPS: [&str; 17] = [
     "auto:40",
     "auto:75,window=7",
     "quantile:0.7,rate=0.3",
@@ -85,6 +85,7 @@ const CLIPS: [&str; 16] = [
     "zclip:warmup=3,z=1,mode=percentile,max_norm=2",
     "zclip:warmup=4,z=1.2,mode=mean,skip=true",
     "adagc:warmup=6,beta=0.7",
+    "stabilizer",
     "skip:z=1.5,window=12,max_norm=3",
     "skip:z=1.5,window=12+zclip:warmup=4,z=1,max_norm=inf+adagc:warmup=6,beta=0.7+norm:2",
     "none",
