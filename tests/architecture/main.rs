@@ -24,7 +24,15 @@ const LIBRARY: &[&[&str]] = &[
     &["lib"],
 ];
 const KERNELS: &[&[&str]] = &[
-    &["block", "cuda", "norm_type", "simd", "units", "wide"],
+    &[
+        "block",
+        "cuda",
+        "half_conversions",
+        "norm_type",
+        "simd",
+        "units",
+        "wide",
+    ],
     &["element", "scaled_power_sum"],
     &["convert", "edit", "measure"],
     &["measure_units", "unit_edit"],

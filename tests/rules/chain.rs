@@ -24,7 +24,7 @@ const LISTS: [&str; 18] = [
     "skip:norm=40+value:0.5+norm:1",
     "skip:norm=40,max_norm=3+param-norm:1",
     "auto:40+param-norm:0.2",
-    "zclip:warmup=5,z=1+adagc:warmup=4",
+    "zclip:warmup=5,z_thresh=1+adagc:warmup=4",
     "quantile:0.5+zclip:warmup=3,max_norm=inf",
     "stabilizer+norm:1.2",
     "norm:0.5+stabilizer",

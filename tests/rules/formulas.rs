@@ -185,9 +185,9 @@ fn quantile() -> Result<()> {
 fn zclip() -> Result<()> {
     for mode in ["zscore", "mean", "percentile"] {
         for skip in [false, true] {
-            for (z_max, max_norm, clip_scale) in [(1.2, f64::INFINITY, 1.0), (0.8, 2.0, 0.9)] {
+            for (z_thresh, max_norm, clip_scale) in [(1.2, f64::INFINITY, 1.0), (0.8, 2.0, 0.9)] {
                 let text = format!(
-                    "zclip:alpha=0.9,z={z_max},warmup=6,mode={mode},skip={skip},max_norm={max_norm},\
+                    "zclip:alpha=0.9,z_thresh={z_thresh},warmup=6,mode={mode},skip={skip},max_norm={max_norm},\
                      clip_scale={clip_scale}"
                 );
                 compare(&text.parse()?, || {
@@ -203,14 +203,14 @@ fn zclip() -> Result<()> {
                         };
                         let z = (norm - *m) / (v.sqrt() + 1e-6);
                         let limit = match mode {
-                            "percentile" => *m + z_max * v.sqrt(),
+                            "percentile" => *m + z_thresh * v.sqrt(),
                             "mean" => *m,
-                            _ => clip_scale * (*m + z_max * z_max * v.sqrt() / z),
+                            _ => clip_scale * (*m + z_thresh * z_thresh * v.sqrt() / z),
                         };
                         let spike = if mode == "percentile" {
                             norm > limit
                         } else {
-                            z > z_max
+                            z > z_thresh
                         };
                         if spike && skip {
                             return None;

@@ -16,13 +16,13 @@ fn zclip() -> impl Strategy<Value = Clip> {
         (limit(), 0..3usize, limit(), any::<bool>()),
     );
     settings.prop_map(
-        |((alpha, z, warmup, eps), (max_norm, mode, clip_scale, skip))| {
+        |((alpha, z_thresh, warmup, deviation_eps), (max_norm, mode, clip_scale, skip))| {
             let mode = [ZClipMode::ZScore, ZClipMode::Percentile, ZClipMode::Mean][mode];
             Clip::from(ZClip {
                 alpha,
-                z,
+                z_thresh,
                 warmup,
-                eps,
+                deviation_eps,
                 max_norm,
                 mode,
                 clip_scale,
@@ -162,7 +162,7 @@ fn defaults_and_names() {
     ] {
         assert_eq!(text.parse::<Clip>().unwrap(), clip, "{text}");
     }
-    let zclip: Clip = "zclip:z=2.5,warmup=25".parse().unwrap();
+    let zclip: Clip = "zclip:z_thresh=2.5,warmup=25".parse().unwrap();
     assert_eq!(
         (zclip.to_string().as_str(), zclip),
         ("zclip", Clip::zclip())
@@ -180,7 +180,7 @@ fn errors_name_the_option_and_what_is_allowed() {
         ("norm:1,2", "option `2` has no value"),
         (
             "zclip:zz=2",
-            "`zclip` has no option `zz`, expected one of alpha, z, warmup",
+            "`zclip` has no option `zz`, expected one of alpha, z_thresh, warmup",
         ),
         (
             "zclip:warmup=2.5",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::csv_file;
 use crate::error::{Error, Result};
-use crate::folder::{METRICS, PAGE, SCALARS};
+use crate::folder::{self, METRICS, PAGE, SCALARS};
 use crate::number::{number, percent, time};
 use crate::page::{Curve, Line, LineChart, Page, Panel, Section, Table};
 use crate::rows::{MetricsRow, ScalarRow};
@@ -48,11 +48,8 @@ pub fn compare_runs(folder: impl AsRef<Path>) -> Result<()> {
             what: "it is a page of another origin".into(),
         });
     }
-    let absolute = folder.canonicalize();
-    let name = absolute.as_deref().unwrap_or(folder).file_name();
-    let name = name.unwrap_or(folder.as_os_str()).to_string_lossy();
     let page = Page {
-        title: format!("Training runs in {name}"),
+        title: format!("Training runs in {}", folder::name(folder)),
         sections,
         ..Page::default()
     };
@@ -178,10 +175,21 @@ fn table(runs: &[Run]) -> Table {
         "skipped steps",
         "time",
     ];
+    let mut columns = columns.map(str::to_owned).to_vec();
+    let mut rows: Vec<Vec<String>> = runs.iter().map(row).collect();
+    // For example, no run has a test loss.
+    for column in (0..columns.len()).rev() {
+        if rows.iter().all(|row| row[column].is_empty()) {
+            columns.remove(column);
+            for row in &mut rows {
+                row.remove(column);
+            }
+        }
+    }
     Table {
         title: "The runs".into(),
-        columns: columns.map(str::to_owned).to_vec(),
-        rows: runs.iter().map(row).collect(),
+        columns,
+        rows,
     }
 }
 

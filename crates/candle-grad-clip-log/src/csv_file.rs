@@ -109,7 +109,8 @@ pub(crate) fn cut<R: Row>(path: &Path, mut keep: impl FnMut(R) -> bool) -> Resul
 
 /// Replaces a file by some parts of it. A kill leaves the old or the new one.
 fn copy_parts(path: &Path, parts: &[Range<u64>]) -> io::Result<()> {
-    let beside = path.with_extension("cut.tmp");
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.tmp"));
     let mut from = File::open(path)?;
     let mut to = BufWriter::new(File::create(&beside)?);
     for part in parts {

@@ -61,6 +61,7 @@ mod files;
 mod folder;
 mod histogram;
 mod history;
+mod listing;
 mod number;
 pub mod page;
 mod param_norms;
@@ -78,3 +79,18 @@ pub use rows::{
     MetricsRow, ParamNormsRow, ScalarRow, read_metrics, read_param_norms, read_scalars,
 };
 pub use run_log::RunLog;
+
+/// Compiles the code of the README. Here, since its code and the guide's use this crate too.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
+/// Compiles the code of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide.md")]
+struct Guide;
+
+/// Compiles the code of the page on migrating.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/migrating.md")]
+struct Migrating;

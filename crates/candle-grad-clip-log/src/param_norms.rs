@@ -123,6 +123,11 @@ impl ParamNorms {
         &self.bins
     }
 
+    /// The steps that were added.
+    pub(crate) fn steps(&self) -> u64 {
+        self.bins.iter().map(|bin| bin.steps).sum()
+    }
+
     /// The steps of a full bin.
     pub(crate) fn width(&self) -> u64 {
         self.width

@@ -11,7 +11,8 @@ use crate::number::{number, time};
 /// How a run shows its progress, on stderr.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Progress {
-    /// One line that is rewritten, on a terminal; elsewhere as `Lines(100)`.
+    /// One line that is rewritten, on a terminal. Elsewhere as `Lines(100)`, but with at least 10
+    /// seconds between two lines.
     #[default]
     Auto,
     /// A line every so many steps.
@@ -23,32 +24,47 @@ pub enum Progress {
 /// The time between two updates of the line on a terminal.
 const UPDATE: Duration = Duration::from_millis(100);
 
+/// The time between two lines elsewhere, if no number of steps is asked for.
+const LINES: Duration = Duration::from_secs(10);
+
 /// What is shown.
 #[derive(Debug)]
 pub(crate) enum Display {
-    Bar { bar: ProgressBar, next: Instant },
-    Lines { every: u64 },
+    Bar {
+        bar: ProgressBar,
+        next: Instant,
+    },
+    Lines {
+        name: String,
+        every: u64,
+        pause: Duration,
+        next: Instant,
+    },
     Off,
 }
 
 impl Display {
-    pub(crate) fn new(progress: Progress) -> Self {
+    /// Of the run with this name.
+    pub(crate) fn new(progress: Progress, name: &str) -> Self {
+        let next = Instant::now();
+        let lines = |every, pause| Self::Lines {
+            name: name.to_owned(),
+            every,
+            pause,
+            next,
+        };
         match progress {
             Progress::Auto if stderr().is_terminal() => {
                 let bar = ProgressBar::no_length();
-                let template = "{wide_bar} {pos}/{len} {msg}";
+                let template = "{prefix} {wide_bar} {pos}/{len} {msg}";
                 if let Ok(style) = ProgressStyle::with_template(template) {
                     bar.set_style(style);
                 }
-                Self::Bar {
-                    bar,
-                    next: Instant::now(),
-                }
+                bar.set_prefix(name.to_owned());
+                Self::Bar { bar, next }
             }
-            Progress::Auto => Self::Lines { every: 100 },
-            Progress::Lines(every) => Self::Lines {
-                every: every.max(1),
-            },
+            Progress::Auto => lines(100, LINES),
+            Progress::Lines(every) => lines(every.max(1), Duration::ZERO),
             Progress::Off => Self::Off,
         }
     }
@@ -65,9 +81,16 @@ impl Display {
                     show(bar, step, history, total, speed);
                 }
             }
-            Self::Lines { every } => {
-                if step.is_multiple_of(*every) {
-                    eprintln!("{}", line(step, history, total, speed));
+            Self::Lines {
+                name,
+                every,
+                pause,
+                next,
+            } => {
+                let now = Instant::now();
+                if step.is_multiple_of(*every) && now >= *next {
+                    *next = now + *pause;
+                    eprintln!("{name}: {}", line(step, history, total, speed));
                 }
             }
             Self::Off => {}
@@ -77,7 +100,7 @@ impl Display {
     pub(crate) fn warn(&self, warning: &str) {
         match self {
             Self::Bar { bar, .. } => bar.println(warning),
-            Self::Lines { .. } => eprintln!("{warning}"),
+            Self::Lines { name, .. } => eprintln!("{name}: {warning}"),
             Self::Off => {}
         }
     }

@@ -24,6 +24,9 @@ pub(crate) struct RunInfo {
     pub(crate) version: String,
     pub(crate) system: String,
     pub(crate) state: State,
+    /// The error that ended the run, if the program named it.
+    #[serde(default)]
+    pub(crate) stopped_by: Option<String>,
     /// Every start of a process.
     pub(crate) starts: Vec<Start>,
     pub(crate) total_steps: Option<u64>,
@@ -101,6 +104,7 @@ impl RunInfo {
             version: String::new(),
             system: String::new(),
             state: State::Running,
+            stopped_by: None,
             starts: Vec::new(),
             total_steps: None,
             optimizer: None,
@@ -116,6 +120,7 @@ impl RunInfo {
         self.version = env!("CARGO_PKG_VERSION").into();
         self.system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
         self.state = State::Running;
+        self.stopped_by = None;
         self.starts.push(Start {
             after_step,
             seconds_since_1970: since.map_or(0, |since| since.as_secs()),

@@ -171,7 +171,9 @@ pub enum Error {
         /// The gradient's.
         got: String,
     },
-    /// A pattern of a [`ParamGroup`](crate::optim::ParamGroup) that matches no Var.
+    /// A pattern of a [`ParamGroup`](crate::optim::ParamGroup), of
+    /// [`NamedVars::matching`](crate::NamedVars::matching) or of [`Clip::agc`](crate::Clip::agc)
+    /// that matches no Var.
     #[error(
         "pattern `{pattern}` of group `{group}` matches none of {vars} Var(s), whose names are such as \
          `{example}`; is it a typing error? (`*` stands for any characters, and the whole name must match; an \

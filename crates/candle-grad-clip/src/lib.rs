@@ -117,18 +117,3 @@ pub use norm_statistics::{MaxNormSuggestion, NormStatistics};
 pub use optimizer::{ClippedConfig, ClippedOptimizer, StepPath, StepRecord, StepReport};
 pub use skip_reason::SkipReason;
 pub use vars::NamedVars;
-
-/// Compiles the code of the README.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-struct Readme;
-
-/// Compiles the code of the guide.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/guide.md")]
-struct Guide;
-
-/// Compiles the code of the page on migrating.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/migrating.md")]
-struct Migrating;

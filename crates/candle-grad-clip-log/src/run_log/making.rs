@@ -12,15 +12,15 @@ use crate::history::History;
 use crate::progress::Progress;
 use crate::run_info::RunInfo;
 
-/// The time until the first page, so that a newcomer sees one at once.
+/// The most time until the first page, so that a newcomer sees one at once.
 const FIRST_PAGE: Duration = Duration::from_secs(1);
 
 impl RunLog {
     /// Starts a run in a new folder, or in one without files of a run. Other files in it stay.
     ///
     /// # Errors
-    /// [`Error::Exists`] if a file of a run is there, from whatever program; it is left as it is.
-    /// [`Error::Io`] if the folder can't be written to.
+    /// [`Error::Exists`](crate::Error::Exists) if a file of a run is there, from whatever program;
+    /// it is left as it is. [`Error::Io`](crate::Error::Io) if the folder can't be written to.
     pub fn create(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         Ok(Self::new(
@@ -51,7 +51,8 @@ impl RunLog {
     /// up to `step` that are missing: [`flush`](Self::flush) before each checkpoint prevents that.
     ///
     /// # Errors
-    /// [`Error::NotOurs`] if a file has contents that this crate does not write; [`Error::Io`].
+    /// [`Error::NotOurs`](crate::Error::NotOurs) if a file has contents that this crate does not
+    /// write; [`Error::Io`](crate::Error::Io).
     pub fn resume(folder: impl AsRef<Path>, step: u64) -> Result<Self> {
         let folder = folder.as_ref();
         match folder::resume(folder, step)? {
@@ -126,6 +127,9 @@ impl RunLog {
     #[must_use]
     pub fn with_page_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.page_interval = interval.into();
+        if let Some(interval) = self.page_interval {
+            self.next_page = self.next_page.min(Instant::now() + interval);
+        }
         self
     }
 

@@ -4,6 +4,7 @@ mod making;
 mod work;
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::histogram::Histogram;
 use crate::history::History;
-use crate::progress::{Display, Progress};
+use crate::progress::{self, Progress};
 use crate::rows::ScalarRow;
 use crate::run_info::{OptimizerInfo, RunInfo, State};
 
@@ -44,7 +45,7 @@ pub struct RunLog {
     next_page: Instant,
     progress: Progress,
     /// Made at the first step, when the options are known.
-    display: Option<Display>,
+    display: Option<progress::Display>,
     with_param_norm_events: bool,
     is_ended: bool,
 }
@@ -131,8 +132,8 @@ impl RunLog {
 
     /// Logs a step. Call it after each one. The loss is optional.
     ///
-    /// It never waits for a GPU: a report whose numbers are still there is kept, and read by a later
-    /// call or by [`finish`](Self::finish). (To read the loss from a GPU does wait for it; so you
+    /// It never waits for a GPU: a report whose numbers are still there is kept, and read by a
+    /// later call or by [`finish`](Self::finish). (To read the loss from a GPU does wait for it; so you
     /// may give it now and then only, or the one of the step before.)
     ///
     /// A loss or norm that is NaN or infinite is logged as it is.
@@ -184,8 +185,8 @@ impl RunLog {
     }
 
     /// Hands all steps so far to the system, waiting for those that are still on a GPU. Call it
-    /// before you save a checkpoint: else a kill right after the save can cost the steps of the last
-    /// two seconds, which a resumed run doesn't do again.
+    /// before you save a checkpoint: else a kill right after the save can cost the steps of the
+    /// last two seconds, which a resumed run doesn't do again.
     ///
     /// # Errors
     /// [`Error::Report`] if a GPU failed; under `strict`, if a file can't be written.
@@ -194,14 +195,24 @@ impl RunLog {
         self.files.flush()
     }
 
-    /// Ends the run: waits for the reports that are still on a GPU, and writes the rest and the last
-    /// page. Dropping the log does the same, without errors, and the page then says that the run was
-    /// stopped.
+    /// Ends the run: waits for the reports that are still on a GPU, and writes the rest and the
+    /// last page. Dropping the log does the same, without errors, and the page then says that the
+    /// run was stopped.
     ///
     /// # Errors
     /// [`Error::Report`] if a GPU failed; under `strict`, failures to write.
     pub fn finish(mut self) -> Result<()> {
         self.end(State::Finished)
+    }
+
+    /// Like [`finish`](Self::finish), for a run that ends by an error or by Ctrl-C: the page says
+    /// that it was stopped, and why.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn stopped_by(mut self, reason: impl Display) -> Result<()> {
+        self.info.stopped_by = Some(reason.to_string());
+        self.end(State::Stopped)
     }
 }
 

@@ -115,8 +115,8 @@ impl RunLog {
         }
         let steps = self.history.steps - self.clock.steps_before;
         let speed = steps as f64 / self.clock.start.elapsed().as_secs_f64();
-        let progress = self.progress;
-        let display = self.display.get_or_insert_with(|| Display::new(progress));
+        let new = || Display::new(self.progress, &folder::name(&self.folder));
+        let display = self.display.get_or_insert_with(new);
         for warning in self.files.take_warnings() {
             display.warn(&format!("warning: {warning}"));
         }
@@ -127,7 +127,7 @@ impl RunLog {
     fn write_page(&self) -> Result<()> {
         let path = self.folder.join(folder::PAGE);
         let page = run_page::page(
-            &self.folder,
+            &folder::name(&self.folder),
             &self.info,
             &self.history,
             self.clock.seconds(),

@@ -6,8 +6,6 @@ mod loss;
 mod stability;
 mod vars;
 
-use std::path::Path;
-
 use crate::history::History;
 use crate::number::{count, time};
 use crate::page::{Curve, Line, LineChart, Mark, Page, Panel, Refresh, Section};
@@ -16,21 +14,23 @@ use crate::run_info::{RunInfo, State};
 /// How often an open page looks for a newer one.
 const RELOAD_SECONDS: f64 = 10.0;
 
-/// The page of the run in `folder`, after so many seconds.
-pub(crate) fn page(folder: &Path, info: &RunInfo, history: &History, seconds: f64) -> Page {
-    let mut sections = loss::sections(history);
+/// The page of a run, after so many seconds.
+pub(crate) fn page(name: &str, info: &RunInfo, history: &History, seconds: f64) -> Page {
+    let mut sections = Vec::new();
+    if let Some(reason) = &info.stopped_by {
+        let sentence = format!("The run was stopped by this: {reason}");
+        sections.push(text(sentence, Mark::Warning));
+    }
+    sections.extend(loss::sections(history));
     sections.extend(stability::sections(history));
     sections.extend(vars::missing(info, history));
     sections.extend(vars::shares(info, history));
     sections.extend(limit::sections(info, history));
     sections.extend(other_scalars(history));
     sections.extend(about::sections(info, history, seconds));
-    let absolute = folder.canonicalize();
-    let folder = absolute.as_deref().unwrap_or(folder);
-    let name = folder.file_name().unwrap_or(folder.as_os_str());
     let is_running = info.state == State::Running;
     Page {
-        title: format!("Training run {}", name.to_string_lossy()),
+        title: format!("Training run {name}"),
         subtitle: subtitle(info, history, seconds),
         refresh: is_running.then_some(Refresh {
             seconds: RELOAD_SECONDS,

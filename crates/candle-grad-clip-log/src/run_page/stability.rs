@@ -97,6 +97,8 @@ fn chart(history: &History) -> LineChart {
             Panel {
                 y_label: share,
                 lines: vec![line("share of clipped steps", &history.clipped_share, 4)],
+                // The axis reaches from none to all.
+                levels: vec![("all".into(), 1.0), ("none".into(), 0.0)],
                 ..Panel::default()
             },
         ],

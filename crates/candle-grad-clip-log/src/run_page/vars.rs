@@ -2,7 +2,7 @@
 
 use super::{heading, listed, text};
 use crate::history::History;
-use crate::number::{number, percent};
+use crate::number::{count, number, percent};
 use crate::page::{HeatMap, Mark, Section, Table};
 use crate::param_norms::{Bin, VarSummary};
 use crate::run_info::RunInfo;
@@ -23,9 +23,18 @@ const HOW_TO_GET_NORMS: &str =
 pub(super) fn missing(info: &RunInfo, history: &History) -> Vec<Section> {
     let mut sections = vec![heading("Which Vars learn nothing?")];
     let missing = &history.missing;
+    let non_finite = history.norms.non_finite();
+    if non_finite > 0 {
+        let sentence = format!(
+            "{} of {} had NaN or infinite gradients, which train no Var.",
+            non_finite,
+            count(history.steps, "step")
+        );
+        sections.push(text(sentence, Mark::Warning));
+    }
     if missing.counts.is_empty() && missing.steps > 0 {
         let all = "Every Var had a gradient in every step.";
-        sections.push(text(all, Mark::Good));
+        sections.push(text(all, good(history)));
     }
     if !missing.counts.is_empty() {
         sections.extend(missing_sections(info, history));
@@ -67,6 +76,15 @@ fn missing_sections(info: &RunInfo, history: &History) -> Vec<Section> {
     sections
 }
 
+/// A gradient that is NaN is there and is not zero, but nothing is well.
+fn good(history: &History) -> Mark {
+    if history.norms.non_finite() == 0 {
+        Mark::Good
+    } else {
+        Mark::None
+    }
+}
+
 /// A gradient may be there and be zero: a unit that is never active, a mask, a factor of 0.
 fn zeros(history: &History) -> Section {
     if history.param_norms.is_empty() {
@@ -76,18 +94,16 @@ fn zeros(history: &History) -> Section {
         return text(unknown, Mark::None);
     }
     let summaries = history.param_norms.summaries();
-    let zeros = summaries
-        .iter()
-        .filter(|var| var.zeros_in_a_row >= ZERO_STEPS);
+    let steps = history.param_norms.steps().min(ZERO_STEPS);
+    let zeros = summaries.iter().filter(|var| var.zeros_in_a_row >= steps);
     let mut zeros: Vec<&str> = zeros.map(|var| var.name).collect();
     if zeros.is_empty() {
-        let none =
-            format!("No Var's gradient was exactly zero in all of the last {ZERO_STEPS} steps.");
-        return text(none, Mark::Good);
+        let none = format!("No Var's gradient was exactly zero in all of the last {steps} steps.");
+        return text(none, good(history));
     }
     zeros.sort_unstable();
     let advice = format!(
-        "The gradient was there, but exactly zero in each of the last {ZERO_STEPS} steps or more: \
+        "The gradient was there, but exactly zero in all of the last {steps} steps: \
          {}.\nUsual causes are ReLU units that are never active, a mask or a factor of 0, and \
          inputs that are always 0.",
         listed(&zeros, MOST_NAMES)

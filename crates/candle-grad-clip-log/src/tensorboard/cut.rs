@@ -3,9 +3,13 @@
 use std::fs;
 use std::path::Path;
 
+use super::is_ours;
 use super::record::first_event;
-use super::{files, is_ours};
 use crate::error::{Error, Result};
+use crate::listing::files;
+
+/// Beside the files while one of them is cut.
+pub(crate) const UNFINISHED: &str = ".events.tmp";
 
 /// Removes the events after `step` from our files in `dir`, and half a record at the end. A file
 /// without any event left goes.
@@ -27,7 +31,7 @@ pub(crate) fn cut(dir: &Path, step: u64) -> Result<()> {
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         } else if kept.len() < bytes.len() {
             // A kill leaves the old file or the new one.
-            let beside = dir.join(".events.cut.tmp");
+            let beside = dir.join(UNFINISHED);
             let written = fs::write(&beside, &kept).and_then(|()| fs::rename(&beside, &path));
             written.map_err(Error::io("cut", &path))?;
         }

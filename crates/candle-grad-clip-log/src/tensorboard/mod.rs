@@ -3,7 +3,7 @@
 mod cut;
 mod record;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 
-pub(crate) use cut::cut;
+pub(crate) use cut::{UNFINISHED, cut};
 use record::{Event, Summary, Value, record};
 
 use crate::error::{Error, Result};
@@ -113,20 +113,6 @@ impl EventWriter {
     }
 }
 
-/// The files in `dir` whose name `is_wanted`, in the order of their names.
-pub(crate) fn files(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
-    let failure = || Error::io("read", dir);
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(failure())? {
-        let entry = entry.map_err(failure())?;
-        if is_wanted(&entry.file_name().to_string_lossy()) {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 fn seconds_since_1970() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -136,8 +122,11 @@ fn seconds_since_1970() -> f64 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests {
+    use std::fs;
+
     use super::record::first_event;
     use super::*;
+    use crate::listing::files;
 
     /// The histograms of the only file in `dir`: step, tag, histogram.
     pub(crate) fn histograms(dir: &Path) -> Vec<(i64, String, Histogram)> {

@@ -116,3 +116,25 @@ fn runs_of_a_folder_are_laid_over_each_other() {
     assert!(matches!(error, Error::NotOurs { .. }));
     assert_eq!(read(folder, "index.html"), "mine");
 }
+
+#[test]
+fn a_column_that_no_run_fills_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = create(&folder.path().join("only"));
+    MadeUp::new().log(&mut log, [1.0]);
+    log.finish().unwrap();
+    let sections = runs_sections(folder.path()).unwrap();
+    let Section::Table(table) = &sections[2] else {
+        panic!("{sections:?}");
+    };
+    let expected = [
+        "run",
+        "last step",
+        "last train loss",
+        "clipped",
+        "skipped steps",
+        "time",
+    ];
+    assert_eq!(table.columns, expected);
+    assert_eq!(table.rows[0][..4], ["only", "1", "1.000", "0 %"]);
+}

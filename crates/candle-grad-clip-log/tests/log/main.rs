@@ -3,6 +3,7 @@
 
 mod contents;
 mod folders;
+mod kill;
 mod made_up;
 mod page;
 mod resume;

@@ -51,7 +51,8 @@ fn a_page_answers_in_the_right_order() {
             "1 step had a norm that is NaN or infinite.",
             "No gradient in any step, so not trained: c.",
             "ops::layer_norm_slow",
-            "exactly zero in each of the last 100 steps or more: b.",
+            "1 of 122 steps had NaN or infinite gradients, which train no Var.",
+            "exactly zero in all of the last 100 steps: b.",
             "w, first has 100 % of the squared norm",
             "The clip of this run is norm:10,eps=0.",
             "model.layers",
@@ -108,4 +109,27 @@ fn a_running_page_reloads_and_a_run_without_steps_has_a_page() {
     );
     // The rows are flushed later.
     log.finish().unwrap();
+}
+
+#[test]
+fn a_short_run_that_an_error_ended_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = MadeUp::new();
+    let mut log = create(folder.path());
+    run.log(&mut log, [1.0, 2.0, 3.0]);
+    log.stopped_by("the GPU is gone").unwrap();
+    let page = read(folder.path(), "index.html");
+    assert_has(
+        &page,
+        &[
+            "Stopped at step 3, after",
+            "The run was stopped by this: the GPU is gone",
+            "exactly zero in all of the last 3 steps: b.",
+        ],
+    );
+    // A resumed run is no longer stopped.
+    quiet(RunLog::resume(folder.path(), 3).unwrap())
+        .finish()
+        .unwrap();
+    assert!(!read(folder.path(), "index.html").contains("was stopped by"));
 }

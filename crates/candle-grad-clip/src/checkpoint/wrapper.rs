@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::loss_scaler::LossScaler;
 use crate::optim::{self, Fused, Loaded, OtherSettings, ParamStates, Settings};
 use crate::optimizer::ClippedOptimizer;
-use crate::param_state::Kept;
+use crate::param_state::StateLayout;
 
 /// Checkpoints, for the optimizers that support them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
@@ -187,7 +187,7 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// The Vars of an optimizer whose state is not known.
     fn without_state(&self) -> Result<ParamStates> {
-        let mut trained = ParamStates::new(self.core.vars.clone(), Kept::default());
+        let mut trained = ParamStates::new(self.core.vars.clone(), StateLayout::default());
         trained.set_groups(self.core.policy.limits().groups().clone())?;
         Ok(trained)
     }

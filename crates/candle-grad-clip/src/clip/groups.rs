@@ -125,7 +125,7 @@ fn stats_of_groups(given: &Given<'_>, limits: &Limits) -> Vec<Stats> {
 /// The largest coefficient that each group's own limit allows; infinite for none, as for the Vars
 /// of no group. A rule's coefficient may be above 1.
 fn own_coefs(given: &Given<'_>, limits: &Limits, stats: &[Stats]) -> Vec<f64> {
-    let coef = |(group, stats): (&ParamGroup, &Stats)| match group.limit() {
+    let coef = |(group, stats): (&ParamGroup, &Stats)| match group.max_norm {
         Some(max_norm) if max_norm < f64::INFINITY => {
             let norm_type = given.measured.norm_type;
             let zero_non_finite = given.zero_non_finite;

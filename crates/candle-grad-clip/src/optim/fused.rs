@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 
 use super::param_states::ParamStates;
 use super::params::Settings;
-use super::update::Clipped;
+use super::update::GradEdits;
 use crate::backend::StepResult;
 use crate::error::Result;
 use crate::gradients::Plan;
@@ -39,15 +39,15 @@ pub(crate) trait Fused: 'static {
 
     /// Restores a checkpoint, which was read for this optimizer and checked.
     fn restore(&mut self, loaded: Loaded) {
-        let kept = loaded.settings.kept();
+        let layout = loaded.settings.layout();
         self.trained_mut()
-            .restore(kept, loaded.states, loaded.steps, loaded.counts);
+            .restore(layout, loaded.states, loaded.steps, loaded.counts);
         self.set_settings(loaded.settings);
     }
 
     /// Takes a step. With `clipped`, the gradients are edited as it says.
-    fn fused_step(&mut self, grads: &GradStore, clipped: Option<Clipped<'_>>) -> Result<()> {
-        self.trained_mut().settle()?; // first, as it updates the step counters
+    fn fused_step(&mut self, grads: &GradStore, clipped: Option<GradEdits<'_>>) -> Result<()> {
+        self.trained_mut().sync_counters()?; // first, as it updates the step counters
         let rules = self.next_rules()?;
         self.trained_mut().step(grads, clipped, &rules)
     }
@@ -56,7 +56,7 @@ pub(crate) trait Fused: 'static {
     /// [`ParamStates::step_on_device`].
     fn device_step(
         &mut self,
-        clipped: Clipped<'_>,
+        clipped: GradEdits<'_>,
         plan: &Plan,
         skips_in_a_row: u32,
         keeps_norms: bool,
@@ -134,10 +134,10 @@ impl<'o> FusedParts<'o> {
     }
 
     /// Takes a step of every part. All hyper-parameters are checked before the first write.
-    pub(crate) fn step(&mut self, grads: &GradStore, clipped: Clipped<'_>) -> Result<()> {
+    pub(crate) fn step(&mut self, grads: &GradStore, clipped: GradEdits<'_>) -> Result<()> {
         if self.second.is_some() {
             self.try_for_each(|fused| {
-                fused.trained_mut().settle()?;
+                fused.trained_mut().sync_counters()?;
                 fused.next_rules().map(drop)
             })?;
         }

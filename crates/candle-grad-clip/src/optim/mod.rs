@@ -110,7 +110,7 @@ pub(crate) use param_states::{ParamStates, Snapshot};
 pub use params::ParamsSgd;
 pub(crate) use params::{OtherSettings, Settings};
 pub use sgd::Sgd;
-pub(crate) use update::Clipped;
+pub(crate) use update::GradEdits;
 
 mod sealed {
     /// Only optimizers of this crate know how to save what a wrapper adds.

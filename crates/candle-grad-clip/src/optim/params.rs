@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::{check_decay, check_not_negative};
 use crate::error::{Error, Result};
-use crate::param_state::Kept;
+use crate::param_state::StateLayout;
 use crate::vars::NamedVars;
 
 /// Hyper-parameters of [`Sgd`](super::Sgd), with the names and meanings of `torch.optim.SGD`.
@@ -136,18 +136,18 @@ impl Settings {
     }
 
     /// Which arrays the optimizer keeps.
-    pub(crate) fn kept(&self) -> Kept {
+    pub(crate) fn layout(&self) -> StateLayout {
         match *self {
             Self::AdamW(AdamWSettings {
                 amsgrad,
                 master_weights,
                 ..
-            }) => Kept::adamw(amsgrad, master_weights),
+            }) => StateLayout::adamw(amsgrad, master_weights),
             Self::Sgd(SgdSettings {
                 params,
                 master_weights,
-            }) => Kept::sgd(params.momentum, master_weights),
-            Self::Other(_) => Kept::default(),
+            }) => StateLayout::sgd(params.momentum, master_weights),
+            Self::Other(_) => StateLayout::default(),
         }
     }
 
@@ -158,7 +158,7 @@ impl Settings {
             Self::Sgd(_) => &["momentum_buffer"],
             Self::Other(_) => &[],
         };
-        &all[..self.kept().moments.min(all.len())]
+        &all[..self.layout().moments.min(all.len())]
     }
 
     /// The options, by name, that must be the same in a checkpoint as here.

@@ -51,7 +51,7 @@ impl Core {
         if let Inner::Fused(parts) = &mut inner {
             trained.adopt(parts, &vars)?;
             // Another wrapper's skips don't count here.
-            parts.try_for_each(|fused| fused.trained_mut().settle())?;
+            parts.try_for_each(|fused| fused.trained_mut().sync_counters())?;
         }
         Ok(Self {
             vars,

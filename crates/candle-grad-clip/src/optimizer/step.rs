@@ -19,7 +19,7 @@ use crate::clip::{Action, Decision, Edits, NonFinite};
 use crate::error::{Error, Result};
 use crate::gradients::{Measurements, Request};
 use crate::loss_scaler::LossScaler;
-use crate::optim::{Clipped, FusedParts};
+use crate::optim::{FusedParts, GradEdits};
 use crate::pipeline::edit::{edit_copies, edit_in_place, insert};
 use crate::pipeline::measure::{measure_unscaled, non_finite_error};
 use crate::pipeline::units::measure_units;
@@ -84,7 +84,7 @@ impl Core {
         if let Some(report) = self.step_on_device(inner, grads.store())? {
             return Ok(report);
         }
-        self.settle(inner)?;
+        self.sync_counters(inner)?;
 
         let (measured, decision) = self.measure_and_decide(inner, grads.store(), loss)?;
         let path = match (&*inner, &grads) {
@@ -265,7 +265,7 @@ impl Core {
             Action::Edit(edits) => edits,
             _ => &nothing,
         };
-        let clipped = Clipped {
+        let clipped = GradEdits {
             vars: &self.vars,
             entries: &measured.entries,
             edits,

@@ -43,7 +43,8 @@ impl TrainedVars {
             given: ids(&given),
             source: given.source().cloned(),
             searched: None,
-            warned: false,
+            // The Vars of the warning have no names, so no other pattern can match them.
+            warned: allow_unclipped.contains(&"*"),
         };
         let given = given.with_own_names();
         let Inner::Fused(parts) = inner else {
@@ -141,7 +142,8 @@ impl TrainedVars {
             unknown = unknown.len(),
             ?shapes,
             "Vars that the wrapper was not given have gradients: if the inner optimizer trains them, they are neither \
-             measured nor clipped. Pass all Vars that it trains to `wrap`"
+             measured nor clipped. Pass all Vars that it trains to `wrap`; if another optimizer trains them, allow `*` in \
+             `wrap_allow_unclipped`"
         );
     }
 }
