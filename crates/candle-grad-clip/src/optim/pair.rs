@@ -23,6 +23,10 @@ use crate::vars::NamedVars;
 /// [`first_mut`](Self::first_mut) or [`second_mut`](Self::second_mut); the next `set_learning_rate`
 /// of the pair replaces that rate.
 ///
+/// # Groups
+/// Limits are the wrapper's: `opt.with_param_groups(groups.max_norms_only())`. Learning rates and
+/// weight decays are each optimizer's: [`AdamW::with_param_groups`], before the pair is made.
+///
 /// # Checkpoints
 /// If both are [`AdamW`] or [`Sgd`], the wrapper's `save` and `load` include both, in one file.
 /// Otherwise each optimizer that can be saved is saved by itself:
