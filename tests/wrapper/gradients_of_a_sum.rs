@@ -43,9 +43,11 @@ fn allowed(dtype: DType) -> f64 {
     tolerance(dtype).max(1e-6)
 }
 
+type ClipToOne = fn(&mut GradStore, &[Var]) -> Result<()>;
+
 #[test]
 fn the_functions_scale_each_once() -> Result<()> {
-    let clip: [fn(&mut GradStore, &[Var]) -> Result<()>; 3] = [
+    let clip: [ClipToOne; 3] = [
         |grads, vars| {
             let norm = clip_grad_norm(grads, vars, 1.0)?;
             assert_close(norm, NORM, 1e-12, "the norm of both");

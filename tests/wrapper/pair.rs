@@ -200,6 +200,7 @@ fn vars_that_only_one_side_has_are_refused() -> Result<()> {
 
 #[test]
 fn groups_have_limits_at_the_wrapper_and_rates_at_each_optimizer() -> Result<()> {
+    let folder = Folder::in_memory()?;
     let groups = |group: ParamGroup| ParamGroups::new(vec![group]);
     let (all, pair) = fused(DType::F32)?;
     let opt = ClippedOptimizer::wrap(pair, all, Clip::none())?;
@@ -225,6 +226,13 @@ fn groups_have_limits_at_the_wrapper_and_rates_at_each_optimizer() -> Result<()>
         1e-5,
         "limit",
     );
+    let path = folder.join("optimizer.safetensors");
+    opt.save(&path)?;
+    opt.load(&path)?;
+    let other = groups(ParamGroup::new("matrices", &["*.weight"]).max_norm(0.5))?;
+    let mut opt = opt.with_param_groups(other)?;
+    let error = opt.load(&path).unwrap_err().to_string();
+    assert!(error.contains("max_norm 0.25"), "{error}");
     let after = bits_of_vars(&vars)?;
     assert_eq!(after[2], before[2], "fc.bias is frozen");
     assert!([0, 1, 3].iter().all(|i| after[*i] != before[*i]));

@@ -13,10 +13,10 @@ use crate::pipeline::measure::{measure, non_finite_error, walk};
 
 /// Returns the norm of the gradients of `vars`, seen as one vector: `(sum |g|^p)^(1/p)`.
 ///
-/// `vars` is any list of Vars: see [`AsVars`]. The gradients can have any shape, can mix f32, f64, f16 and bf16, and can be on any devices. The
-/// function reads each gradient once and changes nothing. Vars without a gradient are ignored, and
-/// a Var that is listed twice counts once. The [`GradStore`] may also hold gradients of other
-/// tensors, such as constants; they are ignored.
+/// `vars` is any list of Vars: see [`AsVars`]. The gradients can have any shape, can mix f32, f64,
+/// f16 and bf16, and can be on any devices. The function reads each gradient once and changes
+/// nothing. Vars without a gradient are ignored, and a Var that is listed twice counts once. The
+/// [`GradStore`] may also hold gradients of other tensors, such as constants; they are ignored.
 ///
 /// On CPU the relative error is at most 1e-12 for L1, L2, infinity and `p >= 0.5`, in every dtype.
 /// The norm of f32 gradients of `1e25` or `1e-25`, or of f64 gradients of `1e200`, is correct;

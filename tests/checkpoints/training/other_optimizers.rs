@@ -1,14 +1,16 @@
-//! Of candle's own optimizers all is restored but their moments, of which a warning tells.
+//! Of candle's own optimizers all is restored but their moments, of which a warning tells. Of a pair
+//! of ours all is restored.
 
 use std::path::Path;
 
 use anyhow::Result;
 use candle_core::{DType, Var};
-use candle_grad_clip::optim::{self, ParamGroup, ParamGroups};
-use candle_grad_clip::{Checkpoints, Clip, ClippedOptimizer, Error, LossScaler};
+use candle_grad_clip::optim::{self, Pair, ParamGroup, ParamGroups, ParamsSgd};
+use candle_grad_clip::{Checkpoints, Clip, ClippedOptimizer, Error, LossScaler, NamedVars};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, SGD, VarMap};
 use support::checkpoints::Folder;
 use support::events::{events, of_level};
+use support::gradients::bits_of_vars;
 use tracing::Level;
 
 use super::map_of;
@@ -143,5 +145,49 @@ fn load_latest_names_other_groups_of_candles_optimizers() -> Result<()> {
         .unwrap_err();
     assert!(matches!(error, Error::CheckpointMismatch { .. }), "{error}");
     assert!(error.to_string().contains("groups are [first"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn load_latest_restores_both_of_a_pair() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let pair = |map: &VarMap| -> Result<ClippedOptimizer<_>> {
+        let vars = NamedVars::from(map);
+        let named = vars
+            .names()
+            .iter()
+            .cloned()
+            .zip(vars.vars().iter().cloned());
+        let (a, b): (Vec<(String, Var)>, Vec<_>) = named.partition(|(name, _)| name == "a");
+        let momentum = ParamsSgd {
+            lr: 0.1,
+            momentum: 0.9,
+            ..ParamsSgd::default()
+        };
+        let sgd = optim::Sgd::from_named_vars(a.clone(), momentum)?;
+        let adamw = optim::AdamW::from_named_vars(b.clone(), ParamsAdamW::default())?;
+        wrapped(Pair::new(sgd, a, adamw, b)?, map, "stabilizer")
+    };
+    let (one, mut two) = (map()?, map()?);
+    let mut opt = pair(&one)?;
+    let checkpoints = Checkpoints::in_dir(&*folder)?;
+    for at in 0..4 {
+        step(&mut opt, 1.0 + f64::from(at))?;
+        if at == 1 {
+            checkpoints.save(2, &one, &opt, &())?;
+        }
+    }
+    let mut resumed = pair(&two)?;
+    let seen = events(|| {
+        checkpoints.load_latest(&mut two, &mut resumed)?.unwrap();
+        Ok(())
+    })?;
+    assert!(of_level(&seen, Level::WARN).is_empty(), "{seen:?}");
+    for at in 2..4 {
+        step(&mut resumed, 1.0 + f64::from(at))?;
+    }
+    let bits = |map: &VarMap| bits_of_vars(NamedVars::from(map).vars());
+    assert_eq!(bits(&two)?, bits(&one)?);
+    assert_eq!(resumed.inner().second().steps(), 4);
     Ok(())
 }

@@ -77,16 +77,17 @@ impl ClipRule for TwiceTheMean {
 }
 
 /// The clips of all methods: those with a history first.
-const CLIPS: [&str; 16] = [
+const CLIPS: [&str; 17] = [
     "auto:40",
     "auto:75,window=7",
     "quantile:0.7,rate=0.3",
-    "zclip:warmup=5,z=1.5,alpha=0.8,max_norm=inf",
-    "zclip:warmup=3,z=1,mode=percentile,max_norm=2",
-    "zclip:warmup=4,z=1.2,mode=mean,skip=true",
+    "zclip:warmup=5,z_thresh=1.5,alpha=0.8,max_norm=inf",
+    "zclip:warmup=3,z_thresh=1,mode=percentile,max_norm=2",
+    "zclip:warmup=4,z_thresh=1.2,mode=mean,skip=true",
     "adagc:warmup=6,beta=0.7",
+    "stabilizer",
     "skip:z=1.5,window=12,max_norm=3",
-    "skip:z=1.5,window=12+zclip:warmup=4,z=1,max_norm=inf+adagc:warmup=6,beta=0.7+norm:2",
+    "skip:z=1.5,window=12+zclip:warmup=4,z_thresh=1,max_norm=inf+adagc:warmup=6,beta=0.7+norm:2",
     "none",
     "norm:1",
     "norm:1,norm_type=inf,max_skips=1000",

@@ -52,6 +52,18 @@ pub(super) struct OptimizerRecord {
 pub(super) struct Part<'a> {
     pub(super) trained: &'a ParamStates,
     pub(super) settings: Settings,
+    /// The groups as text. A file with others does not fit.
+    pub(super) groups: Vec<String>,
+}
+
+impl<'a> Part<'a> {
+    pub(super) fn new(trained: &'a ParamStates, settings: Settings) -> Self {
+        Self {
+            trained,
+            settings,
+            groups: describe_groups(trained.groups()),
+        }
+    }
 }
 
 /// One optimizer, or the two of a pair.
@@ -62,9 +74,8 @@ pub(super) struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     pub(super) fn one(trained: &'a ParamStates, settings: Settings) -> Self {
-        let first = Part { trained, settings };
         Self {
-            first,
+            first: Part::new(trained, settings),
             second: None,
         }
     }
@@ -176,7 +187,7 @@ impl CheckpointHeader {
             optimizer: part.settings.clone(),
             steps,
             vars: vars.zip(snapshot.counts.iter().copied()).map(of).collect(),
-            groups: describe_groups(part.trained.groups()),
+            groups: part.groups.clone(),
             second: None,
             wrapper: None,
             non_finite: false,

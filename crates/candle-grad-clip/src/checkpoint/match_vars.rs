@@ -5,8 +5,7 @@ use std::collections::{HashMap, HashSet};
 use candle_core::Var;
 
 use super::fault::{Checked, Fault, join_names};
-use super::header::{CheckpointHeader, Parts, VarRecord, describe_groups};
-use crate::groups::ParamGroups;
+use super::header::{CheckpointHeader, Parts, VarRecord};
 use crate::optim::Settings;
 use crate::vars::NamedVars;
 
@@ -19,9 +18,8 @@ pub(super) fn match_vars<'h>(
     let here: Vec<&Settings> = parts.iter().map(|part| &part.settings).collect();
     let mut differences = other_settings(&there, &here);
     let groups = header.optimizers().zip(parts.iter());
-    differences.extend(
-        groups.filter_map(|((_, _, there), part)| other_groups(there, part.trained.groups())),
-    );
+    differences
+        .extend(groups.filter_map(|((_, _, there), part)| other_groups(there, &part.groups)));
     let Some(second) = &parts.second else {
         return match_records(&header.vars, parts.first.trained.vars(), differences);
     };
@@ -98,8 +96,7 @@ fn kind(optimizers: &[&Settings]) -> String {
     }
 }
 
-fn other_groups(there: &[String], here: &ParamGroups) -> Option<String> {
-    let here = describe_groups(here);
+fn other_groups(there: &[String], here: &[String]) -> Option<String> {
     (there != here).then(|| {
         let (there, here) = (there.join("; "), here.join("; "));
         format!("groups are [{there}] in the file, [{here}] here")

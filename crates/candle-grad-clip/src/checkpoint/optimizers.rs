@@ -58,7 +58,9 @@ macro_rules! save_and_load {
             pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
                 let parts = Parts::one(self.trained(), self.settings());
                 let (loaded, _) = read(path.as_ref(), &parts)?;
-                loaded.into_iter().for_each(|loaded| self.restore(loaded));
+                for loaded in loaded {
+                    self.restore(loaded);
+                }
                 Ok(())
             }
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_nn::Optimizer;
 
 use super::atomic_write::replace;
-use super::header::{Part, Parts, WrapperRecord};
+use super::header::{Part, Parts, WrapperRecord, describe_groups};
 use super::load::read;
 use super::save::{Contents, MakeFile, save};
 #[cfg(doc)]
@@ -172,17 +172,20 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
 
     /// What a file has of the inner optimizer: the parts that are fused, or its learning rate.
     fn parts<'a>(&self, fused: &[&'a dyn Fused], stateless: &'a ParamStates) -> Parts<'a> {
-        let part = |fused: &&'a dyn Fused| Part {
-            trained: fused.trained(),
-            settings: fused.settings(),
-        };
-        match fused {
-            [] => Parts::one(stateless, self.other_settings()),
+        let part = |fused: &&'a dyn Fused| Part::new(fused.trained(), fused.settings());
+        let mut parts = match fused {
+            [] => return Parts::one(stateless, self.other_settings()),
             [first, others @ ..] => Parts {
                 first: part(first),
                 second: others.first().map(part),
             },
+        };
+        if parts.second.is_some() {
+            // The limits of a pair's groups belong to the wrapper.
+            let limits = describe_groups(self.core.policy.limits().groups());
+            parts.first.groups.extend(limits);
         }
+        parts
     }
 
     /// The Vars of an optimizer whose state is not known.

@@ -24,7 +24,8 @@ impl Clip {
 
     /// Sets what is added to the norm before dividing by it. Default: 1e-6, as in PyTorch; 0 for
     /// [`Clip::block_rms`] and [`Clip::adagc`]; 1e-8 for [`Clip::stabilizer`]. For [`Clip::agc`] it
-    /// is [`Agc::eps`]. On a chain it is set for every clip; else set it before [`Clip::chain`].
+    /// is [`Agc::eps`](crate::Agc::eps). On a chain it is set for every clip. To set different
+    /// values, set them before [`Clip::chain`].
     ///
     /// ```
     #[doc = include_str!("../step_example.md")]

@@ -21,9 +21,9 @@ const MAX_LENGTH: f64 = 1e3;
 /// The largest coefficient: f32 holds it.
 const MAX_COEF: f64 = 1e30;
 
-/// GradientStabilizer ([`Clip::stabilizer`](crate::Clip::stabilizer)): keeps the direction of each Var's gradient, and
-/// replaces its norm `n_i` by a length from running means of `n_i` and `n_i^2`. No limit has to be
-/// chosen.
+/// GradientStabilizer ([`Clip::stabilizer`](crate::Clip::stabilizer)): keeps the direction of each
+/// Var's gradient, and replaces its norm `n_i` by a length from running means of `n_i` and `n_i^2`.
+/// No limit has to be chosen.
 ///
 /// ```text
 /// m_i <- gamma1 m_i + (1 - gamma1) n_i           v_i <- gamma2 v_i + (1 - gamma2) n_i^2

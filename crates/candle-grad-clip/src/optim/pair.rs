@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::vars::NamedVars;
 
 /// Two optimizers over different Vars as one, such as Muon for the matrices and AdamW for the rest.
-/// In a [`ClippedOptimizer`](crate::ClippedOptimizer) there is one global norm over the Vars of both.
+/// A [`ClippedOptimizer`](crate::ClippedOptimizer) clips the global norm of the Vars of both.
 ///
 /// If both are [`AdamW`] or [`Sgd`], the wrapper's clip is folded into both updates. Otherwise the
 /// gradients are edited before the two steps, in place by `backward_step`.
@@ -22,6 +22,10 @@ use crate::vars::NamedVars;
 /// ratio that they had in [`Pair::new`]: so one schedule drives both. To change one alone, use
 /// [`first_mut`](Self::first_mut) or [`second_mut`](Self::second_mut); the next `set_learning_rate`
 /// of the pair replaces that rate.
+///
+/// # Groups
+/// Limits are the wrapper's: `opt.with_param_groups(groups.max_norms_only())`. Learning rates and
+/// weight decays are each optimizer's: [`AdamW::with_param_groups`], before the pair is made.
 ///
 /// # Checkpoints
 /// If both are [`AdamW`] or [`Sgd`], the wrapper's `save` and `load` include both, in one file.
