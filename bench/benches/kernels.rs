@@ -32,7 +32,7 @@ const ADAMW: AdamW = AdamW {
     beta2: 0.999,
     eps: 1e-8,
     weight_decay: 0.0,
-    step: 1,
+    step: 100_000,
 };
 
 fn dtype<E: Element>(c: &mut Criterion, name: &str, from_f32: impl Fn(f32) -> E) {
@@ -66,18 +66,25 @@ fn dtype<E: Element>(c: &mut Criterion, name: &str, from_f32: impl Fn(f32) -> E)
         }
         let (mut params, zero) = (values.clone(), E::Wide::from_f64(0.0));
         let mut moments = [vec![zero; len], vec![zero; len]];
-        group.bench_function(BenchmarkId::new("adamw", len), |b| {
-            b.iter(|| {
-                let [first, second] = &mut moments;
-                let whole = Update {
-                    params: &mut params,
-                    grads: black_box(&values),
-                    moments: [first, second, &mut []],
-                    master: &mut [],
-                };
-                update(whole, SCALE, &ADAMW);
+        let mut master = vec![zero; len];
+        let is_half = size_of::<E>() == 2;
+        for (name, with_master) in [("adamw", false), ("adamw with master", true)] {
+            if with_master && !is_half {
+                continue;
+            }
+            group.bench_function(BenchmarkId::new(name, len), |b| {
+                b.iter(|| {
+                    let [first, second] = &mut moments;
+                    let whole = Update {
+                        params: &mut params,
+                        grads: black_box(&values),
+                        moments: [first, second, &mut []],
+                        master: if with_master { &mut master } else { &mut [] },
+                    };
+                    update(whole, SCALE, &ADAMW);
+                });
             });
-        });
+        }
     }
     group.finish();
 }

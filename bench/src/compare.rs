@@ -13,9 +13,9 @@ use crate::record::Findings;
 use crate::rival::{Plan, Rival, Times, measure};
 use crate::sets::Set;
 use crate::threads::Threads;
-use crate::{chart, kept, results};
+use crate::{kept, results};
 
-/// Times other frameworks too, those that are installed, and writes RESULTS.md with a chart.
+/// Times other frameworks too, those that are installed, and writes RESULTS.md.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Compare {
     /// Gradient sets.
@@ -188,8 +188,6 @@ fn write(out: &Path, found: &Findings, threads: usize) -> Result<()> {
     }
     // What can't be written costs nothing else.
     let numbers = std::fs::write(out.join("results.jsonl"), lines);
-    let chart = plot::svg(&chart::compared(&found.measured))?;
-    std::fs::write(out.join("results.svg"), chart)?;
     table?;
     Ok(numbers?)
 }

@@ -18,7 +18,7 @@ use crate::threads::Threads;
 const TIME: Duration = Duration::from_secs(6);
 const ROUNDS: usize = 41;
 
-/// Times clipping from 1,000 to 100 million elements and from 1 to 100,000 tensors, and draws it.
+/// Times clipping from 1,000 to 100 million elements and from 1 to 100,000 tensors, and draws it on a page.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Growth {
     /// The largest number of elements of one tensor.
@@ -30,7 +30,7 @@ pub(crate) struct Growth {
     /// Threads of every rival [default: all cores].
     #[arg(long)]
     threads: Option<usize>,
-    /// Where growth.csv and the pictures go.
+    /// Where growth.csv and growth.html go.
     #[arg(long, default_value = env!("CARGO_MANIFEST_DIR"))]
     out: PathBuf,
 }
@@ -64,11 +64,7 @@ impl Growth {
         );
         println!("{csv}");
         let written = std::fs::write(self.out.join("growth.csv"), csv);
-        for op in OPS {
-            let name = op.name();
-            let chart = plot::svg(&chart::growth(name, &points))?;
-            std::fs::write(self.out.join(format!("growth-{name}.svg")), chart)?;
-        }
+        chart::growth(&OPS, &points).write(&self.out.join("growth.html"))?;
         Ok(written?)
     }
 }

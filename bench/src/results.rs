@@ -18,7 +18,6 @@ pub(crate) fn markdown(found: &Findings, threads: usize) -> Result<String> {
             "- {PASTE_IN_KEPT}: afterwards, in a process of its own with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=1000000000000",
         )?;
     }
-    writeln!(text, "\n![Times over the floor](results.svg)")?;
     for (set, dtype) in groups(&found.measured) {
         let rows: Vec<&GradNorms> = of(&found.measured, set, dtype).collect();
         writeln!(text, "\n## {set}, {dtype}: {}\n", about(set))?;
@@ -72,13 +71,13 @@ pub(crate) fn section(text: &mut String, ops: &[&str], rows: &[&GradNorms]) -> R
 }
 
 /// The sets in their dtypes, in the order they were timed.
-pub(crate) fn groups(measured: &[GradNorms]) -> Vec<(&'static str, &'static str)> {
+fn groups(measured: &[GradNorms]) -> Vec<(&'static str, &'static str)> {
     let mut groups: Vec<_> = measured.iter().map(|row| (row.set, row.dtype)).collect();
     groups.dedup();
     groups
 }
 
-pub(crate) fn of<'a>(
+fn of<'a>(
     measured: &'a [GradNorms],
     set: &str,
     dtype: &str,
@@ -89,7 +88,7 @@ pub(crate) fn of<'a>(
 }
 
 /// NaN where it was not timed.
-pub(crate) fn median_of(rows: &[&GradNorms], op: &str, rival: &str) -> f64 {
+fn median_of(rows: &[&GradNorms], op: &str, rival: &str) -> f64 {
     let row = rows.iter().find(|row| row.op == op && row.rival == rival);
     row.map_or(f64::NAN, |row| row.median_ms)
 }

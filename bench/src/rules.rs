@@ -140,6 +140,7 @@ impl Model {
             ("zclip", format!("zclip:warmup=3,max_norm={max_norm}")),
             ("adagc", "adagc:warmup=3".into()),
             ("agc", "agc".into()),
+            ("stabilizer", "stabilizer".into()),
             ("skip", "skip".into()),
             (
                 "value + norm",

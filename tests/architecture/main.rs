@@ -15,7 +15,7 @@ const LIBRARY: &[&[&str]] = &[
     &["check", "threads"],
     &["tensors"],
     &["vars"],
-    &["gradients", "groups", "param_state"],
+    &["as_vars", "gradients", "groups", "param_state"],
     &["backend", "clip", "loss", "loss_scaler"],
     &["pipeline"],
     &["optim"],
@@ -25,7 +25,15 @@ const LIBRARY: &[&[&str]] = &[
     &["lib"],
 ];
 const KERNELS: &[&[&str]] = &[
-    &["block", "cuda", "norm_type", "simd", "units", "wide"],
+    &[
+        "block",
+        "cuda",
+        "half_conversions",
+        "norm_type",
+        "simd",
+        "units",
+        "wide",
+    ],
     &["element", "scaled_power_sum"],
     &["convert", "edit", "measure"],
     &["measure_units", "unit_edit"],

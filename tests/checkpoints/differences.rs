@@ -98,7 +98,7 @@ fn what_differs_is_named() -> Result<()> {
     let error = refused(&here, &there, "adamw", "adamw")?;
     let text = error.to_string();
     assert!(
-        text.contains("is not of this optimizer, nothing was changed: "),
+        text.contains(" does not fit, nothing was changed: "),
         "{text}"
     );
     assert_eq!(

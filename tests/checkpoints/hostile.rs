@@ -202,7 +202,7 @@ fn counters_that_load_can_be_saved() -> Result<()> {
             );
         }
     }
-    let rule = json!({"of_vars": {"adagc": {"z": 1.0}}});
+    let rule = json!({"of_vars": {"adagc": {"z": [1.0]}}});
     let changed = edited(&bytes, |_, document| document["wrapper"]["rule"] = rule)?;
     let error = bench.refused(&changed)?.to_string();
     assert!(error.contains("it has a history of adagc"), "{error}");

@@ -8,4 +8,5 @@ mod headers;
 mod hostile;
 mod resume;
 mod saves;
+mod training;
 mod writers;

@@ -218,6 +218,35 @@ fn a_hundred_runs_have_the_same_bits() -> Result<()> {
     Ok(())
 }
 
+/// The record has the number of each step, whichever is read first, and whoever decides.
+#[test]
+fn records_count_tiny_coefficients_in_a_row() -> Result<()> {
+    // Step 2 is skipped, step 4 has an ordinary coefficient, from step 6 on the host decides.
+    let expected = [1, 1, 2, 0, 1, 2, 3];
+    let device = Device::new_cuda(0)?;
+    for first in 0..expected.len() {
+        let vars = vars(&device)?;
+        let mut opt = adamw(&vars, Clip::norm(1e-9))?;
+        let mut reports = Vec::new();
+        for step in 1..=expected.len() {
+            match step {
+                4 => opt.set_clip(Clip::norm(1e9))?,
+                5 => opt.set_clip(Clip::norm(1e-9))?,
+                6 => opt.set_clip(Clip::norm(1e-9).non_finite(NonFinite::Error))?,
+                _ => {}
+            }
+            reports.push(opt.step_report(&grads(&vars, step as u64, step == 2)?)?);
+        }
+        let mut order: Vec<usize> = (0..expected.len()).collect();
+        order.swap(0, first);
+        for i in order {
+            let record = reports[i].record()?;
+            assert_eq!(record.tiny_coefs_in_a_row, expected[i], "{first}, {i}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn ten_thousand_tensors_take_three_launches() -> Result<()> {
     let driver = Driver::lock();

@@ -4,12 +4,14 @@
 //! PyTorch, and for TensorFlow `v` (value), `n` (norm) or `g` (global norm). Cases without an
 //! equivalent here are left out: bounds that differ by sign or element (V2, V3) or have a bad shape
 //! (V6), TensorFlow's average norm (A1), and two options at once in Keras, which
-//! [`candle_grad_clip::Clip`] can't express.
+//! [`candle_grad_clip::Clip`] can't express. Of candle there are its tests of optimizers: it has
+//! none of clipping.
 
 #![allow(clippy::unwrap_used)]
 
 mod agc_cases;
 mod burn;
+mod candle;
 mod function_cases;
 mod keras;
 mod mlx;

@@ -3,6 +3,7 @@
 
 mod aliasing;
 mod clipping;
+mod lists;
 mod loss;
 mod norms;
 mod properties;

@@ -18,7 +18,7 @@ const BOUND: [&str; 7] = [
     "agc",
     "norm:1,norm_type=inf",
 ];
-const OTHER: [&str; 9] = [
+const OTHER: [&str; 10] = [
     "none",
     "auto",
     "auto:50",
@@ -26,6 +26,7 @@ const OTHER: [&str; 9] = [
     "zclip",
     "zclip:warmup=2",
     "adagc",
+    "stabilizer",
     "skip:z=3",
     "skip:norm=5",
 ];

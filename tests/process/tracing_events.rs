@@ -1,61 +1,14 @@
 //! Events: debug for every step, one warning for missing Vars, a warning for every skip.
 
-use std::collections::BTreeMap;
-use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
-
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{Clip, ClippedOptimizer};
 use candle_nn::{Init, Optimizer, SGD, VarBuilder, VarMap};
+use support::events::{events, of_level};
 use support::gradients::{store_for, store_of, tensor};
 use support::optimizers::Recorder;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-
-/// One event: its level, and its fields as text.
-#[derive(Debug, Clone)]
-struct Seen {
-    level: Level,
-    fields: Fields,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Fields(BTreeMap<String, String>);
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.0.insert(field.name().into(), format!("{value:?}"));
-    }
-}
-
-#[derive(Debug, Clone, Default)]
-struct Collector(Arc<Mutex<Vec<Seen>>>);
-
-impl<S: Subscriber> Layer<S> for Collector {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let level = *event.metadata().level();
-        self.0.lock().unwrap().push(Seen { level, fields });
-    }
-}
-
-/// The events of `f`.
-fn events(f: impl FnOnce() -> Result<()>) -> Result<Vec<Seen>> {
-    let collector = Collector::default();
-    let subscriber = tracing_subscriber::registry().with(collector.clone());
-    tracing::subscriber::with_default(subscriber, f)?;
-    let seen = collector.0.lock().unwrap().clone();
-    Ok(seen)
-}
-
-fn of_level(events: &[Seen], level: Level) -> Vec<&Fields> {
-    let of = events.iter().filter(|event| event.level == level);
-    of.map(|event| &event.fields).collect()
-}
+use tracing::Level;
 
 /// Two Vars with gradients, and their optimizer.
 fn optimizer(clip: Clip) -> Result<(ClippedOptimizer<Recorder>, Vec<Var>, Vec<Tensor>)> {

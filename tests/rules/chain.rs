@@ -11,7 +11,7 @@ fn l2(values: &[f64]) -> f64 {
     values.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-const LISTS: [&str; 14] = [
+const LISTS: [&str; 18] = [
     "value:0.5+norm:1",
     "value:0.3+param-norm:0.4",
     "value:0.3+param-norm:0.4+norm:0.5",
@@ -24,8 +24,12 @@ const LISTS: [&str; 14] = [
     "skip:norm=40+value:0.5+norm:1",
     "skip:norm=40,max_norm=3+param-norm:1",
     "auto:40+param-norm:0.2",
-    "zclip:warmup=5,z=1+adagc:warmup=4",
+    "zclip:warmup=5,z_thresh=1+adagc:warmup=4",
     "quantile:0.5+zclip:warmup=3,max_norm=inf",
+    "stabilizer+norm:1.2",
+    "norm:0.5+stabilizer",
+    "value:0.3+stabilizer",
+    "stabilizer+agc:clipping=100",
 ];
 
 /// A list is what wrappers around each other do, each with one of its rules: of which the outermost

@@ -66,7 +66,7 @@ fn zclip_limits() -> Result<()> {
             (ZClipMode::Percentile, 2.0),
         ] {
             let rule = ZClip {
-                z: 2.0,
+                z_thresh: 2.0,
                 warmup: 2,
                 max_norm: f64::INFINITY,
                 mode,

@@ -105,7 +105,9 @@ fn compare(clip: &Clip, mut formula: impl FnMut() -> Formula) -> Result<()> {
             assert_close(report.total_norm()?, total_norm(&gradients), 1e-12, &what);
             let norm = norm_of(right.iter().flatten());
             assert_close(report.record()?.clipped_norm, norm, 1e-12, &what);
-            let smallest = taken.iter().copied().fold(1.0, f64::min);
+            let present = gradients.iter().zip(&taken);
+            let present = present.filter(|(gradient, _)| gradient.is_some());
+            let smallest = present.map(|(_, coef)| *coef).fold(f64::INFINITY, f64::min);
             assert_close(report.clip_coef()?, smallest, 1e-12, &what);
             clipped += u32::from(report.was_clipped()?);
             skipped += u32::from(report.record()?.skip_reason == Some(SkipReason::LargeNorm));
@@ -183,9 +185,9 @@ fn quantile() -> Result<()> {
 fn zclip() -> Result<()> {
     for mode in ["zscore", "mean", "percentile"] {
         for skip in [false, true] {
-            for (z_max, max_norm, clip_scale) in [(1.2, f64::INFINITY, 1.0), (0.8, 2.0, 0.9)] {
+            for (z_thresh, max_norm, clip_scale) in [(1.2, f64::INFINITY, 1.0), (0.8, 2.0, 0.9)] {
                 let text = format!(
-                    "zclip:alpha=0.9,z={z_max},warmup=6,mode={mode},skip={skip},max_norm={max_norm},\
+                    "zclip:alpha=0.9,z_thresh={z_thresh},warmup=6,mode={mode},skip={skip},max_norm={max_norm},\
                      clip_scale={clip_scale}"
                 );
                 compare(&text.parse()?, || {
@@ -201,14 +203,14 @@ fn zclip() -> Result<()> {
                         };
                         let z = (norm - *m) / (v.sqrt() + 1e-6);
                         let limit = match mode {
-                            "percentile" => *m + z_max * v.sqrt(),
+                            "percentile" => *m + z_thresh * v.sqrt(),
                             "mean" => *m,
-                            _ => clip_scale * (*m + z_max * z_max * v.sqrt() / z),
+                            _ => clip_scale * (*m + z_thresh * z_thresh * v.sqrt() / z),
                         };
                         let spike = if mode == "percentile" {
                             norm > limit
                         } else {
-                            z > z_max
+                            z > z_thresh
                         };
                         if spike && skip {
                             return None;
@@ -251,6 +253,37 @@ fn adagc() -> Result<()> {
             Some(coefs)
         })
     })
+}
+
+/// The paper's equations, with `m`, `v` and their corrections.
+#[test]
+fn stabilizer() -> Result<()> {
+    for (text, gamma1, gamma2) in [
+        ("stabilizer", 0.7, 0.9),
+        ("stabilizer:gamma1=0,gamma2=0.999", 0.0, 0.999),
+        ("stabilizer:gamma1=0.9,gamma2=0.6", 0.9, 0.6),
+    ] {
+        compare(&text.parse()?, || {
+            let mut of_vars = [(0.0f64, 0.0f64, 0); 3];
+            Box::new(move |gradients| {
+                let mut coefs = Vec::new();
+                for (norm, (m, v, t)) in param_norms(gradients).into_iter().zip(&mut of_vars) {
+                    if norm == 0.0 {
+                        coefs.push(1.0);
+                        continue;
+                    }
+                    *t += 1;
+                    *m = gamma1 * *m + (1.0 - gamma1) * norm;
+                    *v = gamma2 * *v + (1.0 - gamma2) * norm * norm;
+                    let m_hat = *m / (1.0 - f64::powi(gamma1, *t));
+                    let v_hat = *v / (1.0 - f64::powi(gamma2, *t));
+                    coefs.push(m_hat / (v_hat.sqrt() + 1e-8) / norm);
+                }
+                Some(coefs)
+            })
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

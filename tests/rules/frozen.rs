@@ -79,6 +79,7 @@ fn rules() -> Vec<(&'static str, usize)> {
         ("zclip:max_norm=inf,mode=percentile", 100),
         ("zclip:warmup=3", 100),
         ("zclip:warmup=120,mode=mean", 120),
+        ("stabilizer", 13_200), // ln(1e300 / 1e-6) / (ln(1 / 0.9) / 2)
         ("adagc:warmup=6,beta=0.7", 47_800), // ln(1 / f64::MIN_POSITIVE) / ln(1.015), and the warm-up
     ]
 }

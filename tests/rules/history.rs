@@ -8,7 +8,7 @@ use anyhow::Result;
 use candle_grad_clip::optim::{ParamGroup, ParamGroups};
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, NonFinite, SkipReason};
 use candle_nn::Optimizer;
-use support::oracle::assert_close;
+use support::oracle::{assert_all_close, assert_close};
 
 use super::{Gradients, fused, plain, random_history, step, store, with_history, zeros};
 
@@ -64,8 +64,9 @@ fn a_norm_past_the_largest_number_never_enters() -> Result<()> {
         let (named, mut opt) = plain(clip.clone())?;
         for (gradients, right) in history.iter().zip(undisturbed) {
             let (got, _) = step(&mut opt, &named, gradients, kernels())?;
-            // (Each Var's own clipped norm does fit, so AdaGC takes it.)
-            assert!(got == right || clip.to_string().contains("adagc"), "{clip}");
+            // (Each Var's own norm does fit, so these rules take it.)
+            let is_of_vars = ["adagc", "stabilizer"].map(|name| clip.to_string().contains(name));
+            assert!(got == right || is_of_vars.contains(&true), "{clip}");
             let (got, report) = step(&mut opt, &named, &huge, kernels())?;
             assert!(
                 report.record()?.clipped_norm.is_finite() || !report.was_clipped()?,
@@ -180,6 +181,32 @@ fn limits_of_groups_come_on_top() -> Result<()> {
             &clip.to_string(),
         );
     }
+    Ok(())
+}
+
+/// A group's limit bounds what a rule enlarges; without one it is enlarged in full.
+#[test]
+fn limits_of_groups_bound_coefficients_above_one() -> Result<()> {
+    let groups = ParamGroups::new(vec![
+        ParamGroup::new("first", &["layer0"]).max_norm(0.5),
+        ParamGroup::new("second", &["layer1"]).max_norm(50.0),
+    ])?;
+    let (named, opt) = fused(Clip::stabilizer().eps(0.0))?;
+    let mut opt = opt.with_param_groups(groups)?;
+    let gradients: Gradients = vec![
+        Some(vec![0.0, -0.1, 0.0]),
+        Some(vec![0.1]),
+        Some(vec![0.05; 4]),
+    ];
+    let (got, report) = step(&mut opt, &named, &gradients, kernels())?;
+    let right = [0.0, -0.5, 0.0, 1.0, 0.5, 0.5, 0.5, 0.5];
+    assert_all_close(&got.concat(), &right, 1e-12, "lengths 0.5, 1 and 1");
+    let record = report.record()?;
+    let coefs: Vec<f64> = record.groups.iter().map(|group| group.clip_coef).collect();
+    assert_all_close(&coefs, &[5.0, 10.0], 1e-12, "of the groups");
+    assert_close(record.clip_coef, 5.0, 1e-12, "the smallest");
+    assert_close(record.clipped_norm, 1.5, 1e-12, "0.25 + 1 + 1");
+    assert!(record.was_clipped);
     Ok(())
 }
 

@@ -113,13 +113,15 @@ pub(crate) fn with_history() -> Vec<Clip> {
         "auto:40",
         "auto:75,window=7",
         "quantile:0.7,rate=0.3",
-        "zclip:warmup=5,z=1.5,alpha=0.8,max_norm=inf",
-        "zclip:warmup=3,z=1,mode=percentile,max_norm=2",
-        "zclip:warmup=4,z=1.2,mode=mean,skip=true",
+        "zclip:warmup=5,z_thresh=1.5,alpha=0.8,max_norm=inf",
+        "zclip:warmup=3,z_thresh=1,mode=percentile,max_norm=2",
+        "zclip:warmup=4,z_thresh=1.2,mode=mean,skip=true",
         "zclip:warmup=200",
         "adagc:warmup=6,beta=0.7",
         "skip:z=1.5,window=12,max_norm=3",
-        "skip:z=1.5,window=12+zclip:warmup=4,z=1,max_norm=inf+adagc:warmup=6,beta=0.7+norm:2",
+        "stabilizer",
+        "stabilizer:gamma1=0.2,gamma2=0.99+norm:0.5",
+        "skip:z=1.5,window=12+zclip:warmup=4,z_thresh=1,max_norm=inf+adagc:warmup=6,beta=0.7+norm:2",
     ]
     .iter()
     .map(|text| text.parse::<Clip>().unwrap().max_skips(1000))

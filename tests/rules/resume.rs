@@ -93,8 +93,8 @@ fn a_file_without_a_history_loads_and_one_with_a_bad_history_does_not() -> Resul
     let (_, mut other) = fused(Clip::norm(1.0))?;
     for bad in [
         serde_json::json!({"auto": [1.0, 2.0]}), // they are an array of the file
-        serde_json::json!({"of_vars": {"auto": {"layer0": 1.0}}}), // its numbers are of no Var
-        serde_json::json!({"of_vars": {"adagc": {"layer0": 1.0}}}), // the clip is another
+        serde_json::json!({"of_vars": {"auto": {"layer0": [1.0]}}}), // its numbers are of no Var
+        serde_json::json!({"of_vars": {"adagc": {"layer0": [1.0]}}}), // the clip is another
         serde_json::json!({"other": 1}),
     ] {
         let bad = edited(&bytes, |_, document| document["wrapper"]["rule"] = bad)?;
@@ -134,11 +134,39 @@ fn the_means_of_vars_that_are_not_here_are_refused() -> Result<()> {
         ("layer0", -1.0, "history has -1"),
     ] {
         let bad = edited(&bytes, |_, document| {
-            document["wrapper"]["rule"]["of_vars"]["adagc"][var] = number.into();
+            document["wrapper"]["rule"]["of_vars"]["adagc"][var] = vec![number].into();
         })?;
         std::fs::write(&path, bad)?;
         let error = other.load(&path).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
+        assert_eq!(other.clip(), &Clip::norm(1.0));
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_means_of_the_stabilizer_are_refused() -> Result<()> {
+    let folder = Folder::in_memory()?;
+    let path = folder.join("optimizer.safetensors");
+    let (named, mut opt) = fused(Clip::stabilizer())?;
+    for gradients in random_history(1, 5) {
+        step(&mut opt, &named, &gradients, kernels())?;
+    }
+    opt.save(&path)?;
+    let bytes = std::fs::read(&path)?;
+    let (_, mut other) = fused(Clip::norm(1.0))?;
+    for bad in [
+        vec![1.0],
+        vec![1.0, -1.0, 2.0],
+        vec![1.0, 1.0, 0.0],
+        vec![1.0; 4],
+    ] {
+        let bad = edited(&bytes, |_, document| {
+            document["wrapper"]["rule"]["of_vars"]["stabilizer"]["layer0"] = bad.into();
+        })?;
+        std::fs::write(&path, bad)?;
+        let error = other.load(&path).unwrap_err().to_string();
+        assert!(error.contains("expected two means and a count"), "{error}");
         assert_eq!(other.clip(), &Clip::norm(1.0));
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! A clip as text.
 
 use candle_grad_clip::{
-    AdaGc, Agc, AgcUnits, AutoClip, Clip, Error, NonFinite, NormType, QuantileClip, SkipSteps,
-    ZClip, ZClipMode,
+    AdaGc, Agc, AgcUnits, AutoClip, Clip, Error, GradientStabilizer, NonFinite, NormType,
+    QuantileClip, SkipSteps, ZClip, ZClipMode,
 };
 use proptest::prelude::*;
 
@@ -16,13 +16,13 @@ fn zclip() -> impl Strategy<Value = Clip> {
         (limit(), 0..3usize, limit(), any::<bool>()),
     );
     settings.prop_map(
-        |((alpha, z, warmup, eps), (max_norm, mode, clip_scale, skip))| {
+        |((alpha, z_thresh, warmup, deviation_eps), (max_norm, mode, clip_scale, skip))| {
             let mode = [ZClipMode::ZScore, ZClipMode::Percentile, ZClipMode::Mean][mode];
             Clip::from(ZClip {
                 alpha,
-                z,
+                z_thresh,
                 warmup,
-                eps,
+                deviation_eps,
                 max_norm,
                 mode,
                 clip_scale,
@@ -65,6 +65,9 @@ fn method() -> impl Strategy<Value = Clip> {
     let auto = auto.prop_map(|(percentile, window)| Clip::from(AutoClip { percentile, window }));
     let quantile = (0.001..0.999, 1e-9..10.0);
     let quantile = quantile.prop_map(|(target, rate)| Clip::from(QuantileClip { target, rate }));
+    let stabilizer = (0.0..1.0, 0.0..1.0);
+    let stabilizer =
+        stabilizer.prop_map(|(gamma1, gamma2)| Clip::from(GradientStabilizer { gamma1, gamma2 }));
     prop_oneof![
         Just(Clip::none()),
         limit().prop_map(Clip::norm),
@@ -76,6 +79,7 @@ fn method() -> impl Strategy<Value = Clip> {
         quantile,
         zclip(),
         adagc,
+        stabilizer,
         skip,
     ]
 }
@@ -144,6 +148,8 @@ fn defaults_and_names() {
         ("zclip:", Clip::zclip()),
         ("adagc", Clip::adagc()),
         ("agc", Clip::agc()),
+        ("stabilizer", Clip::stabilizer()),
+        ("stabilizer:eps=1e-8,gamma1=0.7", Clip::stabilizer()),
         ("agc:clipping=0.01,eps=0.001", Clip::agc()),
         ("agc:eps=0.01", Clip::agc().eps(0.01)),
         ("skip", Clip::skip_above_zscore(6.0)),
@@ -156,7 +162,7 @@ fn defaults_and_names() {
     ] {
         assert_eq!(text.parse::<Clip>().unwrap(), clip, "{text}");
     }
-    let zclip: Clip = "zclip:z=2.5,warmup=25".parse().unwrap();
+    let zclip: Clip = "zclip:z_thresh=2.5,warmup=25".parse().unwrap();
     assert_eq!(
         (zclip.to_string().as_str(), zclip),
         ("zclip", Clip::zclip())
@@ -174,7 +180,7 @@ fn errors_name_the_option_and_what_is_allowed() {
         ("norm:1,2", "option `2` has no value"),
         (
             "zclip:zz=2",
-            "`zclip` has no option `zz`, expected one of alpha, z, warmup",
+            "`zclip` has no option `zz`, expected one of alpha, z_thresh, warmup",
         ),
         (
             "zclip:warmup=2.5",
@@ -207,6 +213,8 @@ fn errors_name_the_option_and_what_is_allowed() {
         ("zclip:alpha=1", "alpha"),
         ("zclip:warmup=0", "warmup"),
         ("adagc:beta=-1", "beta"),
+        ("stabilizer:gamma1=1", "gamma1"),
+        ("stabilizer:gamma2=nan", "gamma2"),
         ("agc:clipping=0", "clipping"),
         ("agc:eps=0", "eps"),
         ("skip:z=1,window=1", "window"),

@@ -6,6 +6,7 @@ pub mod checkpoints;
 #[cfg(feature = "cuda-on-host")]
 pub mod cuda_on_host;
 pub mod device;
+pub mod events;
 pub mod function_cases;
 pub mod gradients;
 pub mod net;

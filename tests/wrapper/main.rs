@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod accumulation;
+mod adapters;
 mod contract;
 mod errors;
+mod gradients_of_a_sum;
 mod groups;
 mod half_precision;
 mod inner;
@@ -11,6 +13,7 @@ mod loss_scaler;
 mod missing_gradients;
 mod non_finite;
 mod norm_statistics;
+mod pair;
 mod reports;
 mod special_values;
 mod steps_taken;

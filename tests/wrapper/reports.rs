@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
-use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars, NonFinite, NormType, StepPath};
+use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite, NormType, StepPath};
 use candle_nn::{Optimizer, SGD, VarBuilder, VarMap};
 use support::device::{backends, device, kernels};
 use support::gradients::{all_values, empty_store, random_values, store_for, tensor};
@@ -241,11 +241,48 @@ fn missing_vars_are_named_but_for_the_expected_ones() -> Result<()> {
     let report = opt.backward_step_report(&loss)?;
     assert_eq!(report.missing_grads(), [all[0], all[1], all[2], all[5]]);
     assert_eq!(report.record()?.missing_grads, report.missing_grads());
+    let mut again =
+        ClippedOptimizer::wrap(SGD::new(varmap.all_vars(), 0.1)?, &varmap, Clip::none())?
+            .ignore_missing_grads(&["*.running_"]);
+    assert_eq!(
+        again.backward_step_report(&loss)?.missing_grads(),
+        [all[0], all[1], all[2], all[5]]
+    );
     let mut opt = opt.ignore_missing_grads(&["norm", "forgotten.bias"]);
     assert_eq!(
         opt.backward_step_report(&loss)?.missing_grads(),
         ["forgotten.weight"]
     );
+    Ok(())
+}
+
+#[test]
+fn some_vars_of_a_map_are_chosen_by_pattern() -> Result<()> {
+    let varmap = VarMap::new();
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, device());
+    for name in ["actor.0", "actor.1", "critic"] {
+        candle_nn::linear(2, 1, vb.pp(name))?;
+    }
+    let all = || NamedVars::from(&varmap);
+    let chosen = all().matching(&["critic.*", "actor.?.weight"])?;
+    let names = [
+        "actor.0.weight",
+        "actor.1.weight",
+        "critic.bias",
+        "critic.weight",
+    ];
+    assert_eq!(chosen.names(), names);
+    let data = varmap.data().lock().unwrap();
+    for (name, var) in names.iter().zip(chosen.vars()) {
+        assert_eq!(var.id(), data[*name].id(), "{name}");
+    }
+    drop(data);
+    let error = all().matching(&["actor.*", "critic"]).unwrap_err();
+    assert!(
+        matches!(&error, Error::UnmatchedPattern { pattern, vars: 6, .. } if pattern == "critic"),
+        "{error}"
+    );
+    assert!(all().matching(&[])?.names().is_empty());
     Ok(())
 }
 

@@ -21,7 +21,7 @@ struct Parts {
 // `outcome` is null if the host decides.
 struct State {
     Outcome *outcome;
-    Clock *clock;
+    StepCounters *counters;
     const u64 *counts;  // the number of updates of a tensor, by `Row::state`
     RowStep *row_steps; // the parameters of this update, by row
     const Rule *rules;
@@ -60,12 +60,12 @@ __device__ inline GradStats fold_chunks(const Row &row, const Policy &policy, co
 }
 
 // Whether this block is the last of the launch to get here. It sees all writes of the others.
-__device__ inline bool is_last_block(Clock *clock) {
+__device__ inline bool is_last_block(StepCounters *counters) {
     __shared__ bool is_last;
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        is_last = atomicAdd(&clock->blocks_done, 1u) == gridDim.x - 1;
+        is_last = atomicAdd(&counters->blocks_done, 1u) == gridDim.x - 1;
         __threadfence();
     }
     __syncthreads();
@@ -80,10 +80,10 @@ __device__ inline void decide(const GradStats &total, u32 first_bad, const Polic
     double coef = 0.0;
     if (policy.max_norm == INFINITY_F64 || zero || !bad) coef = clip_coef(stats, policy.norm, policy.max_norm, policy.eps);
     else if (stats.nan > 0) coef = NAN_F64;
-    Clock *clock = state.clock;
-    clock->blocks_done = 0;
-    const u32 skips = skip ? clock->skips_in_a_row + 1 : 0;
-    *state.outcome = {total, coef, clock->steps + !skip, skip, skips, first_bad, zero};
+    StepCounters *counters = state.counters;
+    counters->blocks_done = 0;
+    const u32 skips = skip ? counters->skips_in_a_row + 1 : 0;
+    *state.outcome = {total, coef, counters->steps + !skip, skip, skips, first_bad, zero};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         tensors[blockIdx.x] = tensor;
         if (state.outcome) state.row_steps[blockIdx.x] = row_step(rows[blockIdx.x], state);
     }
-    if (!state.outcome || !is_last_block(state.clock)) return;
+    if (!state.outcome || !is_last_block(state.counters)) return;
 
     GradStats own = no_grad_stats();
     u32 first_bad = count;

@@ -3,8 +3,8 @@
 
 #include "stats.cuh"
 
-// The counters that are kept from step to step. `Clock` in Rust has the same layout.
-struct Clock {
+// The counters that are kept from step to step. `StepCounters` in Rust has the same layout.
+struct StepCounters {
     u64 steps; // taken
     u32 skips_in_a_row;
     u32 blocks_done; // of the launch under way

@@ -8,7 +8,7 @@
 // `outcome` is null if the host decides; the rows then hold all parameters of the update.
 struct Decided {
     const Outcome *outcome;
-    Clock *clock;
+    StepCounters *counters;
     u64 *counts;
     const RowStep *row_steps;
 };
@@ -126,8 +126,8 @@ __device__ inline void update_chunk(const Row &row, const Chunk &chunk, const Ed
 template <bool ADAMW>
 __device__ inline void update(const Row *rows, u32 count, u32 chunk_len, const Rule *rules, const Decided &decided) {
     if (decided.outcome && threadIdx.x == 0 && blockIdx.x == 0) {
-        decided.clock->steps = decided.outcome->steps;
-        decided.clock->skips_in_a_row = decided.outcome->skips_in_a_row;
+        decided.counters->steps = decided.outcome->steps;
+        decided.counters->skips_in_a_row = decided.outcome->skips_in_a_row;
     }
     if (decided.outcome && decided.outcome->skipped) return;
     const Chunk chunk = find_chunk(rows, count, chunk_len);

@@ -22,7 +22,7 @@ use crate::wide::Wide;
 ///
 /// let rule = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
 /// let (mut theta, mut m, mut v) = ([1f64], [0.0], [0.0]);
-/// rule.update(&mut theta, &[5.0], [&mut m, &mut v, &mut []]);
+/// AdamW::update(&rule.numbers(), &mut theta, &[5.0], [&mut m, &mut v, &mut []]);
 /// assert!((theta[0] - 0.9).abs() < 1e-9); // the first step has the length lr
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,9 +53,20 @@ impl AdamW {
 }
 
 impl UpdateRule for AdamW {
+    type Numbers<W: Wide> = Numbers<W>;
+
+    fn numbers<W: Wide>(&self) -> Numbers<W> {
+        Numbers::new(self)
+    }
+
     #[inline(always)]
-    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MAX_MOMENTS]) {
-        let step = Step::new(self);
+    fn update<W: Wide>(
+        numbers: &Numbers<W>,
+        params: &mut [W],
+        grads: &[W],
+        moments: [&mut [W]; MAX_MOMENTS],
+    ) {
+        let step = *numbers;
         let [first, second, largest] = moments;
         let elements = params.iter_mut().zip(grads).zip(first).zip(second);
         if largest.is_empty() {
@@ -76,7 +87,8 @@ impl UpdateRule for AdamW {
 
 /// The coefficients of a step, computed in f64 and then rounded (`1 - beta2` in f32 is off by
 /// 1.3e-5).
-struct Step<W> {
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers<W> {
     beta1: W,
     rest1: W,
     beta2: W,
@@ -88,7 +100,7 @@ struct Step<W> {
     lr: W,
 }
 
-impl<W: Wide> Step<W> {
+impl<W: Wide> Numbers<W> {
     #[inline(always)]
     fn new(rule: &AdamW) -> Self {
         Self {

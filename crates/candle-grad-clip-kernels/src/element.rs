@@ -1,6 +1,8 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::half_conversions::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use crate::simd::has_512_bits;
 use crate::wide::Wide;
 
 /// Elements of the stack buffer for widened half-precision values.
@@ -223,41 +225,6 @@ impl Element for bf16 {
     }
 }
 
-// The conversions of `half` branch on NaN, so the compiler can't vectorise a loop of them. These
-// two use a select instead. The tests compare all 65,536 values with `half`.
-
-#[inline(always)]
-fn bf16_to_f32(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-/// Rounds to nearest, ties to even. NaN stays NaN.
-#[inline(always)]
-fn f32_to_bf16(x: f32) -> bf16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let quiet_nan = (bits >> 16) | 0x40;
-    bf16::from_bits(if x.is_nan() { quiet_nan } else { rounded } as u16)
-}
-
-#[inline(always)]
-fn f16_to_f32(bits: u16) -> f32 {
-    let magnitude = u32::from(bits & 0x7fff) << 13;
-    let normal = magnitude + ((127 - 15) << 23);
-    let special = magnitude + ((255 - 31) << 23);
-    // A subnormal m * 2^-24: add m to the mantissa of 2^-14, then subtract 2^-14.
-    let subnormal = f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23);
-    let exponent = bits & 0x7c00;
-    let value = if exponent == 0x7c00 {
-        special
-    } else if exponent == 0 {
-        subnormal.to_bits()
-    } else {
-        normal
-    };
-    f32::from_bits(value | (u32::from(bits & 0x8000) << 16))
-}
-
 impl Element for f16 {
     type Bits = u16;
     const INFINITY: u16 = f16::INFINITY.to_bits();
@@ -286,7 +253,7 @@ impl Element for f16 {
         for values in values.chunks_mut(WIDEN) {
             let wide = &mut wide[..values.len()];
             Self::widen(values, wide, op);
-            values.convert_from_f32_slice(wide);
+            Self::narrow(wide, values);
         }
     }
     #[inline(always)]
@@ -295,7 +262,7 @@ impl Element for f16 {
         for (source, target) in source.chunks(WIDEN).zip(target.chunks_mut(WIDEN)) {
             let wide = &mut wide[..source.len()];
             Self::widen(source, wide, op);
-            target.convert_from_f32_slice(wide);
+            Self::narrow(wide, target);
         }
     }
     #[inline(always)]
@@ -306,14 +273,20 @@ impl Element for f16 {
     }
     #[inline(always)]
     fn narrow(source: &[f32], target: &mut [Self]) {
-        target.convert_from_f32_slice(source);
+        // `half` has an instruction for 8 elements, but calls it 8 by 8.
+        if !has_512_bits() {
+            return target.convert_from_f32_slice(source);
+        }
+        for (y, x) in target.iter_mut().zip(source) {
+            *y = f32_to_f16(*x);
+        }
     }
     #[inline(always)]
     fn renew(values: &[Self], wide: &mut [f32]) {
         let mut rounded = [f16::ZERO; WIDEN];
         for (values, wide) in values.chunks(WIDEN).zip(wide.chunks_mut(WIDEN)) {
             let rounded = &mut rounded[..values.len()];
-            rounded.convert_from_f32_slice(wide);
+            Self::narrow(wide, rounded);
             let differ = |(x, y): (&Self, &Self)| x.to_bits() ^ y.to_bits();
             if values
                 .iter()
@@ -334,49 +307,5 @@ impl Element for f16 {
     #[inline(always)]
     fn as_wide(_: &mut [Self]) -> Option<&mut [f32]> {
         None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn half_conversions_equal_those_of_half_for_every_value() {
-        for bits in 0..=u16::MAX {
-            let (b, f) = (bf16::from_bits(bits), f16::from_bits(bits));
-            if b.is_nan() {
-                assert!(bf16_to_f32(bits).is_nan());
-                assert!(f32_to_bf16(bf16_to_f32(bits)).is_nan());
-            } else {
-                assert_eq!(bf16_to_f32(bits).to_bits(), b.to_f32().to_bits());
-                assert_eq!(f32_to_bf16(b.to_f32()).to_bits(), bits);
-            }
-            if f.is_nan() {
-                assert!(f16_to_f32(bits).is_nan());
-            } else {
-                assert_eq!(
-                    f16_to_f32(bits).to_bits(),
-                    f.to_f32().to_bits(),
-                    "{bits:#x}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn narrowing_to_bf16_rounds_as_half_does() {
-        // Every sign and exponent, with mantissas around each rounding boundary.
-        for high in 0..=u16::MAX {
-            for low in [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
-                let x = f32::from_bits((u32::from(high) << 16) | low);
-                let ours = f32_to_bf16(x);
-                if x.is_nan() {
-                    assert!(ours.is_nan());
-                } else {
-                    assert_eq!(ours.to_bits(), bf16::from_f32(x).to_bits(), "{x:e}");
-                }
-            }
-        }
     }
 }

@@ -28,6 +28,7 @@ pub mod cuda;
 mod edit;
 mod element;
 mod grad_edit;
+mod half_conversions;
 mod measure;
 mod measure_units;
 mod norm_type;

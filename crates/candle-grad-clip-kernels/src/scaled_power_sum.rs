@@ -180,16 +180,31 @@ impl Norm {
         if max_norm == f64::INFINITY {
             return 1.0;
         }
-        if max_norm == 0.0 {
+        self.coef_to(max_norm, eps).min(1.0)
+    }
+
+    /// `length / (norm + eps)`: the factor that gives the elements the norm `length`. It may be
+    /// above 1. Also correct if the norm overflows f64.
+    ///
+    /// A `length` of 0 gives 0, also for a zero norm.
+    ///
+    /// ```
+    /// # use candle_grad_clip_kernels::Norm;
+    /// assert_eq!(Norm::known(5.0).coef_to(1.0, 0.0), 0.2);
+    /// assert_eq!(Norm::known(0.5).coef_to(1.0, 0.0), 2.0);
+    /// ```
+    #[must_use]
+    #[inline]
+    pub fn coef_to(self, length: f64, eps: f64) -> f64 {
+        if length == 0.0 {
             return 0.0;
         }
         let value = self.value();
-        let ratio = if value.is_finite() {
-            max_norm / (value + eps)
+        if value.is_finite() {
+            length / (value + eps)
         } else {
-            max_norm / self.scale / self.root
-        };
-        ratio.min(1.0)
+            length / self.scale / self.root
+        }
     }
 
     /// The norm after scaling by `clip_coef`; 0 for a coefficient of 0.

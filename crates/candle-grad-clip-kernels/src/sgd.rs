@@ -21,7 +21,7 @@ use crate::wide::Wide;
 ///
 /// let rule = Sgd { lr: 0.5, momentum: 0.5, dampening: 0.0, weight_decay: 0.0, nesterov: false, is_first: false };
 /// let (mut theta, mut b) = ([1f64], [2.0]);
-/// rule.update(&mut theta, &[1.0], [&mut b, &mut [], &mut []]);
+/// Sgd::update(&rule.numbers(), &mut theta, &[1.0], [&mut b, &mut [], &mut []]);
 /// assert_eq!((theta, b), ([0.0], [2.0]));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,14 +41,38 @@ pub struct Sgd {
 }
 
 impl UpdateRule for Sgd {
+    type Numbers<W: Wide> = Numbers<W>;
+
+    fn numbers<W: Wide>(&self) -> Numbers<W> {
+        Numbers {
+            lr: W::from_f64(self.lr),
+            weight_decay: W::from_f64(self.weight_decay),
+            momentum: W::from_f64(self.momentum),
+            kept: W::from_f64(1.0 - self.dampening),
+            // Skipped for 0: an infinite parameter times 0 is NaN.
+            has_decay: self.weight_decay != 0.0,
+            nesterov: self.nesterov,
+            is_first: self.is_first,
+        }
+    }
+
     #[inline(always)]
-    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MAX_MOMENTS]) {
+    fn update<W: Wide>(
+        numbers: &Numbers<W>,
+        params: &mut [W],
+        grads: &[W],
+        moments: [&mut [W]; MAX_MOMENTS],
+    ) {
         let [buffer, ..] = moments;
-        let weight_decay = W::from_f64(self.weight_decay);
-        let (lr, momentum) = (W::from_f64(self.lr), W::from_f64(self.momentum));
-        let kept = W::from_f64(1.0 - self.dampening);
-        // Skipped for 0: an infinite parameter times 0 is NaN.
-        let has_decay = self.weight_decay != 0.0;
+        let Numbers {
+            lr,
+            weight_decay,
+            momentum,
+            kept,
+            has_decay,
+            nesterov,
+            is_first,
+        } = *numbers;
         let decayed = |theta: W, g: W| {
             if has_decay {
                 g + theta * weight_decay
@@ -64,13 +88,25 @@ impl UpdateRule for Sgd {
         }
         for ((theta, g), b) in params.iter_mut().zip(grads).zip(buffer) {
             let g = decayed(*theta, *g);
-            *b = if self.is_first {
+            *b = if is_first {
                 g
             } else {
                 *b * momentum + g * kept
             };
-            let direction = if self.nesterov { g + *b * momentum } else { *b };
+            let direction = if nesterov { g + *b * momentum } else { *b };
             *theta = *theta - direction * lr;
         }
     }
+}
+
+/// The numbers of a step, rounded.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers<W> {
+    lr: W,
+    weight_decay: W,
+    momentum: W,
+    kept: W,
+    has_decay: bool,
+    nesterov: bool,
+    is_first: bool,
 }

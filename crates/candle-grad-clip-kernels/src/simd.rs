@@ -32,3 +32,13 @@ pub(crate) fn has_fma() -> bool {
         target_arch = "aarch64"
     )) && !matches!(pulp::Arch::new(), pulp::Arch::Scalar)
 }
+
+/// Whether [`dispatch`] has vectors of 512 bits.
+#[inline]
+pub(crate) fn has_512_bits() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if pulp::x86::V4::try_new().is_some() {
+        return true;
+    }
+    false
+}

@@ -18,8 +18,17 @@ pub const MAX_MOMENTS: usize = 3;
 ///
 /// All slices have the same length; unused moments are empty.
 pub trait UpdateRule: Copy + Send + Sync {
+    /// The numbers of the step, rounded to the compute dtype.
+    type Numbers<W: Wide>: Copy + Send + Sync;
+    /// Computes the numbers of the step, once for all elements.
+    fn numbers<W: Wide>(&self) -> Self::Numbers<W>;
     /// Updates the parameters and moments.
-    fn update<W: Wide>(&self, params: &mut [W], grads: &[W], moments: [&mut [W]; MAX_MOMENTS]);
+    fn update<W: Wide>(
+        numbers: &Self::Numbers<W>,
+        params: &mut [W],
+        grads: &[W],
+        moments: [&mut [W]; MAX_MOMENTS],
+    );
 }
 
 /// A parameter, its gradient, and its optimizer state.
@@ -96,41 +105,41 @@ fn split<W>(values: &mut [W], mid: usize) -> (&mut [W], &mut [W]) {
 /// assert_eq!(params, [0.5, 1.5]);
 /// ```
 ///
+/// # Panics
 /// If the slices differ in length.
-/// If slices differ in length.
-pub fn update<'a, E: Element>(
+pub fn update<'a, E: Element, R: UpdateRule>(
     update: Update<'_, E>,
     edit: impl Into<GradEdit<'a>>,
-    rule: &impl UpdateRule,
+    rule: &R,
 ) {
     update.check();
-    run(0, update, edit.into(), rule);
+    run::<E, R>(0, update, edit.into(), &rule.numbers());
 }
 
-fn run<E: Element>(
+fn run<E: Element, R: UpdateRule>(
     start: usize,
     update: Update<'_, E>,
     edit: GradEdit<'_>,
-    rule: &impl UpdateRule,
+    numbers: &R::Numbers<E::Wide>,
 ) {
     let len = update.params.len();
     if len <= BLOCK {
-        return block(start, update, edit, rule);
+        return block::<E, R>(start, update, edit, numbers);
     }
     let mid = (len / 2).next_multiple_of(BLOCK);
     let (first, rest) = update.split_at(mid);
     rayon::join(
-        || run(start, first, edit, rule),
-        || run(start + mid, rest, edit, rule),
+        || run::<E, R>(start, first, edit, numbers),
+        || run::<E, R>(start + mid, rest, edit, numbers),
     );
 }
 
 /// Updates a block whose first element has the index `start`.
-fn block<E: Element>(
+fn block<E: Element, R: UpdateRule>(
     mut start: usize,
     mut rest: Update<'_, E>,
     edit: GradEdit<'_>,
-    rule: &impl UpdateRule,
+    numbers: &R::Numbers<E::Wide>,
 ) {
     let (mut grads, mut wide) = ([E::Wide::default(); CHUNK], [E::Wide::default(); CHUNK]);
     while !rest.params.is_empty() {
@@ -147,14 +156,19 @@ fn block<E: Element>(
         start += len;
         if !chunk.master.is_empty() {
             dispatch(Renew(&*chunk.params, &mut *chunk.master));
-            dispatch_256(Apply(rule, &mut *chunk.master, grads, chunk.moments));
+            dispatch_256(Apply::<_, R>(
+                numbers,
+                &mut *chunk.master,
+                grads,
+                chunk.moments,
+            ));
             dispatch(Narrow(&*chunk.master, chunk.params));
         } else if let Some(params) = E::as_wide(chunk.params) {
-            dispatch_256(Apply(rule, params, grads, chunk.moments));
+            dispatch_256(Apply::<_, R>(numbers, params, grads, chunk.moments));
         } else {
             let wide = &mut wide[..len];
             dispatch(Widen(&*chunk.params, &mut *wide, AsIs));
-            dispatch_256(Apply(rule, &mut *wide, grads, chunk.moments));
+            dispatch_256(Apply::<_, R>(numbers, &mut *wide, grads, chunk.moments));
             dispatch(Narrow(&*wide, chunk.params));
         }
     }
@@ -172,13 +186,18 @@ impl<E: Element> NullaryFnOnce for Renew<'_, E> {
     }
 }
 
-struct Apply<'a, W, R>(&'a R, &'a mut [W], &'a [W], [&'a mut [W]; MAX_MOMENTS]);
+struct Apply<'a, W: Wide, R: UpdateRule>(
+    &'a R::Numbers<W>,
+    &'a mut [W],
+    &'a [W],
+    [&'a mut [W]; MAX_MOMENTS],
+);
 
 impl<W: Wide, R: UpdateRule> NullaryFnOnce for Apply<'_, W, R> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        self.0.update(self.1, self.2, self.3);
+        R::update(self.0, self.1, self.2, self.3);
     }
 }

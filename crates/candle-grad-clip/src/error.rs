@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use candle_core::DType;
 use candle_grad_clip_kernels::NormType;
 
-use crate::skip_reason::SkipReason;
+use crate::skip_reason::{SkipReason, too_many_skips};
 
 /// `Result` with this crate's [`Error`].
 ///
@@ -31,8 +31,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// ```
 /// use candle_core::backprop::GradStore;
 /// use candle_grad_clip::{Error, clip_grad_norm};
+/// use candle_nn::VarMap;
 ///
-/// let error = clip_grad_norm(&mut GradStore::default(), &[], -1.0).unwrap_err();
+/// let error = clip_grad_norm(&mut GradStore::default(), &VarMap::new(), -1.0).unwrap_err();
 /// assert!(matches!(error, Error::InvalidOption { name: "max_norm", .. }));
 /// assert_eq!(error.to_string(), "max_norm is -1, expected 0 or above");
 /// ```
@@ -170,7 +171,9 @@ pub enum Error {
         /// The gradient's.
         got: String,
     },
-    /// A pattern of a [`ParamGroup`](crate::optim::ParamGroup) that matches no Var.
+    /// A pattern of a [`ParamGroup`](crate::optim::ParamGroup), of
+    /// [`NamedVars::matching`](crate::NamedVars::matching) or of [`Clip::agc`](crate::Clip::agc)
+    /// that matches no Var.
     #[error(
         "pattern `{pattern}` of group `{group}` matches none of {vars} Var(s), whose names are such as \
          `{example}`; is it a typing error? (`*` stands for any characters, and the whole name must match; an \
@@ -215,9 +218,22 @@ pub enum Error {
         /// What is wrong with it, and what was expected.
         reason: String,
     },
+    /// Checkpoints of a folder, all of which are damaged.
+    #[error(
+        "all {} checkpoint(s) in {} are damaged: {}",
+        damage.len(),
+        path.display(),
+        damage.join("; ")
+    )]
+    CheckpointsDamaged {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with each, by its path.
+        damage: Vec<String>,
+    },
     /// A checkpoint of another optimizer, or of other Vars.
     #[error(
-        "checkpoint {} is not of this optimizer, nothing was changed: {}",
+        "checkpoint {} does not fit, nothing was changed: {}",
         path.display(),
         differences.join("; ")
     )]
@@ -314,6 +330,12 @@ pub enum Error {
         /// Their names in the wrapper.
         vars: Vec<String>,
     },
+    /// Vars that both optimizers of an [`optim::Pair`](crate::optim::Pair) train.
+    #[error("both optimizers of the pair train {}; expected different Vars: they would take two steps", vars.join(", "))]
+    SharedVars {
+        /// Their names.
+        vars: Vec<String>,
+    },
     /// Two Vars with the same name. Errors, groups and checkpoints could not distinguish them.
     #[error("two Vars are named `{name}`, expected a name of its own for each")]
     DuplicateName {
@@ -348,46 +370,4 @@ impl From<Error> for candle_core::Error {
             other => Self::msg(other),
         }
     }
-}
-
-fn too_many_skips(
-    reason: SkipReason,
-    skips: u32,
-    max_skips: u32,
-    var: Option<&str>,
-    total_norm: f64,
-    loss: Option<f64>,
-    clip: &str,
-) -> String {
-    let weights = "the weights are as they were before the first of them";
-    if reason == SkipReason::NonFinite {
-        let var = var.unwrap_or("unknown");
-        return format!(
-            "gradients were not finite in {skips} step(s) in a row, more than max_skips = {max_skips}: the first bad Var is \
-             {var}; {weights}; lower the learning rate or look at the data"
-        );
-    }
-    if reason == SkipReason::Overflow {
-        let var = var.unwrap_or("unknown");
-        return format!(
-            "{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: the clipped gradient of {var} would not \
-             be finite in the dtype that it is kept in; {weights}; clip to a smaller norm"
-        );
-    }
-    let start =
-        format!("{skips} step(s) in a row were skipped, more than max_skips = {max_skips}: ");
-    let end = match reason {
-        SkipReason::LargeNorm => format!(
-            "the norm {total_norm} is too large for the rule {clip}; {weights}; lower the learning rate, or take a rule that \
-             allows more"
-        ),
-        SkipReason::LargeLoss => {
-            let loss = loss.unwrap_or(f64::NAN);
-            format!(
-                "the loss {loss} is too large for the rule {clip}; {weights}; look at the data, or take a rule that allows more"
-            )
-        }
-        _ => format!("the ClipRule skipped a step of norm {total_norm}; {weights}"),
-    };
-    start + &end
 }

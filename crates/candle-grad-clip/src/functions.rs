@@ -1,7 +1,7 @@
-use candle_core::Var;
 use candle_core::backprop::GradStore;
 use candle_grad_clip_kernels::{Edit, Norm, NormType};
 
+use crate::as_vars::AsVars;
 use crate::backend;
 use crate::check::{check_bound, check_norm_type, check_not_negative};
 use crate::clip::{CLIP_EPS, Edits, NonFinite, clip_coef};
@@ -10,14 +10,13 @@ use crate::gradients::Request;
 use crate::pipeline::collect::check_any_match;
 use crate::pipeline::edit::{Scratch, edit_copies, edit_in_place, insert};
 use crate::pipeline::measure::{measure, non_finite_error, walk};
-use crate::vars::VarList;
 
 /// Returns the norm of the gradients of `vars`, seen as one vector: `(sum |g|^p)^(1/p)`.
 ///
-/// The gradients can have any shape, can mix f32, f64, f16 and bf16, and can be on any devices. The
-/// function reads each gradient once and changes nothing. Vars without a gradient are ignored, and
-/// a Var that is listed twice counts once. The [`GradStore`] may also hold gradients of other
-/// tensors, such as constants; they are ignored.
+/// `vars` is any list of Vars: see [`AsVars`]. The gradients can have any shape, can mix f32, f64,
+/// f16 and bf16, and can be on any devices. The function reads each gradient once and changes
+/// nothing. Vars without a gradient are ignored, and a Var that is listed twice counts once. The
+/// [`GradStore`] may also hold gradients of other tensors, such as constants; they are ignored.
 ///
 /// On CPU the relative error is at most 1e-12 for L1, L2, infinity and `p >= 0.5`, in every dtype.
 /// The norm of f32 gradients of `1e25` or `1e-25`, or of f64 gradients of `1e200`, is correct;
@@ -47,10 +46,16 @@ use crate::vars::VarList;
 /// # Ok(())
 /// # }
 /// ```
-pub fn total_norm(grads: &GradStore, vars: &[Var], norm_type: NormType) -> Result<f64> {
+pub fn total_norm(
+    grads: &GradStore,
+    vars: &(impl AsVars + ?Sized),
+    norm_type: NormType,
+) -> Result<f64> {
     let request = Request::norm(check_norm_type(norm_type)?);
-    check_any_match(vars, grads)?;
-    Ok(measure(VarList::unnamed(vars), grads, request)?.total_norm())
+    let vars = vars.vars();
+    let vars = vars.list();
+    check_any_match(vars.vars, grads)?;
+    Ok(measure(vars, grads, request)?.total_norm())
 }
 
 /// Options of [`clip_grad_norm_with`].
@@ -128,7 +133,11 @@ impl Default for ClipGradNorm {
 /// # Ok(())
 /// # }
 /// ```
-pub fn clip_grad_norm(grads: &mut GradStore, vars: &[Var], max_norm: f64) -> Result<f64> {
+pub fn clip_grad_norm(
+    grads: &mut GradStore,
+    vars: &(impl AsVars + ?Sized),
+    max_norm: f64,
+) -> Result<f64> {
     clip_grad_norm_with(
         grads,
         vars,
@@ -155,24 +164,23 @@ pub fn clip_grad_norm(grads: &mut GradStore, vars: &[Var], max_norm: f64) -> Res
 /// use candle_core::{Device, Var};
 /// use candle_grad_clip::{ClipGradNorm, NormType, clip_grad_norm_with};
 ///
-/// # fn main() -> candle_grad_clip::Result<()> {
 /// let w = Var::new(&[3f64, 4.0], &Device::Cpu)?;
 /// let mut grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?;
 /// let options = ClipGradNorm { max_norm: 2.0, norm_type: NormType::Inf, ..Default::default() };
 /// assert_eq!(clip_grad_norm_with(&mut grads, &[w], &options)?, 4.0);
-/// # Ok(())
-/// # }
+/// # Ok::<(), candle_grad_clip::Error>(())
 /// ```
 pub fn clip_grad_norm_with(
     grads: &mut GradStore,
-    vars: &[Var],
+    vars: &(impl AsVars + ?Sized),
     options: &ClipGradNorm,
 ) -> Result<f64> {
     check_bound("max_norm", options.max_norm)?;
     check_not_negative("eps", options.eps)?;
     let request = Request::norm(check_norm_type(options.norm_type)?);
-    check_any_match(vars, grads)?;
-    let vars = VarList::unnamed(vars);
+    let vars = vars.vars();
+    let vars = vars.list();
+    check_any_match(vars.vars, grads)?;
     let measured = measure(vars, grads, request)?;
     let bad = measured.total.stats.non_finite() > 0;
     match options.non_finite {
@@ -235,7 +243,7 @@ pub fn clip_grad_norm_with(
 /// ```
 pub fn clip_grads_with_norm(
     grads: &mut GradStore,
-    vars: &[Var],
+    vars: &(impl AsVars + ?Sized),
     max_norm: f64,
     total_norm: f64,
 ) -> Result<()> {
@@ -247,9 +255,10 @@ pub fn clip_grads_with_norm(
             expected: "0 or a finite value above: gradients with that norm can't be scaled by it",
         });
     }
-    check_any_match(vars, grads)?;
+    let vars = vars.vars();
+    let vars = vars.list();
+    check_any_match(vars.vars, grads)?;
     let clip_coef = Norm::known(total_norm).clip_coef(max_norm, CLIP_EPS);
-    let vars = VarList::unnamed(vars);
     let entries = walk(vars, grads, None)?;
     let replacements = edit_in_place(
         vars,
@@ -284,18 +293,21 @@ pub fn clip_grads_with_norm(
 /// use candle_core::{Device, Var};
 /// use candle_grad_clip::clip_grad_value;
 ///
-/// # fn main() -> candle_grad_clip::Result<()> {
 /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
 /// let mut grads = (w.sqr()?.sum_all()? / 2.0)?.backward()?;
 /// clip_grad_value(&mut grads, &[w.clone()], 1.0)?;
 /// assert_eq!(grads.get(&w).unwrap().to_vec1::<f32>()?, [1.0, 1.0]);
-/// # Ok(())
-/// # }
+/// # Ok::<(), candle_grad_clip::Error>(())
 /// ```
-pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> Result<()> {
+pub fn clip_grad_value(
+    grads: &mut GradStore,
+    vars: &(impl AsVars + ?Sized),
+    clip_value: f64,
+) -> Result<()> {
     check_bound("clip_value", clip_value)?;
-    check_any_match(vars, grads)?;
-    let vars = VarList::unnamed(vars);
+    let vars = vars.vars();
+    let vars = vars.list();
+    check_any_match(vars.vars, grads)?;
     let mut entries = walk(vars, grads, None)?;
     if clip_value == f64::INFINITY {
         return Ok(());
@@ -347,13 +359,14 @@ pub fn clip_grad_value(grads: &mut GradStore, vars: &[Var], clip_value: f64) -> 
 /// ```
 pub fn clip_by_global_norm(
     grads: &GradStore,
-    vars: &[Var],
+    vars: &(impl AsVars + ?Sized),
     clip_norm: f64,
     use_norm: Option<f64>,
 ) -> Result<(GradStore, f64)> {
     check_bound("clip_norm", clip_norm)?;
-    check_any_match(vars, grads)?;
-    let vars = VarList::unnamed(vars);
+    let vars = vars.vars();
+    let vars = vars.list();
+    check_any_match(vars.vars, grads)?;
     let (entries, norm, total_norm, finite) = if let Some(known) = use_norm {
         check_bound("use_norm", known)?;
         (

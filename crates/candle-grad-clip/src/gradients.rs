@@ -8,7 +8,7 @@ use candle_grad_clip_kernels::{Norm, NormType, Stats, Units};
 
 /// Where a gradient is, and whether it can be edited in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Residency {
     /// Read and written by the CPU kernels.
     Cpu,
     /// On CPU, but not contiguous, or itself a Var: edits go to a copy.
@@ -21,7 +21,7 @@ pub(crate) enum Place {
     Elsewhere,
 }
 
-impl Place {
+impl Residency {
     #[inline]
     pub(crate) fn is_cpu(self) -> bool {
         matches!(self, Self::Cpu | Self::CpuCopied)
@@ -102,10 +102,10 @@ impl GradStats {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry<'g> {
     pub(crate) grad: Option<&'g Tensor>,
-    pub(crate) place: Place,
+    pub(crate) residency: Residency,
     pub(crate) elements: usize,
     /// The address of the storage: equal for tensors that share it. Unknown for
-    /// [`Place::Elsewhere`].
+    /// [`Residency::Elsewhere`].
     pub(crate) storage: usize,
     pub(crate) measured: GradStats,
 }
@@ -113,7 +113,7 @@ pub(crate) struct Entry<'g> {
 impl Entry<'_> {
     pub(crate) const EMPTY: Self = Self {
         grad: None,
-        place: Place::Elsewhere,
+        residency: Residency::Elsewhere,
         elements: 0,
         storage: 0,
         measured: GradStats::ZERO,
@@ -178,8 +178,8 @@ pub(crate) fn norm_of(stats: Stats, norm_type: NormType) -> f64 {
 
 /// Assigns gradients on CUDA to candle's operations, for work that the CUDA kernels don't support.
 pub(crate) fn route_cuda_to_candle_ops(mut entries: Vec<Entry<'_>>) -> Vec<Entry<'_>> {
-    for entry in entries.iter_mut().filter(|entry| entry.place.is_cuda()) {
-        entry.place = Place::Elsewhere;
+    for entry in entries.iter_mut().filter(|entry| entry.residency.is_cuda()) {
+        entry.residency = Residency::Elsewhere;
     }
     entries
 }

@@ -7,6 +7,7 @@ use wildmatch::WildMatch;
 
 use crate::check::{check_limit, check_not_negative};
 use crate::error::{Error, Result};
+use crate::vars::check_patterns;
 
 /// A group of Vars, selected by name, with its own settings.
 ///
@@ -25,7 +26,7 @@ pub struct ParamGroup {
     patterns: Vec<String>,
     lr_scale: Option<f64>,
     weight_decay: Option<f64>,
-    max_norm: Option<f64>,
+    pub(crate) max_norm: Option<f64>,
     no_clip: bool,
 }
 
@@ -116,10 +117,6 @@ impl ParamGroup {
     #[must_use]
     pub fn weight_decay_or(&self, weight_decay: f64) -> f64 {
         self.weight_decay.unwrap_or(weight_decay)
-    }
-
-    pub(crate) fn limit(&self) -> Option<f64> {
-        self.max_norm
     }
 
     pub(crate) fn is_no_clip(&self) -> bool {
@@ -259,17 +256,7 @@ impl ParamGroups {
     /// A pattern that matches no name, which is most likely a typing error.
     pub(crate) fn group_of(&self, names: &[String]) -> Result<Arc<[Option<usize>]>> {
         for group in self {
-            for pattern in &group.patterns {
-                let pattern = WildMatch::new(pattern);
-                if !names.iter().any(|name| pattern.matches(name)) {
-                    return Err(Error::UnmatchedPattern {
-                        group: group.name.clone(),
-                        pattern: pattern.to_string(),
-                        vars: names.len(),
-                        example: names.first().cloned().unwrap_or_default(),
-                    });
-                }
-            }
+            check_patterns(&group.name, &group.patterns, names)?;
         }
         let group = |name: &String| self.iter().position(|group| group.matches(name));
         Ok(names.iter().map(group).collect())
@@ -295,7 +282,7 @@ pub(crate) fn check_no_limits(groups: &ParamGroups) -> Result<()> {
                     .to_string(),
             });
         }
-        if let Some(max_norm) = group.limit() {
+        if let Some(max_norm) = group.max_norm {
             return Err(Error::InvalidOption {
                 name: "max_norm",
                 value: max_norm,

@@ -20,6 +20,7 @@
 //!   a chain of these. Implement [`ClipRule`] for your own method.
 //! - [`clip_grad_norm`], [`clip_grad_value`], [`clip_by_global_norm`], [`total_norm`] and
 //!   [`clip_grads_with_norm`] work on a `GradStore` directly.
+//! - [`Checkpoints`] saves and resumes a training run: weights, optimizer, clip and your own state.
 //! - [`NormStatistics`] suggests a `max_norm` from the norms of the steps that it has seen.
 //! - [`loss::weighted_power`] is a loss whose gradients can grow very large.
 //!
@@ -61,16 +62,20 @@
 //! On CPU and CUDA (feature `cuda`) this crate's kernels clip gradients in place. On CUDA, a step
 //! of a fused optimizer ([`optim`]) with a plain norm or value clip never waits for the GPU;
 //! reading its report does. All other steps synchronise with the GPU to read the norm back. On
-//! Metal candle's tensor operations clip the gradients, with one read from the device per step; this
-//! needs no feature of this crate.
+//! Metal candle's tensor operations clip the gradients, with one read from the device per step.
 //!
 //! The CUDA code has run on a CPU emulation of the CUDA driver, not yet on a GPU. The Metal path is
 //! untested.
 //!
+//! # Warnings
+//! Skipped steps, missing gradients and the like are `tracing` events. They are shown only if the
+//! program sets a subscriber, for example `tracing_subscriber::fmt::init()`.
+//!
 //! # Features
 //! - `candle-0_11` (default), `candle-0_10`, `candle-0_9`: the version of candle, exactly one. For
 //!   the others, write `default-features = false, features = ["candle-0_10"]`.
-//! - `cuda`: this crate's CUDA kernels. candle's own feature `cuda` must be on, too.
+//! - `cuda`: this crate's CUDA kernels, and candle 0.11's CUDA backend. `metal`: candle 0.11's Metal
+//!   backend. With candle 0.10 and 0.9, turn candle's own feature on as well.
 //! - `serde`: `Serialize` and `Deserialize` for plain data.
 #![deny(unsafe_code)]
 
@@ -87,6 +92,7 @@ extern crate candle_nn_0_9 as candle_nn;
 extern crate safetensors_0_7 as safetensors;
 
 mod accumulate;
+mod as_vars;
 pub mod backend;
 mod candle_versions;
 mod check;
@@ -110,10 +116,12 @@ mod threads;
 mod vars;
 
 pub use accumulate::GradAccumulator;
+pub use as_vars::AsVars;
 pub use candle_grad_clip_kernels::NormType;
+pub use checkpoint::{Checkpoint, Checkpoints};
 pub use clip::{
-    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GroupRecord,
-    NonFinite, QuantileClip, SkipSteps, ZClip, ZClipMode,
+    AdaGc, Agc, AgcUnits, AutoClip, Clip, ClipDecision, ClipRule, GradNorms, GradientStabilizer,
+    GroupRecord, NonFinite, QuantileClip, SkipSteps, ZClip, ZClipMode,
 };
 pub use error::{Error, Result};
 pub use functions::{
@@ -125,18 +133,3 @@ pub use norm_statistics::{MaxNormSuggestion, NormStatistics};
 pub use optimizer::{ClippedConfig, ClippedOptimizer, StepPath, StepRecord, StepReport};
 pub use skip_reason::SkipReason;
 pub use vars::NamedVars;
-
-/// Compiles the code of the README.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-struct Readme;
-
-/// Compiles the code of the guide.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/guide.md")]
-struct Guide;
-
-/// Compiles the code of the page on migrating.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/migrating.md")]
-struct Migrating;

@@ -85,15 +85,31 @@ impl NormStatistics {
     /// # Errors
     /// If the report cannot be read from a GPU.
     pub fn add(&mut self, report: &StepReport) -> Result<()> {
-        let total_norm = report.total_norm()?;
+        self.add_numbers(
+            report.total_norm()?,
+            report.was_clipped()?,
+            report.skipped()?,
+        );
+        Ok(())
+    }
+
+    /// Adds a step by its numbers, for example from the log of an earlier run.
+    ///
+    /// ```
+    /// let mut summary = candle_grad_clip::NormStatistics::default();
+    /// for norm in [1.0, 2.0, 4.0, 8.0] {
+    ///     summary.add_numbers(norm, norm > 5.0, false);
+    /// }
+    /// assert_eq!(summary.clipped_fraction(), 0.25);
+    /// ```
+    pub fn add_numbers(&mut self, total_norm: f64, was_clipped: bool, skipped: bool) {
         if total_norm.is_finite() {
             self.total_norms.push(total_norm);
         } else {
             self.non_finite += 1;
         }
-        self.clipped += u64::from(report.was_clipped()?);
-        self.skipped += u64::from(report.skipped()?);
-        Ok(())
+        self.clipped += u64::from(was_clipped);
+        self.skipped += u64::from(skipped);
     }
 
     /// Steps added.

@@ -26,8 +26,8 @@ impl StepRule {
 }
 
 /// Which arrays of a Var's shape an optimizer keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Kept {
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StateLayout {
     /// Number of moment arrays.
     pub(crate) moments: usize,
     /// Whether half-precision Vars have a copy in f32, after the moments.
@@ -69,7 +69,7 @@ pub(crate) enum State {
     Device(Vec<Tensor>),
 }
 
-impl Kept {
+impl StateLayout {
     pub(crate) fn adamw(amsgrad: bool, master_weights: bool) -> Self {
         Self {
             moments: if amsgrad { 3 } else { 2 },
@@ -97,24 +97,24 @@ impl Kept {
 
 impl State {
     /// The state before the first step, as arrays on the Var's device.
-    pub(crate) fn start(var: &Var, kept: Kept) -> Result<Self> {
+    pub(crate) fn start(var: &Var, layout: StateLayout) -> Result<Self> {
         let dtype = wide_dtype(var.dtype());
         if !var.device().is_cpu() {
             let mut arrays = Vec::new();
-            for _ in 0..kept.moments {
+            for _ in 0..layout.moments {
                 arrays.push(Tensor::zeros(var.shape(), dtype, var.device())?);
             }
-            if kept.has_master(var.dtype()) {
+            if layout.has_master(var.dtype()) {
                 arrays.push(var.as_detached_tensor().to_dtype(dtype)?);
             }
             return Ok(Self::Device(arrays));
         }
-        let len = kept.arrays(var.dtype()) * stride(var.elem_count());
+        let len = layout.arrays(var.dtype()) * stride(var.elem_count());
         if dtype == DType::F64 {
             return Ok(Self::Host(WideVec::F64(vec![0.0; len])));
         }
         let mut values = vec![0.0; len];
-        if kept.has_master(var.dtype())
+        if layout.has_master(var.dtype())
             && let Some(master) = arrays_mut(&mut values, var.elem_count()).last()
         {
             let now = var.as_detached_tensor().to_dtype(dtype)?.flatten_all()?;

@@ -5,6 +5,7 @@ use std::sync::{Arc, TryLockError};
 use candle_core::{TensorId, Var};
 use candle_nn::VarMap;
 use rustc_hash::FxHashSet;
+use wildmatch::WildMatch;
 
 use crate::error::{Error, Result};
 use crate::tensors::{device_has, storage_addresses};
@@ -12,7 +13,7 @@ use crate::threads::Work;
 
 /// Vars with their names, in a fixed order. Reports and errors use the names.
 ///
-/// Made from a `&VarMap` (sorted by name, since candle's map has another order in each run), from a
+/// Made from a `&VarMap` or `&mut VarMap` (sorted by name, since candle's map has another order in each run), from a
 /// `Vec<(String, Var)>` in the given order, or from a `Vec<Var>` (named `var.0`, `var.1`, ...). A
 /// Var that comes twice (tied weights) is kept once, under its first name.
 ///
@@ -103,6 +104,43 @@ impl NamedVars {
         named.collect::<Vec<_>>().into()
     }
 
+    /// The Vars whose names match one of `patterns`, in the same order: for an optimizer that
+    /// trains a part of a model. `*` stands for any characters, `?` for one, and the whole name
+    /// must match.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use candle_grad_clip::optim::Sgd;
+    /// use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars};
+    /// use candle_nn::{VarBuilder, VarMap};
+    ///
+    /// # fn main() -> candle_grad_clip::Result<()> {
+    /// let map = VarMap::new();
+    /// let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+    /// let actor = candle_nn::linear(4, 2, vb.pp("actor"))?;
+    /// let critic = candle_nn::linear(4, 1, vb.pp("critic"))?;
+    /// let vars = NamedVars::from(&map).matching(&["actor.*"])?;
+    /// assert_eq!(vars.names(), ["actor.bias", "actor.weight"]);
+    /// let opt = Sgd::from_named_vars(vars.clone(), 0.1)?;
+    /// let opt = ClippedOptimizer::wrap(opt, vars, Clip::norm(0.5))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A pattern that matches no name.
+    pub fn matching(self, patterns: &[&str]) -> Result<Self> {
+        check_patterns("NamedVars::matching", patterns, &self.names)?;
+        let patterns: Vec<WildMatch> = patterns.iter().map(|text| WildMatch::new(text)).collect();
+        let is_match = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
+        // Without the map: its other Vars would seem to be new ones.
+        let without_map = Self {
+            source: None,
+            ..self
+        };
+        Ok(without_map.retained(|name, _| is_match(name)))
+    }
+
     /// Like [`NamedVars::names`], shared.
     pub(crate) fn shared_names(&self) -> &Arc<[String]> {
         &self.names
@@ -129,12 +167,17 @@ impl NamedVars {
         if self.vars.iter().all(&keep) {
             return self;
         }
-        let source = self.source;
+        self.retained(|_, var| keep(var))
+    }
+
+    fn retained(self, keep: impl Fn(&str, &Var) -> bool) -> Self {
+        let (has_places, source) = (self.has_places, self.source);
         let named = self.names.iter().cloned().zip(self.vars);
-        let kept = named.filter(|(_, var)| keep(var)).collect::<Vec<_>>();
+        let kept = named.filter(|(name, var)| keep(name, var));
         Self {
+            has_places,
             source,
-            ..kept.into()
+            ..kept.collect::<Vec<_>>().into()
         }
     }
 
@@ -144,6 +187,14 @@ impl NamedVars {
             names: self.names.to_vec().into(),
             ..self
         }
+    }
+
+    /// The names of those that `other` has too.
+    pub(crate) fn names_of_shared(&self, other: &Self) -> Vec<String> {
+        let theirs: FxHashSet<TensorId> = other.vars.iter().map(|var| var.id()).collect();
+        let both = self.vars.iter().zip(self.names.iter());
+        let shared = both.filter(|(var, _)| theirs.contains(&var.id()));
+        shared.map(|(_, name)| name.clone()).collect()
     }
 
     /// An error if two Vars have the same name.
@@ -217,6 +268,18 @@ impl From<&VarMap> for NamedVars {
     }
 }
 
+impl From<&mut VarMap> for NamedVars {
+    fn from(map: &mut VarMap) -> Self {
+        Self::from(&*map)
+    }
+}
+
+impl From<&NamedVars> for NamedVars {
+    fn from(vars: &NamedVars) -> Self {
+        vars.clone()
+    }
+}
+
 /// A handle to a map, and how many Vars it had.
 #[derive(Clone)]
 pub(crate) struct Source {
@@ -280,6 +343,26 @@ impl<'a> VarList<'a> {
         let addresses = storage_addresses(self.vars, self.work);
         Cow::Owned(addresses.into_iter().collect())
     }
+}
+
+/// An error for a pattern that matches no name, which is most likely a typing error.
+pub(crate) fn check_patterns(
+    group: &str,
+    patterns: &[impl AsRef<str>],
+    names: &[String],
+) -> Result<()> {
+    for text in patterns {
+        let pattern = WildMatch::new(text.as_ref());
+        if !names.iter().any(|name| pattern.matches(name)) {
+            return Err(Error::UnmatchedPattern {
+                group: group.to_string(),
+                pattern: pattern.to_string(),
+                vars: names.len(),
+                example: names.first().cloned().unwrap_or_default(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn unnamed(index: usize) -> String {

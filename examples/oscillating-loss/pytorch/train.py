@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The example's model, data and loss in PyTorch: the reference that tests/pytorch_parity.rs compares with.
+"""The example's model, data and loss in PyTorch: the reference that tests/model/pytorch_parity.rs compares with.
 
     python -m venv .venv && .venv/bin/pip install -r requirements.txt
     .venv/bin/python train.py            # writes reference.safetensors beside this file

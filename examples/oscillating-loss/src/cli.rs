@@ -3,19 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_grad_clip::{Clip, NonFinite};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 
 use crate::arm::Arm;
 use crate::arms::Arms;
-use crate::checkpoint::{self, Checkpoint, Checkpoints, State};
 use crate::commands::study::{self, Study};
 use crate::commands::{compare, find_max_norm, story, sweep, train};
 use crate::experiment::Experiment;
-use crate::given::Given;
-use crate::late::Late;
 use crate::out_dir::OutDir;
+use crate::saves::Saves;
 use crate::settings::{DeviceKind, OptimizerKind, Settings};
 use crate::source::Source;
 
@@ -36,7 +35,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// One run, with one way of clipping.
-    Train(Given<TrainArgs>),
+    Train(TrainArgs),
     /// Some ways of clipping side by side: same initial weights, same batches.
     Compare {
         #[command(flatten)]
@@ -101,8 +100,8 @@ struct Common {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// What an arm that clips does with gradients that are NaN or infinite (`none` is unprotected).
-    #[arg(long, value_enum, default_value_t = NonFiniteArg::Skip)]
-    non_finite: NonFiniteArg,
+    #[arg(long, value_parser = non_finite(), default_value = "skip")]
+    non_finite: NonFinite,
     /// Where to train.
     #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
     device: DeviceKind,
@@ -114,7 +113,7 @@ struct Common {
     #[arg(long, requires = "data", value_name = "COLUMN")]
     target: Option<String>,
     /// Where results go [default: runs/<command>]. Files of an earlier call are replaced; a folder
-    /// in which files of these names are of somebody else is refused.
+    /// with files that this program did not write is refused.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -133,12 +132,12 @@ struct TrainArgs {
     #[command(flatten)]
     rate: Rate,
     /// What to do to the gradients: `none`, `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`,
-    /// `zclip:z=2,warmup=50`, or another rule as the library's `Clip` reads it.
+    /// `zclip:z_thresh=2,warmup=50`, or another rule as the library's `Clip` reads it.
     #[arg(long, default_value = "norm:1.0", value_name = "RULE")]
     clip: Arm,
     /// Saves a checkpoint in the results' folder every N steps, at the end and on Ctrl-C or
-    /// SIGTERM; --resume continues from the last one. Checkpoints of an earlier run in this folder
-    /// are removed, those of other programs never: they are in the way.
+    /// SIGTERM; --resume continues from the last one. Those of an earlier run in this folder are
+    /// removed.
     #[arg(long, value_name = "N", value_parser = count())]
     save_every: Option<u64>,
     /// Adds a histogram of each Var's gradient, before clipping, to the TensorBoard events every N
@@ -146,9 +145,10 @@ struct TrainArgs {
     #[arg(long, value_name = "N", value_parser = count(), conflicts_with_all = ["save_every", "resume"])]
     histograms: Option<u64>,
     /// Goes on with the run whose results are in DIR, even if it was killed: all files become those
-    /// of a run without a break, but for times. Its options need not be repeated, and none may
-    /// contradict it; a larger --steps makes it longer.
-    #[arg(long, value_name = "DIR", conflicts_with = "out")]
+    /// of a run without a break, but for times. Of the other options it takes --save-every, and
+    /// --steps to make the run longer.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "optimizer", "momentum", "power", "alpha", "batch",
+        "eval_every", "seed", "non_finite", "device", "data", "lr", "clip"])]
     resume: Option<PathBuf>,
 }
 
@@ -183,33 +183,10 @@ struct StudyArgs {
 #[derive(Debug, Args)]
 struct ArmsArg {
     /// What to do to the gradients, separated by commas or in several --clip: `none`,
-    /// `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`, `zclip:z=2,warmup=50`, or another rule as the
+    /// `norm:MAX_NORM`, `value:CLIP_VALUE`, `auto`, `zclip:z_thresh=2,warmup=50`, or another rule as the
     /// library's `Clip` reads it. After a comma, `option=value` belongs to the rule before it.
     #[arg(long = "clip", default_value = Arms::STORY, value_name = "RULES")]
     lists: Vec<Arms>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum NonFiniteArg {
-    /// End the run.
-    Error,
-    /// Leave the step out (more than ten in a row end the run).
-    Skip,
-    /// Take 0 for them.
-    Zero,
-    /// Let them through.
-    Propagate,
-}
-
-impl From<NonFiniteArg> for NonFinite {
-    fn from(arg: NonFiniteArg) -> Self {
-        match arg {
-            NonFiniteArg::Error => Self::Error,
-            NonFiniteArg::Skip => Self::SkipStep,
-            NonFiniteArg::Zero => Self::Zero,
-            NonFiniteArg::Propagate => Self::Propagate,
-        }
-    }
 }
 
 impl Common {
@@ -227,7 +204,7 @@ impl Common {
     fn settings(&self, arm: &Arm, lr: f64) -> Settings {
         Settings {
             arm: arm.clone(),
-            non_finite: self.non_finite.into(),
+            non_finite: self.non_finite,
             optimizer: self.optimizer,
             momentum: self.momentum,
             lr,
@@ -271,21 +248,17 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
             story::run(&experiment)?;
             experiment
         }
-        Some(Command::Train(given)) => match &given.args.resume {
-            None => begin(&given.args, interrupt)?,
-            Some(folder) => resume(given, folder, interrupt)?,
+        Some(Command::Train(args)) => match &args.resume {
+            None => begin(args, interrupt)?,
+            Some(folder) => resume(args, folder, interrupt)?,
         },
         Some(Command::Compare { common, rate, arms }) => {
             let arms = Arms::join(&arms.lists)?;
             let experiment = common.experiment("compare", interrupt)?;
             let plan = compare::plan(&experiment, &arms, rate.lr);
-            compare::folders(&experiment, &plan)?;
             experiment.write_config("compare", &plan)?;
             let runs = compare::run(&experiment, &plan)?;
-            let mut late = Late::default();
-            late.keep(experiment.write_results(&runs));
-            compare::write(&experiment, &runs, &mut late);
-            late.end()?;
+            compare::write(&experiment, &runs)?;
             experiment
         }
         Some(Command::Sweep {
@@ -298,12 +271,8 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
             let experiment = common.experiment("sweep", interrupt)?;
             let plan = sweep::plan(&experiment, &arms, rates, *seeds);
             experiment.write_config("sweep", &plan)?;
-            let runs = sweep::run(&experiment, &plan)?;
-            sweep::report(&experiment, &runs);
-            let mut late = Late::default();
-            late.keep(experiment.write_results(&runs));
-            late.keep(sweep::draw(&experiment, &runs));
-            late.end()?;
+            let runs = experiment.train_all(&plan, |_| Ok(None))?;
+            sweep::report(&experiment, &runs, Vec::new())?;
             experiment
         }
         Some(Command::FindMaxNorm { common, lr }) => {
@@ -313,15 +282,18 @@ pub fn run(cli: &Cli, interrupt: &AtomicBool) -> Result<()> {
                 .map_or(find_max_norm::STEPS, |steps| steps as usize);
             let plan = find_max_norm::plan(&experiment, *lr, steps);
             experiment.write_config("find-max-norm", std::slice::from_ref(&plan))?;
-            let (run, norms) = find_max_norm::run(&experiment, &plan)?;
-            let mut late = Late::default();
-            late.keep(find_max_norm::report(&run, &norms));
-            late.keep(experiment.write_results(&[run]));
-            late.end()?;
+            let unclipped = find_max_norm::run(&experiment, &plan)?;
+            experiment.write_results(std::slice::from_ref(&unclipped.0))?;
+            println!("{}", find_max_norm::report(&unclipped)?);
             experiment
         }
     };
-    println!("Results are in {}.", experiment.out.path().display());
+    let out = experiment.out.path();
+    println!("\nResults are in {}.", out.display());
+    let page = std::path::absolute(out.join("index.html"))?;
+    if page.exists() {
+        println!("Open {} in a browser.", page.display());
+    }
     Ok(())
 }
 
@@ -335,68 +307,51 @@ fn study(args: &StudyArgs, interrupt: &AtomicBool) -> Result<()> {
         steps: args.steps as usize,
     };
     let out = OutDir::create(&args.out)?;
-    let source = Source::new(DeviceKind::Cpu, None)?;
+    let weather = Source::new(DeviceKind::Cpu, None)?.open()?;
     let best = args.best.map(|count| count as usize);
-    study::run(&study, best, &source, &out, interrupt)
+    study::run(&study, best, &weather, &out, interrupt)
 }
 
 /// A new run.
 fn begin<'a>(args: &TrainArgs, interrupt: &'a AtomicBool) -> Result<Experiment<'a>> {
     let experiment = args.common.experiment("train", interrupt)?;
     let settings = args.common.settings(&args.clip, args.rate.lr);
-    let out = experiment.out.path().to_owned();
-    let checkpoints = match args.save_every {
+    let saves = match args.save_every {
         None => None,
-        Some(save_every) => Some(Checkpoints {
-            out,
-            save_every: save_every as usize,
-            source: args.common.source()?,
-            resumed: None,
-        }),
+        Some(every) => Some(Saves::begin(
+            experiment.out.path(),
+            every as usize,
+            args.common.source()?,
+        )?),
     };
-    if let Some(checkpoints) = &checkpoints {
-        checkpoints.check()?;
-    }
-    checkpoint::clear(experiment.out.path())?;
     let histograms = args.histograms.map(|every| every as usize);
-    train::run(&experiment, &settings, checkpoints.as_ref(), histograms)?;
+    train::run(&experiment, &settings, saves.as_ref(), histograms)?;
     Ok(experiment)
 }
 
 /// The rest of a run.
-fn resume<'a>(
-    given: &Given<TrainArgs>,
-    out: &Path,
-    interrupt: &'a AtomicBool,
-) -> Result<Experiment<'a>> {
-    let checkpoint = Checkpoint::latest(out)?;
-    let State {
-        settings: saved,
-        source,
-        save_every,
-        ..
-    } = checkpoint.state.clone();
-    let TrainArgs {
-        common, rate, clip, ..
-    } = &given.args;
-    let asked = common.settings(clip, rate.lr);
-    given.check((&asked, &common.source()?), (&saved, &source))?;
-    source.check_unchanged()?;
-    let steps = common.steps.map_or(saved.steps, |steps| steps as usize);
-    let settings = Settings { steps, ..saved };
-    let experiment = experiment(&source, settings.clone(), out, interrupt)?;
-    let checkpoints = Checkpoints {
-        out: out.to_owned(),
-        save_every: given
-            .args
-            .save_every
-            .map_or(save_every, |every| every as usize),
-        source,
-        resumed: Some(checkpoint),
-    };
-    checkpoints.check()?;
-    train::run(&experiment, &settings, Some(&checkpoints), None)?;
+fn resume<'a>(args: &TrainArgs, out: &Path, interrupt: &'a AtomicBool) -> Result<Experiment<'a>> {
+    let (mut settings, saves) = Saves::resume(out, args.save_every.map(|every| every as usize))?;
+    if let Some(steps) = args.common.steps {
+        let (steps, before) = (steps as usize, settings.steps);
+        ensure!(
+            steps >= before,
+            "--steps {steps}: the run to resume has {before}, expected as many or more"
+        );
+        settings.steps = steps;
+    }
+    let experiment = experiment(&saves.source, settings.clone(), out, interrupt)?;
+    train::run(&experiment, &settings, Some(&saves), None)?;
     Ok(experiment)
+}
+
+fn non_finite() -> impl TypedValueParser<Value = NonFinite> {
+    PossibleValuesParser::new(["error", "skip", "zero", "propagate"]).map(|text| match &*text {
+        "error" => NonFinite::Error,
+        "zero" => NonFinite::Zero,
+        "propagate" => NonFinite::Propagate,
+        _ => NonFinite::SkipStep,
+    })
 }
 
 fn count() -> clap::builder::RangedU64ValueParser {

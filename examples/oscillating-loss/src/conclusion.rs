@@ -1,38 +1,40 @@
 //! Two sentences that follow from the numbers, whatever these say.
 
 use crate::baseline::Baselines;
+use crate::experiment::Experiment;
 use crate::score::USABLE_WITHIN;
-use crate::summary::Standing;
-use crate::table::{number, range};
+use crate::standing::Standing;
+use crate::tables::{number, range};
 
 /// Best losses that differ by less than this share count as equal: seeds differ by more.
 const EQUAL_WITHIN: f64 = 0.02;
 
-/// Does clipping help, and what does it not do? None without an arm that clips and one that
+/// Does clipping help, and what does it not do? Nothing without an arm that clips and one that
 /// doesn't.
 #[must_use]
-pub fn sentences(standings: &[Standing], baselines: &Baselines) -> Vec<String> {
+pub fn sentences(standings: &[Standing], experiment: &Experiment) -> Vec<String> {
+    if experiment.interrupted() {
+        return vec!["Interrupted: no conclusion from a part of the runs.".to_owned()];
+    }
     let none = standings.iter().find(|standing| standing.arm.is_none());
     let clipped = standings
         .iter()
         .find(|standing| standing.arm.method() == "norm");
     let clipped = clipped.or_else(|| standings.iter().find(|standing| !standing.arm.is_none()));
-    match (none, clipped) {
-        (Some(none), Some(clipped)) => {
-            vec![
-                on_range(standings, none, clipped),
-                on_best(none, clipped, baselines),
-            ]
-        }
-        _ => Vec::new(),
-    }
+    let (Some(none), Some(clipped)) = (none, clipped) else {
+        return Vec::new();
+    };
+    vec![
+        on_range(standings, none, clipped),
+        on_best(none, clipped, &experiment.baselines),
+    ]
 }
 
 fn on_range(standings: &[Standing], none: &Standing, clipped: &Standing) -> String {
     let each: Vec<String> = standings
         .iter()
         .map(|standing| {
-            let diverged = format!("{} of {}", standing.num_diverged(), standing.runs.len());
+            let diverged = format!("{} of {}", standing.diverged().count(), standing.runs.len());
             format!(
                 "{}: {}, {diverged} runs diverged",
                 standing.arm,
@@ -80,7 +82,7 @@ fn on_best(none: &Standing, clipped: &Standing, baselines: &Baselines) -> String
     };
     let runs = clipped.at_best();
     let clipped_fraction =
-        runs.iter().map(|run| run.clipped_fraction()).sum::<f64>() / runs.len() as f64;
+        runs.iter().map(|run| run.clipped_fraction).sum::<f64>() / runs.len() as f64;
     let rescaling = if clipped_fraction > 0.95 {
         ", so nearly all of them, which acts as a lower learning rate that follows the norm"
     } else {

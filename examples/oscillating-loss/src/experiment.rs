@@ -1,20 +1,24 @@
 //! What all commands share: data, settings, where results go, and whether to stop.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
-use serde_json::json;
+use candle_grad_clip_log::RunLog;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
 use crate::arm::Arm;
 use crate::baseline::Baselines;
 use crate::data::Weather;
-use crate::late::Late;
 use crate::metrics;
 use crate::out_dir::OutDir;
-use crate::parallel::{Watch, train_all};
+use crate::outcome::Outcome;
+use crate::parallel::for_each;
 use crate::run::Run;
 use crate::settings::Settings;
-use crate::summary::Summary;
+use crate::standing::Standing;
+use crate::train::{Extras, train};
 
 /// One call of the program.
 #[derive(Debug)]
@@ -69,12 +73,30 @@ impl<'a> Experiment<'a> {
         self.interrupt.load(Ordering::Relaxed)
     }
 
-    /// Trains with each of the settings; see [`train_all`].
+    /// Trains with each of the settings, several at a time, and returns the runs in their order.
+    /// After an interrupt, those that had begun are returned as far as they got.
     ///
     /// # Errors
-    /// As [`train_all`].
-    pub fn train_all(&self, settings: &[Settings], watch: &impl Watch) -> Result<Vec<Run>> {
-        train_all(settings, &self.weather, self.interrupt, watch)
+    /// The first error of any run or `log`, which makes a run's log.
+    pub fn train_all(
+        &self,
+        plan: &[Settings],
+        log: impl Fn(&Settings) -> Result<Option<RunLog>> + Sync,
+    ) -> Result<Vec<Run>> {
+        let bar = runs_bar(plan.len(), self.base.steps);
+        let device = self.weather.train.x.device();
+        let runs = for_each(plan.len(), device, self.interrupt, |at| {
+            let extras = Extras {
+                log: log(&plan[at])?,
+                ..Extras::default()
+            };
+            train(&plan[at], &self.weather, self.interrupt, extras, |_, _| {
+                bar.inc(1);
+                Ok(())
+            })
+        });
+        bar.finish_and_clear();
+        runs
     }
 
     /// Writes `config.json`: what is about to be run.
@@ -99,13 +121,54 @@ impl<'a> Experiment<'a> {
     /// # Errors
     /// If one can't be written; the other is written all the same.
     pub fn write_results(&self, runs: &[Run]) -> Result<()> {
-        let mut late = Late::default();
-        late.keep(
-            self.out
-                .write("metrics.csv", |path| metrics::write_csv(path, runs)),
-        );
-        let summary = Summary::new(runs, self.baselines);
-        late.keep(self.out.write_json("summary.json", &summary));
-        late.end()
+        let metrics = self
+            .out
+            .write("metrics.csv", |path| metrics::write_csv(path, runs));
+        let summary = self.out.write_json("summary.json", &self.summary(runs));
+        metrics.and(summary)
     }
+
+    /// Numbers that are not finite become `null`.
+    fn summary(&self, runs: &[Run]) -> Value {
+        let outcomes = Outcome::of_finished(runs);
+        let standings = Standing::of_arms(&outcomes, |run| run.best_test_loss);
+        let by_arm = |value: fn(&Standing) -> f64| -> BTreeMap<String, f64> {
+            let each = standings.iter();
+            each.map(|standing| (standing.arm.to_string(), value(standing)))
+                .collect()
+        };
+        json!({
+            "arms": runs.iter().map(|run| of_run(&Outcome::from(run))).collect::<Vec<_>>(),
+            "usable_lr_decades": by_arm(|standing| standing.usable_decades()),
+            "best_test_loss": by_arm(|standing| standing.best.1),
+            "baselines": self.baselines,
+        })
+    }
+}
+
+/// One bar for runs of the same length.
+#[must_use]
+pub fn runs_bar(runs: usize, steps: usize) -> ProgressBar {
+    let bar = ProgressBar::new((runs * steps) as u64);
+    let style = ProgressStyle::with_template("{bar:42} {pos} of {len} steps, {eta} left");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn of_run(run: &Outcome) -> Value {
+    let settings = &run.settings;
+    json!({
+        "arm": settings.arm,
+        "optimizer": settings.optimizer,
+        "momentum": settings.momentum,
+        "power": settings.power,
+        "lr": settings.lr,
+        "seed": settings.seed,
+        "final_test_loss": run.final_test_loss,
+        "best_test_loss": run.best_test_loss,
+        "roughness": run.roughness,
+        "max_total_norm": run.max_total_norm,
+        "clipped_fraction": run.clipped_fraction,
+        "diverged": run.diverged.is_some(),
+        "ms_per_step": run.ms_per_step,
+    })
 }

@@ -1,4 +1,4 @@
-//! What is left of each run of a study: a line of JSON, written when the run ends.
+//! What is left of a run when its steps are forgotten; a study keeps one a line, as JSON.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,10 +7,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::run::Run;
+use crate::run::{Run, Step};
+use crate::score::roughness;
 use crate::settings::Settings;
 
-/// How a run went, and what it came to. JSON has no NaN: what a diverged run lacks is `null`.
+/// How a run went. JSON has no NaN: what a diverged run lacks is `null`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// How it was to go.
@@ -21,29 +22,48 @@ pub struct Outcome {
     pub final_test_loss: Option<f64>,
     /// The lowest test loss.
     pub best_test_loss: Option<f64>,
-    /// See [`roughness`](crate::score::roughness).
+    /// See [`roughness`].
     pub roughness: Option<f64>,
     /// The largest finite norm before clipping.
     pub max_total_norm: f64,
     /// The share of steps whose gradients clipping changed.
     pub clipped_fraction: f64,
-    /// The steps that were not taken.
+    /// The number of skipped steps.
     pub num_skipped: usize,
+    /// Mean time of a training step; not kept, so that a run that is repeated has the same line.
+    #[serde(skip)]
+    pub ms_per_step: f64,
 }
 
 impl From<&Run> for Outcome {
+    /// A run that diverged has no loss, whatever it had reached before.
     fn from(run: &Run) -> Self {
-        let finite = |loss: f64| Some(loss).filter(|loss| loss.is_finite());
+        let losses = run.test_losses();
+        let has_converged = run.diverged.is_none();
+        let loss = |loss: Option<f64>| loss.filter(|loss| has_converged && loss.is_finite());
+        let norms = run.steps.iter().map(|step| step.total_norm);
+        let count = |is: fn(&Step) -> bool| run.steps.iter().filter(|step| is(step)).count();
+        let steps = run.steps.len().max(1) as f64;
         Self {
             settings: run.settings.clone(),
             diverged: run.diverged.clone(),
-            final_test_loss: finite(run.final_test_loss()),
-            best_test_loss: finite(run.best_test_loss()),
-            roughness: run.roughness(),
-            max_total_norm: run.max_total_norm(),
-            clipped_fraction: run.clipped_fraction(),
-            num_skipped: run.steps.iter().filter(|step| step.skipped).count(),
+            final_test_loss: loss(losses.last().copied()),
+            best_test_loss: loss(losses.iter().copied().reduce(f64::min)),
+            roughness: roughness(&losses).filter(|_| has_converged),
+            max_total_norm: norms.filter(|norm| norm.is_finite()).fold(0.0, f64::max),
+            clipped_fraction: count(|step| step.was_clipped) as f64 / steps,
+            num_skipped: count(|step| step.skipped),
+            ms_per_step: run.training_time.as_secs_f64() * 1e3 / steps,
         }
+    }
+}
+
+impl Outcome {
+    /// Of all runs that were not interrupted.
+    #[must_use]
+    pub fn of_finished(runs: &[Run]) -> Vec<Self> {
+        let finished = runs.iter().filter(|run| !run.interrupted);
+        finished.map(Self::from).collect()
     }
 }
 
@@ -68,80 +88,57 @@ pub fn read(path: &Path) -> Result<Vec<Outcome>> {
     whole.lines().enumerate().map(line).collect()
 }
 
-/// Adds a line for a run.
-///
-/// # Errors
-/// If it can't be written; no part of it is left then.
-pub fn append(path: &Path, outcome: &Outcome) -> Result<()> {
+/// Adds outcomes to a file, a line each. What can't be written, for a full disk, waits for the next
+/// call.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    path: &'a Path,
+    waiting: Vec<Outcome>,
+}
+
+impl<'a> Writer<'a> {
+    /// Adds to this file.
+    #[must_use]
+    pub fn new(path: &'a Path) -> Self {
+        let waiting = Vec::new();
+        Self { path, waiting }
+    }
+
+    /// Adds an outcome.
+    ///
+    /// # Errors
+    /// If it can't be written, for the first time in a row.
+    pub fn add(&mut self, outcome: &Outcome) -> Result<()> {
+        let is_first = self.waiting.is_empty();
+        self.waiting.push(outcome.clone());
+        self.write().or_else(|error| match is_first {
+            true => Err(error),
+            false => Ok(()),
+        })
+    }
+
+    /// Writes what waits.
+    ///
+    /// # Errors
+    /// If it can't be written. No part of a line is left then.
+    pub fn write(&mut self) -> Result<()> {
+        while let Some(first) = self.waiting.first() {
+            append(self.path, first)?;
+            self.waiting.remove(0);
+        }
+        Ok(())
+    }
+}
+
+fn append(path: &Path, outcome: &Outcome) -> Result<()> {
     let line = serde_json::to_string(outcome)? + "\n";
     let append = || {
         let mut file = File::options().create(true).append(true).open(path)?;
         let before = file.metadata()?.len();
         file.write_all(line.as_bytes()).inspect_err(|_| {
-            // The next line would begin in the middle of this one. The error that counts is the one
-            // of writing.
+            // The next line would begin in the middle of this one.
             let _ = file.set_len(before);
         })
     };
     append().with_context(|| format!("can't write `{}`", path.display()))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_full_disk_is_an_error_that_names_the_file() {
-        let outcome = Outcome {
-            settings: Settings::default(),
-            diverged: None,
-            final_test_loss: None,
-            best_test_loss: None,
-            roughness: None,
-            max_total_norm: 1.0,
-            clipped_fraction: 0.0,
-            num_skipped: 0,
-        };
-        let error = append(Path::new("/dev/full"), &outcome).unwrap_err();
-        assert_eq!(error.to_string(), "can't write `/dev/full`");
-    }
-
-    #[test]
-    fn what_is_appended_is_read_back_without_a_line_that_was_cut_off() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("runs.jsonl");
-        assert_eq!(read(&path).unwrap(), []);
-        let outcome = |seed, loss| Outcome {
-            settings: Settings {
-                seed,
-                ..Settings::default()
-            },
-            diverged: None,
-            final_test_loss: loss,
-            best_test_loss: loss,
-            roughness: Some(0.1 + 0.2),
-            max_total_norm: 1e300,
-            clipped_fraction: 1.0 / 3.0,
-            num_skipped: 2,
-        };
-        let all = [
-            outcome(0, Some(5e-324)),
-            outcome(1, None),
-            outcome(2, Some(0.3)),
-        ];
-        for outcome in &all {
-            append(&path, outcome).unwrap();
-        }
-        assert_eq!(read(&path).unwrap(), all);
-        let bytes = fs::read(&path).unwrap();
-        fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
-        assert_eq!(read(&path).unwrap(), all[..2]);
-        append(&path, &all[2]).unwrap();
-        assert_eq!(read(&path).unwrap(), all);
-        fs::write(&path, "{}\n").unwrap();
-        let error = format!("{:#}", read(&path).unwrap_err());
-        assert!(error.contains("line 1"), "{error}");
-    }
 }

@@ -4,21 +4,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::backprop::GradStore;
 use candle_core::{DType, IndexOp, Module, Tensor};
 use candle_grad_clip::loss::weighted_power;
-use candle_grad_clip::optim::{self, AdamW, ParamsSgd, Sgd};
-use candle_grad_clip::{ClippedOptimizer, Error, NamedVars, SkipReason, StepReport};
-use candle_nn::{ParamsAdamW, VarMap};
+use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
+use candle_grad_clip::{ClippedOptimizer, Error, SkipReason, StepReport};
+use candle_grad_clip_log::RunLog;
+use candle_nn::{Optimizer, ParamsAdamW, VarMap};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
-use crate::checkpoint::Checkpoints;
 use crate::data::{Weather, Windows};
 use crate::init;
 use crate::model::Forecaster;
-use crate::param_norms::ParamNorms;
 use crate::run::{Run, Step};
+use crate::saves::Saves;
 use crate::settings::{OptimizerKind, Settings};
 
 /// Windows in one forward pass of an evaluation.
@@ -109,54 +108,30 @@ fn scalar(loss: &Tensor) -> Result<f64> {
     Ok(loss.to_dtype(DType::F64)?.to_scalar()?)
 }
 
+/// What a run may do beside training.
+#[derive(Debug, Default)]
+pub struct Extras<'a> {
+    /// Writes down every step.
+    pub log: Option<RunLog>,
+    /// Logs a histogram of each gradient, before clipping, every so many steps.
+    pub histograms: Option<usize>,
+    /// Leaves checkpoints: one before the first step, or goes on from the latest.
+    pub saves: Option<&'a Saves>,
+    /// What the steps before that checkpoint did.
+    pub before: Vec<Step>,
+}
+
 /// Trains a fresh model; `on_step` sees every step as it is done.
 ///
 /// A loss or gradient that is not finite ends the run as diverged (unless the arm's policy deals
-/// with it), which is no error. So does `interrupt`, after the step at hand.
+/// with it), which is no error. So does `interrupt`, after the step at hand. A run that goes on from
+/// a checkpoint has all steps, as it would without the break; `on_step` sees only those after it.
 ///
 /// # Errors
-/// If the settings are refused, the device fails, or `on_step` does.
-pub fn train(
-    settings: &Settings,
-    weather: &Weather,
-    interrupt: &AtomicBool,
-    on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
-) -> Result<Run> {
-    train_with(settings, weather, interrupt, Extras::default(), on_step)
-}
-
-/// What a run may do beside training.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Extras<'a> {
-    /// Leave checkpoints: one before the first step, or go on from one.
-    pub checkpoints: Option<&'a Checkpoints>,
-    /// Show gradients.
-    pub gradients: Option<GradientWatch<'a>>,
-}
-
-/// Looks at gradients before they are clipped.
-#[derive(Clone, Copy)]
-pub struct GradientWatch<'a> {
-    /// At each step that is a multiple of this.
-    pub every: usize,
-    /// Called with the step, and the Vars whose gradients they are.
-    pub look: &'a dyn Fn(usize, &NamedVars, &GradStore) -> Result<()>,
-}
-
-impl std::fmt::Debug for GradientWatch<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "GradientWatch(every {})", self.every)
-    }
-}
-
-/// As [`train`], with extras. A run that continues from a checkpoint shows `on_step` only the steps
-/// after it; what the run says of all steps is what it would have been without a break.
-///
-/// # Errors
-/// As [`train`], and if the first checkpoint can't be saved or the one to go on from doesn't fit,
-/// or whoever looks at gradients fails. A later checkpoint that can't be saved ends nothing: see
+/// If the settings are refused, the device or `on_step` fails, the first checkpoint can't be saved,
+/// or the one to go on from does not fit. A later checkpoint that can't be saved ends nothing: see
 /// [`Run::unsaved`].
-pub fn train_with(
+pub fn train(
     settings: &Settings,
     weather: &Weather,
     interrupt: &AtomicBool,
@@ -183,14 +158,16 @@ pub fn train_with(
                 momentum,
                 ..ParamsSgd::default()
             };
-            trainer.run(Sgd::from_named_vars(&trainer.varmap, params)?, on_step)
+            let optimizer = Sgd::from_named_vars(&trainer.varmap, params)?;
+            trainer.run(optimizer, on_step)
         }
         OptimizerKind::AdamW => {
             let params = ParamsAdamW {
                 lr,
                 ..ParamsAdamW::default()
             };
-            trainer.run(AdamW::from_named_vars(&trainer.varmap, params)?, on_step)
+            let optimizer = AdamW::from_named_vars(&trainer.varmap, params)?;
+            trainer.run(optimizer, on_step)
         }
     }
 }
@@ -205,27 +182,30 @@ struct Trainer<'a> {
 }
 
 impl Trainer<'_> {
-    fn run<O: optim::Checkpoint>(
-        &self,
+    fn run<O: Optimizer + 'static>(
+        mut self,
         optimizer: O,
         mut on_step: impl FnMut(&Step, &StepReport) -> Result<()>,
     ) -> Result<Run> {
-        let Settings {
-            non_finite,
-            seed,
-            batch,
-            ..
-        } = *self.settings;
-        let clip = self.settings.arm.clip(non_finite);
+        let clip = self.settings.arm.clip(self.settings.non_finite);
         let optimizer = ClippedOptimizer::wrap(optimizer, &self.varmap, clip)?;
-        let mut optimizer = optimizer.with_param_norms(true);
+        let mut optimizer = optimizer.with_param_norms(self.extras.log.is_some());
         let mut run = Run::new(self.settings.clone(), self.varmap.clone());
-        run.param_norms = ParamNorms::new(optimizer.vars().names());
-        if let Some(checkpoints) = self.extras.checkpoints {
-            checkpoints.begin(&mut run, &mut optimizer)?;
+        run.steps = std::mem::take(&mut self.extras.before);
+        if let Some(saves) = self.extras.saves {
+            saves.start(&mut run, &mut optimizer)?;
         }
-        let batches = Batches::new(seed, self.weather.train.len(), batch);
         let done = run.steps.len();
+        if let Some(log) = &mut self.extras.log {
+            log.describe(&optimizer)?;
+            log.config(self.settings)?;
+            log.total_steps(self.settings.steps as u64);
+        }
+        let batches = Batches::new(
+            self.settings.seed,
+            self.weather.train.len(),
+            self.settings.batch,
+        );
         for (step, indices) in (1..=self.settings.steps).zip(batches).skip(done) {
             let start = Instant::now();
             let (train_loss, report) = self.step(&mut optimizer, step, &indices)?;
@@ -243,7 +223,7 @@ impl Trainer<'_> {
             let test_loss = self.evaluate(step)?;
             let step = read(step, train_loss, test_loss, &report)?;
             run.steps.push(step);
-            run.param_norms.add(&report)?;
+            self.log(&step, &report)?;
             on_step(&step, &report)?;
             if let Some(loss) = test_loss.filter(|loss| !loss.is_finite()) {
                 run.diverged = Some(format!("step {}: the test loss is {loss}", step.step));
@@ -251,24 +231,25 @@ impl Trainer<'_> {
             }
             let is_last = step.step == self.settings.steps;
             run.interrupted = self.interrupt.load(Ordering::Relaxed) && !is_last;
-            if let Some(checkpoints) = self.extras.checkpoints.filter(|these| these.is_due(&run)) {
-                // What the run has done so far is worth more than the checkpoint.
-                let failed = checkpoints.save(&run, &optimizer).err();
-                if let (Some(error), None) = (&failed, &run.unsaved) {
-                    eprintln!("warning: {error:#}; the one before stays, and training goes on");
+            if let Some(saves) = self.extras.saves.filter(|saves| saves.is_due(&run)) {
+                if let Some(log) = &mut self.extras.log {
+                    log.flush()?; // or a kill after the save would cost steps of the log
                 }
-                run.unsaved = failed;
+                saves.save(&mut run, &optimizer);
             }
             if run.interrupted {
                 break;
             }
         }
+        if let Some(log) = self.extras.log {
+            log.finish()?;
+        }
         Ok(run)
     }
 
     /// One step: the batch's loss, and the report or why training can't go on.
-    fn step<O: optim::Checkpoint>(
-        &self,
+    fn step<O: Optimizer + 'static>(
+        &mut self,
         optimizer: &mut ClippedOptimizer<O>,
         step: usize,
         indices: &[u32],
@@ -279,14 +260,14 @@ impl Trainer<'_> {
         if self.settings.arm.is_none() && !train_loss.is_finite() {
             return Ok((train_loss, Err(format!("the loss is {train_loss}"))));
         }
-        let watch = self.extras.gradients;
-        let report = match watch.filter(|watch| step.is_multiple_of(watch.every)) {
-            None => optimizer.backward_step_report(&loss),
-            Some(watch) => {
+        let wanted = |every: usize| step.is_multiple_of(every);
+        let report = match &mut self.extras.log {
+            Some(log) if self.extras.histograms.is_some_and(wanted) => {
                 let grads = loss.backward()?;
-                (watch.look)(step, optimizer.vars(), &grads)?;
+                log.histograms(step as u64, optimizer.vars(), &grads)?;
                 optimizer.step_report(&grads)
             }
+            _ => optimizer.backward_step_report(&loss),
         };
         match report {
             Ok(report) => Ok((train_loss, Ok(report))),
@@ -299,6 +280,17 @@ impl Trainer<'_> {
             ) => Ok((train_loss, Err(error.to_string()))),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn log(&mut self, step: &Step, report: &StepReport) -> Result<()> {
+        let Some(log) = &mut self.extras.log else {
+            return Ok(());
+        };
+        log.step(report, step.train_loss)?;
+        if let Some(loss) = step.test_loss {
+            log.scalar("loss/test", step.step as u64, loss)?;
+        }
+        Ok(())
     }
 
     fn evaluate(&self, step: usize) -> Result<Option<f64>> {

@@ -1,5 +1,6 @@
 //! Optimizer steps beside a naive oracle: over lengths, offsets, dtypes, edits and special values.
 
+mod masters;
 mod oracle;
 
 use candle_grad_clip_kernels::{AdamW, BLOCK, Edit, Sgd, Update, Wide, edit_into, update};
@@ -263,56 +264,4 @@ fn other_lengths_are_refused() {
         master: &mut [],
     };
     update(update_of_two, Edit::NOTHING, &SGD);
-}
-
-fn a_master_that_no_longer_rounds_to_its_parameter_is_made_anew<E: Dtype<Wide = f32>>() {
-    let sgd = Sgd {
-        lr: 0.5,
-        momentum: 0.0,
-        dampening: 0.0,
-        weight_decay: 0.0,
-        nesterov: false,
-        is_first: false,
-    };
-    for len in [1, 7, 255, 256, 257, 1025] {
-        for set in [0, len / 2, len - 1] {
-            // Rounds to 1 in both dtypes.
-            let kept = 1.000_1f32;
-            let (mut params, mut master) = (vec![E::of(1.0); len], vec![kept; len]);
-            params[set] = E::of(5.0);
-            update(
-                Update {
-                    params: &mut params,
-                    grads: &vec![E::of(0.0); len],
-                    moments: Default::default(),
-                    master: &mut master,
-                },
-                Edit::NOTHING,
-                &sgd,
-            );
-            for i in 0..len {
-                let (full, rounded) = if i == set { (5.0, 5.0) } else { (kept, 1.0) };
-                assert_eq!(master[i].to_bits(), full.to_bits(), "{i} of {len}");
-                assert_eq!(params[i].to_f64(), rounded, "{i} of {len}");
-            }
-        }
-    }
-    // A NaN stays one, and can be set away.
-    for (param, expected) in [(f64::NAN, f32::NAN), (2.0, 2.0)] {
-        let (mut params, mut master) = ([E::of(param)], [f32::NAN]);
-        let whole = Update {
-            params: &mut params,
-            grads: &[E::of(0.0)],
-            moments: Default::default(),
-            master: &mut master,
-        };
-        update(whole, Edit::NOTHING, &sgd);
-        assert!(master[0] == expected || master[0].is_nan() && expected.is_nan());
-    }
-}
-
-#[test]
-fn masters_follow_parameters_that_were_set() {
-    a_master_that_no_longer_rounds_to_its_parameter_is_made_anew::<f16>();
-    a_master_that_no_longer_rounds_to_its_parameter_is_made_anew::<bf16>();
 }

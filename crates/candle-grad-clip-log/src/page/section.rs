@@ -1,6 +1,11 @@
 //! The parts of a page, as plain data.
+//!
+//! They serialize into what the page's script reads: numbers to six digits, NaN and infinities as
+//! text.
 
 use serde::Serialize;
+
+use super::compact;
 
 /// One page.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -44,6 +49,11 @@ pub enum Section {
     HeatMap(HeatMap),
     /// A table that a click on a column sorts.
     Table(Table),
+    /// Links, one below the other.
+    Links {
+        /// The text and the relative address of each.
+        links: Vec<(String, String)>,
+    },
 }
 
 /// The meaning of a paragraph. Each mark has a sign beside its colour.
@@ -67,8 +77,10 @@ pub struct LineChart {
     pub title: String,
     /// What the x axis shows, with its unit.
     pub x_label: String,
-    /// Whether x is logarithmic.
+    /// Whether x is logarithmic. Points at 0 and below are not drawn then.
     pub x_log: bool,
+    /// What stands at x = 0, 1, 2, ... in place of numbers; empty for numbers.
+    pub x_names: Vec<String>,
     /// From top to bottom.
     pub panels: Vec<Panel>,
 }
@@ -76,12 +88,19 @@ pub struct LineChart {
 /// One pair of axes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Panel {
+    /// A line above it, if it is not empty.
+    pub title: String,
     /// What the y axis shows, with its unit.
     pub y_label: String,
-    /// Whether y is logarithmic. Values of 0 and below are not drawn then.
+    /// Whether y is logarithmic, until the reader switches. Values of 0 and below are not drawn
+    /// then, and values more than 1,000 times outside the middle 80 % leave the panel, until the
+    /// reader zooms in on them.
     pub y_log: bool,
     /// The lines.
     pub lines: Vec<Line>,
+    /// Named levels: grey lines across the panel, such as a fixed limit.
+    #[serde(serialize_with = "compact::levels")]
+    pub levels: Vec<(String, f64)>,
 }
 
 /// One line.
@@ -90,13 +109,14 @@ pub struct Line {
     /// The text in the legend.
     pub name: String,
     /// (x, y) in the order of x. A y that is NaN or infinite makes a gap, and a cross at the edge
-    /// of the panel marks it.
+    /// of the panel marks it. An x that is not finite makes a gap without a cross.
+    #[serde(serialize_with = "compact::points")]
     pub points: Vec<(f64, f64)>,
     /// Whether each point has a marker.
     pub markers: bool,
     /// Whether the line is dashed.
     pub dashed: bool,
-    /// Whether it is thin and pale, as a single seed behind a mean.
+    /// Whether it is thin and pale, as a single seed behind the line of the same name.
     pub faint: bool,
     /// Its colour, symbol and dash pattern in the palette; lines of one index look alike.
     pub style: usize,
@@ -114,7 +134,8 @@ pub struct HeatMap {
     /// The text of each column.
     pub columns: Vec<String>,
     /// Name and cells of each row. None is a cell without a value; 0, NaN and infinity have colours
-    /// of their own.
+    /// of their own. Values below 0 count as 0.
+    #[serde(serialize_with = "compact::rows")]
     pub rows: Vec<(String, Vec<Option<f64>>)>,
 }
 

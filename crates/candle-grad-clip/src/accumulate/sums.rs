@@ -8,7 +8,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::backend::{self, Backends};
 use crate::candle_versions::empty_store;
 use crate::error::Result;
-use crate::gradients::{Entry, Place};
+use crate::gradients::{Entry, Residency};
 use crate::pipeline::collect::{copies_of_unreadable, readable};
 use crate::pipeline::edit::run_all;
 use crate::tensors::{storage_address, wide_dtype};
@@ -71,7 +71,7 @@ impl Sums {
     fn add_elsewhere(&self, entries: &[Entry<'_>], edit: Edit) -> Result<Vec<(usize, Tensor)>> {
         let mut sums = Vec::new();
         for (index, (entry, sum)) in entries.iter().zip(&self.of_vars).enumerate() {
-            if let (Some(grad), Place::Elsewhere) = (entry.grad, entry.place) {
+            if let (Some(grad), Residency::Elsewhere) = (entry.grad, entry.residency) {
                 let before = sum.wide.as_ref().filter(|_| sum.has_grad);
                 let sum = backend::candle_ops::accumulate(before, grad, edit, entry.is_finite())?;
                 sums.push((index, sum));
@@ -83,7 +83,7 @@ impl Sums {
     /// The buffers of the Vars on CPU that get a gradient for the first time.
     fn make_buffers(&mut self, vars: &NamedVars, entries: &[Entry<'_>]) -> Result<()> {
         for ((entry, sum), var) in entries.iter().zip(&mut self.of_vars).zip(vars.vars()) {
-            if entry.grad.is_none() || entry.place == Place::Elsewhere {
+            if entry.grad.is_none() || entry.residency == Residency::Elsewhere {
                 continue;
             }
             let wide = wide_dtype(var.dtype());
@@ -135,9 +135,9 @@ impl Sums {
             let Some(wide) = sum.wide.as_ref().filter(|_| sum.has_grad) else {
                 continue;
             };
-            let result = match (backends.place(wide), &sum.rounded) {
-                (Place::Cpu, Some(rounded)) => rounded,
-                (Place::Cpu, None) if wide.dtype() == var.dtype() => wide,
+            let result = match (backends.residency(wide), &sum.rounded) {
+                (Residency::Cpu, Some(rounded)) => rounded,
+                (Residency::Cpu, None) if wide.dtype() == var.dtype() => wide,
                 _ => {
                     store.insert(var, backend::candle_ops::round(wide, coef, var.dtype())?);
                     continue;

@@ -13,8 +13,8 @@ use candle_grad_clip_kernels::{
 };
 
 use crate::error::Result;
-use crate::gradients::{Entry, GradStats, Place, Request};
-use crate::param_state::{Kept, State, StepRule, arrays_mut};
+use crate::gradients::{Entry, GradStats, Request, Residency};
+use crate::param_state::{State, StateLayout, StepRule, arrays_mut};
 use crate::threads;
 
 /// Calls a generic function on the elements of a CPU storage. Returns an error from the caller if
@@ -101,12 +101,12 @@ pub(crate) fn measure(entry: &mut Entry<'_>, request: Request) -> Result<()> {
     };
     let (storage, layout) = grad.storage_and_layout();
     entry.storage = std::ptr::from_ref::<Storage>(&storage).addr();
-    if entry.place != Place::Cpu {
+    if entry.residency != Residency::Cpu {
         drop(storage);
         let contiguous = grad.contiguous()?;
         let mut copy = Entry {
             grad: Some(&contiguous),
-            place: Place::Cpu,
+            residency: Residency::Cpu,
             ..*entry
         };
         measure(&mut copy, request)?;
@@ -234,7 +234,7 @@ pub(crate) fn step(
     var: &Var,
     grad: &Tensor,
     state: &mut State,
-    kept: Kept,
+    layout: StateLayout,
     edit: GradEdit<'_>,
     rule: StepRule,
 ) -> Result<()> {
@@ -243,7 +243,7 @@ pub(crate) fn step(
     };
     zip_storages("clip-and-step", var, grad, |(params, to), (grad, from)| {
         with_slice!(params, params => {
-            let update = with_state(&mut params[to], &grad.as_slice()?[from], state, kept)?;
+            let update = with_state(&mut params[to], &grad.as_slice()?[from], state, layout)?;
             match rule {
                 StepRule::AdamW(rule) => kernels::update(update, edit, &rule),
                 StepRule::Sgd(rule) => kernels::update(update, edit, &rule),
@@ -259,7 +259,7 @@ fn with_state<'a, E: Element>(
     params: &'a mut [E],
     grads: &'a [E],
     state: &'a mut WideVec,
-    kept: Kept,
+    layout: StateLayout,
 ) -> CandleResult<Update<'a, E>> {
     let Some(values) = E::Wide::of(state) else {
         return Err(candle_core::Error::msg(
@@ -268,7 +268,7 @@ fn with_state<'a, E: Element>(
     };
     let mut arrays = arrays_mut(values, params.len());
     let mut moments = <[&mut [E::Wide]; MAX_MOMENTS]>::default();
-    for (moment, array) in moments[..kept.moments].iter_mut().zip(&mut arrays) {
+    for (moment, array) in moments[..layout.moments].iter_mut().zip(&mut arrays) {
         *moment = array;
     }
     Ok(Update {

@@ -11,7 +11,7 @@ use candle_grad_clip_kernels::Edit;
 
 use crate::error::Result;
 use crate::gradients::{GradStats, Plan};
-use crate::param_state::{Kept, State, StepRule};
+use crate::param_state::{State, StateLayout, StepRule};
 
 /// The update of one Var. `grad` is contiguous and shares no storage with a Var; `state` is
 /// initialised.
@@ -20,7 +20,7 @@ pub(crate) struct UpdateJob<'a> {
     pub(crate) var: &'a Var,
     pub(crate) grad: &'a Tensor,
     pub(crate) state: &'a State,
-    pub(crate) kept: Kept,
+    pub(crate) layout: StateLayout,
     pub(crate) edit: Edit,
     /// The index of its optimizer equations in `rules`.
     pub(crate) rule: usize,

@@ -21,7 +21,7 @@ use candle_core::{Device, Tensor};
 use candle_grad_clip_kernels::{Edit, GradEdit};
 
 use crate::error::Result;
-use crate::gradients::{Entry, Place};
+use crate::gradients::{Entry, Residency};
 use crate::threads::{Work, run};
 
 pub(crate) use candle_ops::Stepped;
@@ -102,15 +102,15 @@ impl Backends {
         }
     }
 
-    pub(crate) fn place(self, grad: &Tensor) -> Place {
+    pub(crate) fn residency(self, grad: &Tensor) -> Residency {
         let whole = grad.is_contiguous() && !grad.is_variable();
         match (grad.device(), self.forced) {
-            (_, Some(Backend::CandleOps)) => Place::Elsewhere,
-            (Device::Cpu, _) if whole => Place::Cpu,
-            (Device::Cpu, _) => Place::CpuCopied,
-            (Device::Cuda(_), None | Some(Backend::Cuda)) if whole => Place::Cuda,
-            (Device::Cuda(_), None | Some(Backend::Cuda)) => Place::CudaCopied,
-            _ => Place::Elsewhere,
+            (_, Some(Backend::CandleOps)) => Residency::Elsewhere,
+            (Device::Cpu, _) if whole => Residency::Cpu,
+            (Device::Cpu, _) => Residency::CpuCopied,
+            (Device::Cuda(_), None | Some(Backend::Cuda)) if whole => Residency::Cuda,
+            (Device::Cuda(_), None | Some(Backend::Cuda)) => Residency::CudaCopied,
+            _ => Residency::Elsewhere,
         }
     }
 }
@@ -126,15 +126,15 @@ pub(crate) fn expect_uniform_edit(edit: GradEdit<'_>) -> Result<Edit> {
     }
 }
 
-/// Returns the edited `grad` as a new tensor. A gradient at [`Place::Elsewhere`] must have been
+/// Returns the edited `grad` as a new tensor. A gradient at [`Residency::Elsewhere`] must have been
 /// measured, unless the edit is a plain product.
 pub(crate) fn edit_to_new(grad: &Tensor, entry: &Entry<'_>, edit: GradEdit<'_>) -> Result<Tensor> {
-    let place = entry.place;
-    if place == Place::Elsewhere {
+    let residency = entry.residency;
+    if residency == Residency::Elsewhere {
         return candle_ops::edit(grad, edit, entry.is_finite());
     }
     let target = grad.zeros_like()?;
-    if place.is_cuda() {
+    if residency.is_cuda() {
         cuda::edit(&[(&grad.contiguous()?, &target, expect_uniform_edit(edit)?)])?;
     } else {
         let work = Work::of_elements(grad.elem_count());

@@ -97,7 +97,7 @@ fn prefix(file_name: &str) -> String {
 
 /// A name that no other writer uses: 128 bits, hashed with the system's random keys. A process id
 /// is not enough, as it may be the same in several containers.
-fn random_name() -> String {
+pub(super) fn random_name() -> String {
     let number = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", number(), number())
 }
@@ -173,7 +173,7 @@ fn is_temporary(name: &str, prefix: &str) -> bool {
 }
 
 /// Makes the rename durable. Windows has no such call, and some file systems refuse it.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     if !cfg!(unix) {
         return Ok(());
     }

@@ -106,17 +106,20 @@ pub(super) fn header_bytes(
         checkpoint_crc32: Some(hex(crc32fast::hash(document.as_bytes()))),
         tensors_crc32: Some(by_name.into_iter().map(|(_, sum)| hex(sum)).collect()),
     };
+    with_prefix(&Entries(metadata, tensors), tensors.len())
+}
+
+/// A header as JSON, behind its length.
+pub(super) fn with_prefix(header: &impl Serialize, tensors: usize) -> Checked<Vec<u8>> {
     let mut bytes = vec![0; PREFIX_BYTES as usize];
-    serde_json::to_writer(&mut bytes, &Entries(metadata, tensors))
-        .map_err(|error| Fault::Invalid(error.to_string()))?;
+    serde_json::to_writer(&mut bytes, header).map_err(|error| Fault::Invalid(error.to_string()))?;
     // The numbers start at a multiple of eight bytes.
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
     let len = bytes.len() as u64 - PREFIX_BYTES;
     if len > MAX_HEADER_BYTES {
         return Err(Fault::Invalid(format!(
-            "names and shapes of {} tensors take {len} bytes, more than the {MAX_HEADER_BYTES} \
-             that the format allows",
-            tensors.len()
+            "names and shapes of {tensors} tensors take {len} bytes, more than the {MAX_HEADER_BYTES} \
+             that the format allows"
         )));
     }
     bytes[..PREFIX_BYTES as usize].copy_from_slice(&len.to_le_bytes());

@@ -27,12 +27,68 @@ pub(super) struct CheckpointHeader {
     pub(super) vars: Vec<VarRecord>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) groups: Vec<String>,
+    /// The second optimizer of a pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) second: Option<OptimizerRecord>,
     /// Only if a wrapper saved the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) wrapper: Option<WrapperRecord>,
     /// Whether the state may be NaN or infinite.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) non_finite: bool,
+}
+
+/// The second optimizer of a pair. The first is in the header itself.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OptimizerRecord {
+    pub(super) optimizer: Settings,
+    pub(super) steps: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) groups: Vec<String>,
+}
+
+/// One optimizer to save or load.
+pub(super) struct Part<'a> {
+    pub(super) trained: &'a ParamStates,
+    pub(super) settings: Settings,
+    /// The groups as text. A file with others does not fit.
+    pub(super) groups: Vec<String>,
+}
+
+impl<'a> Part<'a> {
+    pub(super) fn new(trained: &'a ParamStates, settings: Settings) -> Self {
+        Self {
+            trained,
+            settings,
+            groups: describe_groups(trained.groups()),
+        }
+    }
+}
+
+/// One optimizer, or the two of a pair.
+pub(super) struct Parts<'a> {
+    pub(super) first: Part<'a>,
+    pub(super) second: Option<Part<'a>>,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn one(trained: &'a ParamStates, settings: Settings) -> Self {
+        Self {
+            first: Part::new(trained, settings),
+            second: None,
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Part<'a>> {
+        std::iter::once(&self.first).chain(&self.second)
+    }
+
+    /// The Vars of all parts, in order.
+    pub(super) fn vars(&self) -> Vec<Var> {
+        let vars = self.iter().flat_map(|part| part.trained.vars().vars());
+        vars.cloned().collect()
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,9 +102,24 @@ pub(super) struct VarRecord {
     /// The Var's steps, if they differ from the optimizer's: it had no gradient in some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     steps: Option<u64>,
+    /// Whether the second optimizer of a pair trains it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_second: bool,
 }
 
 impl VarRecord {
+    /// A Var without state.
+    pub(super) fn fresh(name: String, shape: Vec<usize>, dtype: &str) -> Self {
+        Self {
+            name,
+            shape,
+            dtype: dtype.to_string(),
+            has_stepped: false,
+            steps: None,
+            is_second: false,
+        }
+    }
+
     /// The Var's steps, if the optimizer has taken `steps`.
     pub(super) fn count(&self, steps: u64) -> u64 {
         if self.has_stepped {
@@ -103,29 +174,60 @@ impl WrapperRecord {
 }
 
 impl CheckpointHeader {
-    pub(super) fn new(
-        names: &[String],
-        trained: &ParamStates,
-        snapshot: &Snapshot<'_>,
-        optimizer: Settings,
-        wrapper: Option<WrapperRecord>,
-    ) -> Self {
+    /// A header of one optimizer, whose Vars have these names.
+    pub(super) fn new(names: &[String], part: &Part<'_>, snapshot: &Snapshot<'_>) -> Self {
         let steps = snapshot.steps;
         let of = |((name, var), count): ((&String, &Var), u64)| VarRecord {
-            name: name.clone(),
-            shape: var.dims().to_vec(),
-            dtype: var.dtype().as_str().to_string(),
             has_stepped: count > 0,
             steps: Some(count).filter(|count| *count > 0 && *count != steps),
+            ..VarRecord::fresh(name.clone(), var.dims().to_vec(), var.dtype().as_str())
         };
-        let vars = names.iter().zip(trained.vars().vars());
+        let vars = names.iter().zip(part.trained.vars().vars());
         Self {
-            optimizer,
+            optimizer: part.settings.clone(),
             steps,
             vars: vars.zip(snapshot.counts.iter().copied()).map(of).collect(),
-            groups: describe_groups(trained.groups()),
-            wrapper,
+            groups: part.groups.clone(),
+            second: None,
+            wrapper: None,
             non_finite: false,
+        }
+    }
+
+    /// Adds the second optimizer of a pair.
+    pub(super) fn add_second(&mut self, second: Self) {
+        self.second = Some(OptimizerRecord {
+            optimizer: second.optimizer,
+            steps: second.steps,
+            groups: second.groups,
+        });
+        self.vars
+            .extend(second.vars.into_iter().map(|var| VarRecord {
+                is_second: true,
+                ..var
+            }));
+    }
+
+    /// The optimizers' settings, steps and groups.
+    pub(super) fn optimizers(&self) -> impl Iterator<Item = (&Settings, u64, &[String])> {
+        let second = self.second.as_ref();
+        let second = second.map(|second| (&second.optimizer, second.steps, &second.groups[..]));
+        std::iter::once((&self.optimizer, self.steps, &self.groups[..])).chain(second)
+    }
+
+    /// The settings of the optimizer that trains this Var.
+    pub(super) fn settings_of(&self, var: &VarRecord) -> &Settings {
+        match &self.second {
+            Some(second) if var.is_second => &second.optimizer,
+            _ => &self.optimizer,
+        }
+    }
+
+    /// The steps of the optimizer that trains this Var.
+    pub(super) fn steps_of(&self, var: &VarRecord) -> u64 {
+        match &self.second {
+            Some(second) if var.is_second => second.steps,
+            _ => self.steps,
         }
     }
 
@@ -182,7 +284,9 @@ impl CheckpointHeader {
 
     /// Checks that the settings are in their ranges.
     fn check_settings(&self) -> Checked<()> {
-        let in_range = self.optimizer.check().and_then(|()| {
+        let mut optimizers = self.optimizers();
+        let in_range = optimizers.try_for_each(|(settings, ..)| settings.check());
+        let in_range = in_range.and_then(|()| {
             let Some(wrapper) = &self.wrapper else {
                 return Ok(());
             };
@@ -202,7 +306,9 @@ impl CheckpointHeader {
             }
             Ok(())
         };
-        check("steps", self.steps)?;
+        for (_, steps, _) in self.optimizers() {
+            check("steps", steps)?;
+        }
         let Some(wrapper) = &self.wrapper else {
             return Ok(());
         };
@@ -226,12 +332,18 @@ impl CheckpointHeader {
                      optimizer or the wrapper from a VarMap, or from (name, Var) pairs"
                 )));
             }
-            if var.has_stepped && self.steps == 0 {
+            if var.is_second && self.second.is_none() {
+                return Err(Fault::Invalid(format!(
+                    "{name:?} is of a second optimizer, and there is but one"
+                )));
+            }
+            let steps = self.steps_of(var);
+            if var.has_stepped && steps == 0 {
                 return Err(Fault::Invalid(format!(
                     "{name:?} has state, but no step was taken"
                 )));
             }
-            let most = if var.has_stepped { self.steps } else { 0 };
+            let most = if var.has_stepped { steps } else { 0 };
             if let Some(own) = var.steps.filter(|own| !(1..=most).contains(own)) {
                 return Err(Fault::Invalid(format!(
                     "{name:?} has taken {own} steps, expected 1 to {most}, or none that are told"

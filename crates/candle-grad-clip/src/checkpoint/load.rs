@@ -7,48 +7,34 @@ use candle_grad_clip_kernels::WideVec;
 
 use super::fault::Checked;
 use super::file::{FileHeader, Place};
-use super::header::{CheckpointHeader, MAX_STEPS_LOADED, VarRecord, WrapperRecord};
+use super::header::{CheckpointHeader, MAX_STEPS_LOADED, Part, Parts, VarRecord, WrapperRecord};
 use super::match_vars::match_vars;
 use super::names::{check_names, keys};
 use super::numbers::Reader;
 use crate::error::{Error, Result};
-use crate::optim::{Fused, Loaded, ParamStates, Settings};
+use crate::optim::{Loaded, Settings};
 use crate::param_state::State;
 use crate::tensors::wide_dtype;
 
-/// Loads an optimizer, and returns the record of the wrapper that saved it. Changes nothing unless
-/// `check` accepts the record.
-pub(super) fn load(
-    path: &Path,
-    optimizer: &mut dyn Fused,
-    check: &mut dyn FnMut(&WrapperRecord) -> Result<()>,
-) -> Result<Option<WrapperRecord>> {
-    let trained = optimizer.trained();
-    check_names(path, trained.has_places_as(trained.vars()))?;
-    let read = read(path, trained, &optimizer.settings());
-    let (loaded, wrapper) = read.map_err(|fault| fault.at(path))?;
-    if let Some(wrapper) = &wrapper {
-        check(wrapper)?;
+/// Reads a file for an optimizer, or for the two of a pair: the state of each, and the record of the
+/// wrapper that saved it.
+pub(super) fn read(path: &Path, parts: &Parts<'_>) -> Result<(Vec<Loaded>, Option<WrapperRecord>)> {
+    for part in parts.iter() {
+        check_names(path, part.trained.has_places_as(part.trained.vars()))?;
     }
-    optimizer.restore(loaded);
-    Ok(wrapper)
+    read_file(path, parts).map_err(|fault| fault.at(path))
 }
 
-/// Reads a file for an optimizer.
-fn read(
-    path: &Path,
-    trained: &ParamStates,
-    settings: &Settings,
-) -> Checked<(Loaded, Option<WrapperRecord>)> {
+fn read_file(path: &Path, parts: &Parts<'_>) -> Checked<(Vec<Loaded>, Option<WrapperRecord>)> {
     let (mut file, reader) = FileHeader::read(path)?;
     let mut header = CheckpointHeader::from_metadata(&file.metadata)?;
     header.check(MAX_STEPS_LOADED)?;
     let mut wrapper = header.wrapper.take();
-    let records = match_vars(&header, trained, settings)?;
-    let vars = trained.vars().vars();
+    let records = match_vars(&header, parts)?;
+    let vars = parts.vars();
     let mut places = Vec::with_capacity(vars.len());
     for (var, record) in vars.iter().zip(&records) {
-        let keys = keys(record, var, &header.optimizer);
+        let keys = keys(record, var, header.settings_of(record));
         let place = |key: &String| file.take(key, var);
         places.push(keys.iter().map(place).collect::<Checked<Vec<Place>>>()?);
     }
@@ -60,7 +46,7 @@ fn read(
     file.fill_sums(of_lists.iter_mut().chain(places.iter_mut().flatten()))?;
 
     let mut reader = Reader::new(reader);
-    let states = read_states(&mut reader, vars, &records, &places, header.non_finite)?;
+    let states = read_states(&mut reader, &vars, &records, &places, header.non_finite)?;
     if let Some(wrapper) = &mut wrapper {
         for (name, list) in wrapper.lists() {
             if let Some(place) = of_lists.iter().find(|place| place.key == name) {
@@ -69,13 +55,28 @@ fn read(
         }
         wrapper.check_histories()?;
     }
-    let loaded = Loaded {
-        counts: records.iter().map(|of| of.count(header.steps)).collect(),
-        steps: header.steps,
-        settings: header.optimizer,
-        states,
+    Ok((loaded(&header, parts, &records, states), wrapper))
+}
+
+/// What each part gets of the states, which are in the order of the parts' Vars.
+fn loaded(
+    header: &CheckpointHeader,
+    parts: &Parts<'_>,
+    records: &[&VarRecord],
+    states: Vec<State>,
+) -> Vec<Loaded> {
+    let mut counts = records.iter().map(|of| of.count(header.steps_of(of)));
+    let mut states = states.into_iter();
+    let of_part = |((settings, steps, _), part): ((&Settings, u64, _), &Part<'_>)| {
+        let len = part.trained.vars().vars().len();
+        Loaded {
+            settings: settings.clone(),
+            steps,
+            states: states.by_ref().take(len).collect(),
+            counts: counts.by_ref().take(len).collect(),
+        }
     };
-    Ok((loaded, wrapper))
+    header.optimizers().zip(parts.iter()).map(of_part).collect()
 }
 
 fn read_states(

@@ -5,22 +5,51 @@ use std::collections::{HashMap, HashSet};
 use candle_core::Var;
 
 use super::fault::{Checked, Fault, join_names};
-use super::header::{CheckpointHeader, VarRecord, describe_groups};
-use crate::groups::ParamGroups;
-use crate::optim::{ParamStates, Settings};
+use super::header::{CheckpointHeader, Parts, VarRecord};
+use crate::optim::Settings;
 use crate::vars::NamedVars;
 
-/// The records of the optimizer's Vars, in its order, or an error with all differences.
+/// The records of the optimizers' Vars, in their order, or an error with all differences.
 pub(super) fn match_vars<'h>(
     header: &'h CheckpointHeader,
-    trained: &ParamStates,
-    settings: &Settings,
+    parts: &Parts<'_>,
 ) -> Checked<Vec<&'h VarRecord>> {
-    let mut differences = other_settings(&header.optimizer, settings);
-    differences.extend(other_groups(&header.groups, trained.groups()));
-    let vars = trained.vars();
-    let by_name: HashMap<&str, &VarRecord> = header
-        .vars
+    let there: Vec<&Settings> = header.optimizers().map(|(settings, ..)| settings).collect();
+    let here: Vec<&Settings> = parts.iter().map(|part| &part.settings).collect();
+    let mut differences = other_settings(&there, &here);
+    let groups = header.optimizers().zip(parts.iter());
+    differences
+        .extend(groups.filter_map(|((_, _, there), part)| other_groups(there, &part.groups)));
+    let Some(second) = &parts.second else {
+        return match_records(&header.vars, parts.first.trained.vars(), differences);
+    };
+    let names = parts.iter().flat_map(|part| part.trained.vars().names());
+    let vars: NamedVars = names.cloned().zip(parts.vars()).collect::<Vec<_>>().into();
+    let first_len = parts.first.trained.vars().vars().len();
+    if vars.vars().len() < first_len + second.trained.vars().vars().len() {
+        differences.push("both optimizers of the pair train the same Var here".to_string());
+    }
+    let of_second = vars.names().iter().skip(first_len);
+    let of_second: HashSet<&String> = of_second.collect();
+    let moved = header.vars.iter().filter(|record| {
+        vars.names().contains(&record.name) && record.is_second != of_second.contains(&record.name)
+    });
+    let moved = moved.map(|record| format!("{:?}", record.name));
+    differences.extend(titled(
+        "Vars of the pair's other optimizer in the file",
+        moved,
+    ));
+    match_records(&header.vars, &vars, differences)
+}
+
+/// The records of these Vars, in their order, or an error with all differences, after those that
+/// are known.
+pub(super) fn match_records<'h>(
+    records: &'h [VarRecord],
+    vars: &NamedVars,
+    mut differences: Vec<String>,
+) -> Checked<Vec<&'h VarRecord>> {
+    let by_name: HashMap<&str, &VarRecord> = records
         .iter()
         .map(|record| (record.name.as_str(), record))
         .collect();
@@ -28,7 +57,7 @@ pub(super) fn match_vars<'h>(
     let matched: Vec<(&Var, &VarRecord)> = ours
         .filter_map(|(name, var)| Some((var, *by_name.get(name.as_str())?)))
         .collect();
-    differences.extend(other_names(header, vars, &by_name));
+    differences.extend(other_names(records, vars, &by_name));
     differences.extend(other_shapes_and_dtypes(&matched));
     let names: HashSet<&String> = vars.names().iter().collect();
     if names.len() < vars.names().len() {
@@ -40,20 +69,34 @@ pub(super) fn match_vars<'h>(
     Err(Fault::Different(differences))
 }
 
-fn other_settings(there: &Settings, here: &Settings) -> Vec<String> {
-    if there.kind() != here.kind() {
-        let (there, here) = (there.kind(), here.kind());
-        return vec![format!("the optimizer is {there} in the file, {here} here")];
+fn other_settings(there: &[&Settings], here: &[&Settings]) -> Vec<String> {
+    let (kind_there, kind_here) = (kind(there), kind(here));
+    if kind_there != kind_here {
+        return vec![format!(
+            "the optimizer is {kind_there} in the file, {kind_here} here"
+        )];
     }
-    let pairs = there.fixed().into_iter().zip(here.fixed());
+    let fixed = |all: &[&Settings]| -> Vec<(&'static str, String)> {
+        all.iter().flat_map(|settings| settings.fixed()).collect()
+    };
+    let (there, here) = (fixed(there), fixed(here));
+    let pairs = there.into_iter().zip(here);
     let differ = pairs.filter(|((_, there), (_, here))| there != here);
     differ
         .map(|((name, there), (_, here))| format!("{name} is {there} in the file, {here} here"))
         .collect()
 }
 
-fn other_groups(there: &[String], here: &ParamGroups) -> Option<String> {
-    let here = describe_groups(here);
+/// `AdamW`, or `a Pair of Sgd and AdamW`.
+fn kind(optimizers: &[&Settings]) -> String {
+    let kinds: Vec<&str> = optimizers.iter().map(|settings| settings.kind()).collect();
+    match kinds[..] {
+        [one] => one.to_string(),
+        _ => format!("a Pair of {}", kinds.join(" and ")),
+    }
+}
+
+fn other_groups(there: &[String], here: &[String]) -> Option<String> {
     (there != here).then(|| {
         let (there, here) = (there.join("; "), here.join("; "));
         format!("groups are [{there}] in the file, [{here}] here")
@@ -62,12 +105,12 @@ fn other_groups(there: &[String], here: &ParamGroups) -> Option<String> {
 
 /// Vars that are only here or only in the file.
 fn other_names(
-    header: &CheckpointHeader,
+    records: &[VarRecord],
     vars: &NamedVars,
     by_name: &HashMap<&str, &VarRecord>,
 ) -> Vec<String> {
     let ours: HashSet<&String> = vars.names().iter().collect();
-    let there = header.vars.iter().map(|record| &record.name);
+    let there = records.iter().map(|record| &record.name);
     let missing = vars.names().iter();
     let missing = missing.filter(|name| !by_name.contains_key(name.as_str()));
     let unexpected = there.filter(|name| !ours.contains(name));

@@ -18,4 +18,7 @@ mod names;
 mod numbers;
 mod optimizers;
 mod save;
+mod training;
 mod wrapper;
+
+pub use training::{Checkpoint, Checkpoints};

@@ -16,7 +16,7 @@ pub(super) fn keys(record: &VarRecord, var: &Var, settings: &Settings) -> Vec<St
     if !record.has_stepped {
         return Vec::new();
     }
-    let master = settings.kept().has_master(var.dtype()).then_some(MASTER);
+    let master = settings.layout().has_master(var.dtype()).then_some(MASTER);
     let arrays = settings.moments().iter().copied().chain(master);
     arrays
         .map(|array| format!("{}.{array}", record.name))

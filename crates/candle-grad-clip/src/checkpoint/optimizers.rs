@@ -2,10 +2,21 @@
 
 use std::path::Path;
 
-use super::load::load;
-use super::save::save;
+use super::atomic_write::replace;
+use super::header::Parts;
+use super::load::read;
+use super::save::{Contents, save};
 use crate::error::Result;
-use crate::optim::{AdamW, Sgd};
+use crate::optim::{AdamW, Fused, Sgd};
+
+fn save_alone(path: &Path, optimizer: &dyn Fused, non_finite: bool) -> Result<()> {
+    let contents = Contents {
+        parts: Parts::one(optimizer.trained(), optimizer.settings()),
+        wrapper: None,
+        non_finite,
+    };
+    save(path, contents, |path, write| replace(path, write))
+}
 
 /// The methods of an optimizer, with an example of `load`.
 macro_rules! save_and_load {
@@ -21,7 +32,7 @@ macro_rules! save_and_load {
             /// [`Error::CheckpointNotDurable`](crate::Error::CheckpointNotDurable) the new file is
             /// in place.
             pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-                save(path.as_ref(), self, None, false)
+                save_alone(path.as_ref(), self, false)
             }
 
             /// Like [`save`](Self::save), but also saves NaN or infinite state. `save` refuses
@@ -30,7 +41,7 @@ macro_rules! save_and_load {
             /// # Errors
             /// As [`save`](Self::save).
             pub fn save_non_finite(&self, path: impl AsRef<Path>) -> Result<()> {
-                save(path.as_ref(), self, None, true)
+                save_alone(path.as_ref(), self, true)
             }
 
             /// Restores the state and the hyper-parameters that [`save`](Self::save) wrote, here or
@@ -45,7 +56,11 @@ macro_rules! save_and_load {
             /// checkpoint, or [`Error::CheckpointMismatch`](crate::Error::CheckpointMismatch) with
             /// all differences. Nothing is changed then.
             pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-                load(path.as_ref(), self, &mut |_| Ok(()))?;
+                let parts = Parts::one(self.trained(), self.settings());
+                let (loaded, _) = read(path.as_ref(), &parts)?;
+                for loaded in loaded {
+                    self.restore(loaded);
+                }
                 Ok(())
             }
         }

@@ -1,53 +1,73 @@
 //! Saving an optimizer.
 
 use std::cmp::Reverse;
-use std::io::{Seek, Write};
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
 use std::path::Path;
 
 use candle_core::{Device, Var};
 use candle_grad_clip_kernels::WideVec;
 use safetensors::tensor::TensorInfo;
 
-use super::atomic_write::replace;
 use super::fault::Checked;
 use super::file::{array_info, header_bytes, list_info};
-use super::header::{CheckpointHeader, MAX_STEPS, WrapperRecord};
+use super::header::{CheckpointHeader, MAX_STEPS, Part, Parts, WrapperRecord};
 use super::names::{check_names, keys};
 use super::numbers::Writer;
 use crate::error::{Error, Result};
-use crate::optim::{Fused, ParamStates};
+use crate::optim::Snapshot;
 use crate::param_state::{self, State};
 use crate::tensors::wide_dtype;
 use crate::vars::NamedVars;
 
-/// Saves an optimizer with its state, under its Vars' own names or the wrapper's. With
-/// `non_finite`, the state may be NaN or infinite.
-pub(super) fn save(
-    path: &Path,
-    optimizer: &dyn Fused,
-    wrapper: Option<(&NamedVars, WrapperRecord)>,
-    non_finite: bool,
-) -> Result<()> {
-    let trained = optimizer.trained();
-    let named_by = wrapper.as_ref().map_or(trained.vars(), |(vars, _)| vars);
-    check_names(path, trained.has_places_as(named_by))?;
-    let names = trained.names_as(named_by);
-    let wrapper = wrapper.map(|(_, record)| record);
-    let snapshot = trained.snapshot()?;
-    let mut header =
-        CheckpointHeader::new(&names, trained, &snapshot, optimizer.settings(), wrapper);
+/// Makes a file at a path: the second argument writes it.
+pub(super) type MakeFile =
+    fn(&Path, &mut dyn FnMut(&mut BufWriter<File>) -> Checked<()>) -> Checked<()>;
+
+/// What a file holds.
+pub(super) struct Contents<'a> {
+    pub(super) parts: Parts<'a>,
+    /// The names of the Vars, and the wrapper's own state.
+    pub(super) wrapper: Option<(&'a NamedVars, WrapperRecord)>,
+    /// Whether the state may be NaN or infinite.
+    pub(super) non_finite: bool,
+}
+
+/// Saves an optimizer with its state, under its Vars' own names or the wrapper's.
+pub(super) fn save(path: &Path, contents: Contents<'_>, make_file: MakeFile) -> Result<()> {
+    let Contents {
+        parts,
+        wrapper,
+        non_finite,
+    } = contents;
+    let of_wrapper = wrapper.as_ref().map(|(vars, _)| *vars);
+    let header_of = |part: &Part<'_>, snapshot: &Snapshot<'_>| -> Result<CheckpointHeader> {
+        let named_by = of_wrapper.unwrap_or(part.trained.vars());
+        check_names(path, part.trained.has_places_as(named_by))?;
+        let names = part.trained.names_as(named_by);
+        Ok(CheckpointHeader::new(&names, part, snapshot))
+    };
+    let first = parts.first.trained.snapshot()?;
+    let mut header = header_of(&parts.first, &first)?;
+    let mut states = first.states;
+    if let Some(part) = &parts.second {
+        let second = part.trained.snapshot()?;
+        header.add_second(header_of(part, &second)?);
+        states.extend(second.states);
+    }
+    header.wrapper = wrapper.map(|(_, record)| record);
     header.non_finite = non_finite;
-    save_as(path, header, trained, &snapshot.states).map_err(|fault| fault.at(path))
+    save_as(path, header, &parts.vars(), &states, make_file).map_err(|fault| fault.at(path))
 }
 
 fn save_as(
     path: &Path,
     mut header: CheckpointHeader,
-    trained: &ParamStates,
+    vars: &[Var],
     states: &[&State],
+    make_file: MakeFile,
 ) -> Checked<()> {
     header.check(MAX_STEPS)?;
-    let vars = trained.vars().vars();
     let lists = take_lists(&mut header);
     // f64 first, so that every tensor is aligned to its own elements.
     let mut order: Vec<usize> = (0..vars.len()).collect();
@@ -55,7 +75,7 @@ fn save_as(
     let tensors = layout(&header, vars, &lists, &order);
     let json = header.to_json()?;
     let placeholder = header_bytes(&json, &tensors, &vec![0; tensors.len()])?;
-    replace(path, |out| {
+    make_file(path, &mut |out| {
         // The checksums are known only after the numbers are written. Then the header is
         // overwritten.
         out.write_all(&placeholder)?;
@@ -101,7 +121,8 @@ fn layout(
         tensors.push(((*name).to_string(), info));
     }
     for &index in order {
-        for key in keys(&header.vars[index], &vars[index], &header.optimizer) {
+        let record = &header.vars[index];
+        for key in keys(record, &vars[index], header.settings_of(record)) {
             let info = array_info(&vars[index], end(&tensors));
             tensors.push((key, info));
         }

@@ -1,22 +1,29 @@
 //! `save` and `load` of an optimizer in a [`ClippedOptimizer`].
 
+use std::any::type_name;
 use std::path::Path;
 
-use super::header::WrapperRecord;
-use super::load::load;
-use super::save::save;
+use candle_nn::Optimizer;
+
+use super::atomic_write::replace;
+use super::header::{Part, Parts, WrapperRecord, describe_groups};
+use super::load::read;
+use super::save::{Contents, MakeFile, save};
 #[cfg(doc)]
 use crate::clip::Clip;
+use crate::clip::Resumed;
 use crate::error::Result;
 use crate::loss_scaler::LossScaler;
-use crate::optim;
+use crate::optim::{self, Fused, Loaded, OtherSettings, ParamStates, Settings};
 use crate::optimizer::ClippedOptimizer;
+use crate::param_state::StateLayout;
 
 /// Checkpoints, for the optimizers that support them.
 impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// Saves the inner optimizer like its own `save`. The file also has the [`Clip`] with its
     /// history, the counters (steps, taken steps, skips in a row) and the [`LossScaler`]. It does
-    /// not have the weights (see [`optim`](crate::optim#checkpoints)).
+    /// not have the weights (see [`optim`](crate::optim#checkpoints), or
+    /// [`Checkpoints`](crate::Checkpoints), which saves both).
     ///
     /// # Errors
     /// As [`optim::AdamW::save`].
@@ -34,17 +41,7 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     }
 
     fn save_with(&self, path: &Path, non_finite: bool) -> Result<()> {
-        let core = &self.core;
-        let wrapper = WrapperRecord {
-            clip: core.policy.clip().clone(),
-            rule: core.policy.record(core.vars.names()),
-            step: core.step,
-            steps_taken: core.steps_taken()?,
-            skips_in_a_row: core.skips_in_a_row()?,
-            loss_scaler: core.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
-            own_rule: core.policy.custom_record(),
-        };
-        save(path, &self.inner, Some((&core.vars, wrapper)), non_finite)
+        self.write(path, non_finite, |path, write| replace(path, write))
     }
 
     /// Restores what [`save`](Self::save) wrote: the inner optimizer with its hyper-parameters, the
@@ -81,31 +78,127 @@ impl<O: optim::Checkpoint> ClippedOptimizer<O> {
     /// # Errors
     /// As [`optim::AdamW::load`]. Nothing is changed then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.core.trained.adopt(&mut self.inner, &self.core.vars)?; // `inner_mut` may have replaced it
-        let path = path.as_ref();
-        let (steps_taken, skips) = (self.core.steps_taken()?, self.core.skips_in_a_row()?);
-        let (vars, policy) = (&self.core.vars, &mut self.core.policy);
-        let mut resumed = None;
-        let mut check = |wrapper: &WrapperRecord| {
-            let saved = (&wrapper.clip, &wrapper.rule, &wrapper.own_rule[..]);
-            resumed = Some(policy.resumed(saved, vars, path)?);
-            Ok(())
-        };
-        if let Some(wrapper) = load(path, &mut self.inner, &mut check)? {
-            if let Some(resumed) = resumed {
-                self.core.policy.resume(resumed);
-            }
-            self.core.step = wrapper.step;
-            self.core.counters.steps_taken = wrapper.steps_taken;
-            self.core.counters.skips.in_a_row = wrapper.skips_in_a_row;
-            if let Some(scaling) = wrapper.loss_scaler {
-                self.core.loss_scaler = Some(LossScaler(scaling));
-            }
-        } else {
-            self.core.counters.steps_taken = steps_taken;
-            self.core.counters.skips.in_a_row = skips;
-        }
-        self.core.forget_last_steps();
+        let staged = self.stage(path.as_ref())?;
+        self.install(staged);
         Ok(())
+    }
+}
+
+/// What a file holds for a wrapper: read and checked, but not installed.
+pub(super) struct Staged {
+    /// Of each optimizer.
+    loaded: Vec<Loaded>,
+    wrapper: Option<(WrapperRecord, Resumed)>,
+    /// Steps taken and skips in a row so far, which a file without a wrapper leaves as they are.
+    counted: (u64, u32),
+}
+
+/// For any optimizer. Of one that is not fused, a file has only the learning rate.
+impl<O: Optimizer + 'static> ClippedOptimizer<O> {
+    /// Writes a file, which `make_file` makes.
+    pub(super) fn write(&self, path: &Path, non_finite: bool, make_file: MakeFile) -> Result<()> {
+        let core = &self.core;
+        let wrapper = WrapperRecord {
+            clip: core.policy.clip().clone(),
+            rule: core.policy.record(core.vars.names()),
+            step: core.step,
+            steps_taken: core.steps_taken()?,
+            skips_in_a_row: core.skips_in_a_row()?,
+            loss_scaler: core.loss_scaler.as_ref().map(|scaler| scaler.0.clone()),
+            own_rule: core.policy.custom_record(),
+        };
+        let fused = optim::fused_ref(&self.inner);
+        let stateless = self.without_state()?;
+        let contents = Contents {
+            parts: self.parts(&fused, &stateless),
+            wrapper: Some((&core.vars, wrapper)),
+            non_finite,
+        };
+        save(path, contents, make_file)
+    }
+
+    /// Reads a file, and checks that it fits. Changes nothing, but a user-defined rule has loaded
+    /// its state then.
+    pub(super) fn stage(&mut self, path: &Path) -> Result<Staged> {
+        if let Some(mut parts) = optim::fused(&mut self.inner) {
+            self.core.trained.adopt(&mut parts, &self.core.vars)?; // `inner_mut` may have replaced it
+        }
+        let fused = optim::fused_ref(&self.inner);
+        let stateless = self.without_state()?;
+        let (loaded, wrapper) = read(path, &self.parts(&fused, &stateless))?;
+        let core = &mut self.core;
+        let counted = (core.steps_taken()?, core.skips_in_a_row()?);
+        let wrapper = match wrapper {
+            None => None,
+            Some(wrapper) => {
+                let saved = (&wrapper.clip, &wrapper.rule, &wrapper.own_rule[..]);
+                let resumed = core.policy.resumed(saved, &core.vars, path)?;
+                Some((wrapper, resumed))
+            }
+        };
+        Ok(Staged {
+            loaded,
+            wrapper,
+            counted,
+        })
+    }
+
+    /// Installs what was read, which can't fail.
+    pub(super) fn install(&mut self, staged: Staged) {
+        if let [
+            Loaded {
+                settings: Settings::Other(other),
+                ..
+            },
+        ] = &staged.loaded[..]
+        {
+            self.inner.set_learning_rate(other.lr);
+        } else if let Some(mut parts) = optim::fused(&mut self.inner) {
+            parts.restore(staged.loaded);
+        }
+        let core = &mut self.core;
+        (core.counters.steps_taken, core.counters.skips.in_a_row) = staged.counted;
+        if let Some((wrapper, resumed)) = staged.wrapper {
+            core.policy.resume(resumed);
+            core.step = wrapper.step;
+            core.counters.steps_taken = wrapper.steps_taken;
+            core.counters.skips.in_a_row = wrapper.skips_in_a_row;
+            if let Some(scaling) = wrapper.loss_scaler {
+                core.loss_scaler = Some(LossScaler(scaling));
+            }
+        }
+        core.forget_last_steps();
+    }
+
+    /// What a file has of the inner optimizer: the parts that are fused, or its learning rate.
+    fn parts<'a>(&self, fused: &[&'a dyn Fused], stateless: &'a ParamStates) -> Parts<'a> {
+        let part = |fused: &&'a dyn Fused| Part::new(fused.trained(), fused.settings());
+        let mut parts = match fused {
+            [] => return Parts::one(stateless, self.other_settings()),
+            [first, others @ ..] => Parts {
+                first: part(first),
+                second: others.first().map(part),
+            },
+        };
+        if parts.second.is_some() {
+            // The limits of a pair's groups belong to the wrapper.
+            let limits = describe_groups(self.core.policy.limits().groups());
+            parts.first.groups.extend(limits);
+        }
+        parts
+    }
+
+    /// The Vars of an optimizer whose state is not known.
+    fn without_state(&self) -> Result<ParamStates> {
+        let mut trained = ParamStates::new(self.core.vars.clone(), StateLayout::default());
+        trained.set_groups(self.core.policy.limits().groups().clone())?;
+        Ok(trained)
+    }
+
+    fn other_settings(&self) -> Settings {
+        Settings::Other(OtherSettings {
+            name: type_name::<O>().to_string(),
+            lr: self.inner.learning_rate(),
+        })
     }
 }

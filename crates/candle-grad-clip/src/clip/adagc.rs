@@ -174,12 +174,18 @@ impl Rule for Live {
         }
         Saved {
             numbers: vec![self.steps as f64],
-            of_vars: self.means.iter().map(|mean| mean.unwrap_or(0.0)).collect(),
+            of_vars: self
+                .means
+                .iter()
+                .map(|mean| mean.iter().copied().collect())
+                .collect(),
         }
     }
 
     fn load(&mut self, saved: &Saved) -> std::result::Result<(), String> {
-        history::check_norms(&saved.of_vars)?;
+        for of_var in &saved.of_vars {
+            history::check_norms(of_var)?;
+        }
         let [steps] = saved.numbers[..] else {
             return Err("the clip's history has means without a count of steps".to_string());
         };
@@ -187,7 +193,7 @@ impl Rule for Live {
             return Err(format!("the clip's history has {steps}, expected steps"));
         }
         self.steps = steps as u64;
-        let mean = |mean: &f64| Some(*mean).filter(|mean| history::counts(*mean));
+        let mean = |of_var: &Vec<f64>| history::that_count(of_var).next();
         self.means = saved.of_vars.iter().map(mean).collect();
         Ok(())
     }
@@ -227,7 +233,7 @@ mod tests {
         let mut rule = Live::from(AdaGc::default());
         let mut saved = Saved {
             numbers: vec![7.0],
-            of_vars: vec![0.0, 2.0, 0.0],
+            of_vars: vec![vec![], vec![2.0], vec![]],
         };
         rule.load(&saved).unwrap();
         assert_eq!(
@@ -235,7 +241,7 @@ mod tests {
             (&[None, Some(2.0), None][..], 7)
         );
         assert_eq!(rule.save(), saved);
-        saved.of_vars[0] = -1.0;
+        saved.of_vars[0] = vec![-1.0];
         rule.load(&saved).unwrap_err();
         saved = Saved::numbers(vec![f64::NAN]);
         rule.load(&saved).unwrap_err();

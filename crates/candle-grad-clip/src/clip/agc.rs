@@ -20,7 +20,7 @@ use super::rule::{Method, Rule, Scope};
 use crate::check::check_limit;
 use crate::error::{Error, Result};
 use crate::gradients::UnitPlan;
-use crate::vars::NamedVars;
+use crate::vars::{NamedVars, check_patterns};
 
 /// Adaptive gradient clipping ([`Clip::agc`](crate::Clip::agc)): limits the gradient norm of each
 /// unit `i` of each Var relative to the norm of the unit's weights.
@@ -155,26 +155,12 @@ impl Method for Agc {
     }
 
     fn unit_plan(&self, vars: &NamedVars) -> Result<Option<Arc<UnitPlan>>> {
-        let mut excluded = vec![false; vars.names().len()];
-        for text in &self.exclude {
-            let pattern = WildMatch::new(text);
-            let mut found = false;
-            for (name, excluded) in vars.names().iter().zip(&mut excluded) {
-                let matches = pattern.matches(name);
-                *excluded |= matches;
-                found |= matches;
-            }
-            if !found {
-                return Err(Error::UnmatchedPattern {
-                    group: "exclude of agc".to_string(),
-                    pattern: text.clone(),
-                    vars: vars.names().len(),
-                    example: vars.names().first().cloned().unwrap_or_default(),
-                });
-            }
-        }
+        check_patterns("exclude of agc", &self.exclude, vars.names())?;
+        let patterns = self.exclude.iter().map(|text| WildMatch::new(text));
+        let patterns: Vec<WildMatch> = patterns.collect();
         let mut parts = Vec::new();
-        for ((var, name), excluded) in vars.vars().iter().zip(vars.names()).zip(excluded) {
+        for (var, name) in vars.vars().iter().zip(vars.names()) {
+            let excluded = patterns.iter().any(|pattern| pattern.matches(name));
             let whole = Units::Rows(var.elem_count());
             let units = if excluded {
                 whole

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 
 use candle_grad_clip_kernels::{Edit, GradEdit, Stats};
 
+use super::coef::smaller;
 use super::decision::{Action, Decision, Given};
 use super::edits::Edits;
 use super::per_var::scaled;
@@ -67,7 +68,7 @@ pub(super) fn decide<'r>(
         }
         whole = Some(match whole {
             None => next,
-            Some(before) => then(before, next, measured.entries.len()),
+            Some(before) => then(before, next, measured),
         });
     }
     let given = Given {
@@ -79,13 +80,20 @@ pub(super) fn decide<'r>(
 }
 
 /// Combines two decisions.
-fn then(first: Decision, second: Decision, vars: usize) -> Decision {
+fn then(first: Decision, second: Decision, measured: &Measurements<'_>) -> Decision {
+    let entries = &measured.entries;
     let action = match (first.action, second.action) {
-        (Action::Edit(first), Action::Edit(second)) => Action::Edit(first.then(second, vars)),
+        (Action::Edit(first), Action::Edit(second)) => {
+            Action::Edit(first.then(second, entries.len()))
+        }
         (Action::Keep, action) | (action, _) => action,
     };
     let clip_coef = match &action {
-        Action::Edit(edits) => edits.smallest_coef(),
+        Action::Edit(edits) => {
+            let with_grad = (0..entries.len()).filter(|index| entries[*index].grad.is_some());
+            let coefs = with_grad.map(|index| edits.smallest_coef_of(index));
+            coefs.reduce(smaller).unwrap_or(1.0)
+        }
         Action::Keep | Action::Skip(_) => second.clip_coef,
     };
     Decision {

@@ -17,8 +17,26 @@ pub(crate) fn clip_coef(
     eps: f64,
     zero_non_finite: bool,
 ) -> f64 {
-    if max_norm == f64::INFINITY || zero_non_finite || stats.non_finite() == 0 {
-        stats.power.root(norm_type).clip_coef(max_norm, eps)
+    if max_norm == f64::INFINITY {
+        return 1.0;
+    }
+    smaller(
+        coef_to(stats, norm_type, max_norm, eps, zero_non_finite),
+        1.0,
+    )
+}
+
+/// The coefficient that gives gradients the norm `length`; it may be above 1. NaN and 0 as for
+/// [`clip_coef`].
+pub(super) fn coef_to(
+    stats: Stats,
+    norm_type: NormType,
+    length: f64,
+    eps: f64,
+    zero_non_finite: bool,
+) -> f64 {
+    if zero_non_finite || stats.non_finite() == 0 {
+        stats.power.root(norm_type).coef_to(length, eps)
     } else if stats.nan > 0 {
         f64::NAN
     } else {

@@ -14,6 +14,7 @@ use super::none::NoClip;
 use super::quantile::QuantileClip;
 use super::rule::{Limit, Scope};
 use super::skip::SkipSteps;
+use super::stabilizer::GradientStabilizer;
 use super::zclip::ZClip;
 use crate::check::{check_limit, check_norm_type, check_not_negative};
 use crate::error::{Error, Result};
@@ -35,6 +36,7 @@ use crate::vars::NamedVars;
 /// | [`Clip::zclip`] | ZClip: as `norm`, and clips spikes by their z-score |
 /// | [`Clip::adagc`] | AdaGC: each Var to slightly above its running mean norm |
 /// | [`Clip::agc`] | AGC: each unit relative to its weights' norm |
+/// | [`Clip::stabilizer`] | GradientStabilizer: each Var to a length near 1, by running means of its norm |
 /// | [`Clip::skip_above_norm`], [`Clip::skip_above_zscore`] | skip steps whose norm is too large |
 /// | [`Clip::chain`] | several of these, one after the other |
 ///
@@ -149,6 +151,25 @@ impl Clip {
             clip_value,
             zero_non_finite: self.non_finite == NonFinite::Zero,
         }
+    }
+
+    /// The limit of the global norm. `None` without one, or if it is infinite or not fixed, as for
+    /// a method that adapts it, for a limit per Var and for a chain.
+    ///
+    /// ```
+    /// use candle_grad_clip::Clip;
+    ///
+    /// assert_eq!(Clip::norm(2.5).max_norm(), Some(2.5));
+    /// assert_eq!(Clip::none().max_norm(), None);
+    /// assert_eq!(Clip::value(1.0).max_norm(), None);
+    /// ```
+    #[must_use]
+    pub fn max_norm(&self) -> Option<f64> {
+        let [part] = &self.parts[..] else {
+            return None;
+        };
+        let limit = part.method.config().device_max_norm()?;
+        limit.is_finite().then_some(limit)
     }
 
     /// The plan with which a GPU decides this clip. `None` for a clip with a history, or one that
@@ -284,4 +305,11 @@ macro_rules! from_config {
         )*
     };
 }
-from_config!(AdaGc, AutoClip, QuantileClip, SkipSteps, ZClip);
+from_config!(
+    AdaGc,
+    AutoClip,
+    GradientStabilizer,
+    QuantileClip,
+    SkipSteps,
+    ZClip
+);

@@ -147,31 +147,18 @@ impl Edits {
         }
     }
 
-    /// The smallest coefficient of a Var, at most 1.
+    /// The smallest coefficient of a Var.
     pub(super) fn smallest_coef_of(&self, index: usize) -> f64 {
         match self {
             Self::PerUnit(units) => smallest(units.of_var(index)),
             _ => smallest(&[coef_of(self.of_whole(index)).0]),
         }
     }
-
-    /// The smallest coefficient, at most 1.
-    pub(super) fn smallest_coef(&self) -> f64 {
-        let of_edits = |edits: &[Edit]| {
-            let coefs = edits.iter().map(|edit| coef_of(*edit).0);
-            smallest(&coefs.collect::<Vec<f64>>())
-        };
-        match self {
-            Self::All(edit) => of_edits(&[*edit]),
-            Self::Grouped { edits, .. } | Self::PerVar(edits) => of_edits(edits),
-            Self::PerUnit(units) => smallest(&units.coefs),
-        }
-    }
 }
 
-/// The smallest coefficient, at most 1, or NaN if one is NaN.
+/// The smallest coefficient, or NaN if one is NaN; 1 if there is none.
 fn smallest(coefs: &[f64]) -> f64 {
-    coefs.iter().fold(1.0, |x, y| smaller(*y, x))
+    coefs.iter().copied().reduce(smaller).unwrap_or(1.0)
 }
 
 /// `first` followed by `second`, as one edit.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_grad_clip_kernels::{Edit, Stats};
 
-use super::coef::{clip_coef, smaller};
+use super::coef::{coef_to, smaller};
 use super::decision::{Action, Decision, Given, GroupRecord};
 use super::edits::Edits;
 use super::per_var::{self, scaled_norm};
@@ -122,21 +122,21 @@ fn stats_of_groups(given: &Given<'_>, limits: &Limits) -> Vec<Stats> {
     stats
 }
 
-/// The coefficient of each group's own limit; 1 for the Vars of no group.
+/// The largest coefficient that each group's own limit allows; infinite for none, as for the Vars
+/// of no group. A rule's coefficient may be above 1.
 fn own_coefs(given: &Given<'_>, limits: &Limits, stats: &[Stats]) -> Vec<f64> {
-    let coef = |(group, stats): (&ParamGroup, &Stats)| {
-        let max_norm = group.limit().unwrap_or(f64::INFINITY);
-        let norm_type = given.measured.norm_type;
-        clip_coef(
-            *stats,
-            norm_type,
-            max_norm,
-            given.eps,
-            given.zero_non_finite,
-        )
+    let coef = |(group, stats): (&ParamGroup, &Stats)| match group.max_norm {
+        Some(max_norm) if max_norm < f64::INFINITY => {
+            let norm_type = given.measured.norm_type;
+            let zero_non_finite = given.zero_non_finite;
+            coef_to(*stats, norm_type, max_norm, given.eps, zero_non_finite)
+        }
+        _ => f64::INFINITY,
     };
     let groups = limits.groups.iter().zip(&stats[1..]);
-    std::iter::once(1.0).chain(groups.map(coef)).collect()
+    std::iter::once(f64::INFINITY)
+        .chain(groups.map(coef))
+        .collect()
 }
 
 fn records(given: &Given<'_>, limits: &Limits, stats: &[Stats], coefs: &[f64]) -> Vec<GroupRecord> {
@@ -159,11 +159,13 @@ fn records(given: &Given<'_>, limits: &Limits, stats: &[Stats], coefs: &[f64]) -
 
 /// The smallest coefficient in each group.
 fn smallest(common: &Decision, limits: &Limits) -> Vec<f64> {
-    let mut smallest = vec![1.0; limits.groups.iter().len() + 1];
-    if let Action::Edit(edits) = &common.action {
-        for (index, place) in limits.places.iter().enumerate() {
-            smallest[*place] = smaller(edits.smallest_coef_of(index), smallest[*place]);
-        }
+    let groups = limits.groups.iter().len() + 1;
+    let Action::Edit(edits) = &common.action else {
+        return vec![1.0; groups];
+    };
+    let mut smallest = vec![f64::INFINITY; groups];
+    for (index, place) in limits.places.iter().enumerate() {
+        smallest[*place] = smaller(edits.smallest_coef_of(index), smallest[*place]);
     }
     smallest
 }

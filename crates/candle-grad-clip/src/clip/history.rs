@@ -1,4 +1,5 @@
-//! Invariants of every rule with a history (`auto`, `quantile`, `zclip`, `adagc`, `skip`). Without
+//! Invariants of every rule with a history (`auto`, `quantile`, `zclip`, `adagc`, `skip`,
+//! `stabilizer`). Without
 //! them a rule could freeze a model without any error:
 //!
 //! 1. A norm of 0 enters no history, and no warm-up counts it ([`counts`]). It comes from a frozen

@@ -11,6 +11,7 @@ use super::param_norm::ParamNorm;
 use super::quantile::QuantileClip;
 use super::rule::Method;
 use super::skip::SkipSteps;
+use super::stabilizer::GradientStabilizer;
 use super::value::Value;
 use super::zclip::ZClip;
 use crate::error::Result;
@@ -89,5 +90,6 @@ methods! {
     "zclip", "", ZClip;
     "adagc", "", AdaGc;
     "agc", "", Agc;
+    "stabilizer", "", GradientStabilizer;
     "skip", "", SkipSteps;
 }

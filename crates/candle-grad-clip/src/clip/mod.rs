@@ -1,6 +1,4 @@
-//! The decide phase: from the measured norms to edits of the gradients. One file per method, pure
-//! arithmetic.
-//!
+//! The decide phase: from the measured norms to edits of the gradients. One file per method.
 //! A [`Clip`] is plain configuration. A [`Policy`] holds the running rules and their histories.
 
 mod adagc;
@@ -27,12 +25,12 @@ mod quantile;
 pub(crate) mod record;
 mod rule;
 mod set_aside;
+mod settings;
 mod skip;
+mod stabilizer;
 mod text;
 mod value;
 mod zclip;
-
-use candle_grad_clip_kernels::NormType;
 
 pub use adagc::AdaGc;
 pub use agc::{Agc, AgcUnits};
@@ -44,9 +42,10 @@ pub use decision::GroupRecord;
 pub(crate) use decision::{Action, Decision};
 pub(crate) use edits::Edits;
 pub use non_finite::NonFinite;
-pub(crate) use policy::Policy;
+pub(crate) use policy::{Policy, Resumed};
 pub use quantile::QuantileClip;
 pub use skip::SkipSteps;
+pub use stabilizer::GradientStabilizer;
 pub use zclip::{ZClip, ZClipMode};
 
 use block_rms::BlockRms;
@@ -54,8 +53,6 @@ use none::NoClip;
 use norm::Norm;
 use param_norm::ParamNorm;
 use value::Value;
-
-use crate::error::Result;
 
 impl Clip {
     /// Measures and reports the norms, and changes no gradient.
@@ -248,6 +245,26 @@ impl Clip {
         Agc::default().into()
     }
 
+    /// GradientStabilizer with its authors' defaults: replaces the norm of each Var's gradient by a
+    /// length near 1 that follows running means, and needs no limit.
+    ///
+    /// See [`GradientStabilizer`] for the equation, and for what it does to small gradients. Source:
+    /// Huang and others (2026), arXiv 2502.17055.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::stabilizer())?;
+    /// let report = opt.backward_step_report(&(&loss / 100.0)?)?; // norm 0.05
+    /// assert!((report.clip_coef()? - 20.0).abs() < 1e-4); // enlarged to 1
+    /// let report = opt.backward_step_report(&(&loss * 1e9)?)?; // a spike
+    /// assert!(report.record()?.clipped_norm < 1.0);
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn stabilizer() -> Self {
+        GradientStabilizer::default().into()
+    }
+
     /// Skips steps whose global norm is above `norm`. The gradients of other steps are not changed.
     ///
     /// See [`SkipSteps`] to clip the other steps as well.
@@ -297,101 +314,6 @@ impl Clip {
             ..SkipSteps::default()
         }
         .into()
-    }
-
-    /// Sets the norm that is limited and reported. Default: L2. (`NormType::P(2.0)` becomes L2.)
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let clip = Clip::norm(2.0).norm_type(NormType::Inf);
-    /// let report = ClippedOptimizer::wrap(sgd, vars, clip)?.backward_step_report(&loss)?;
-    /// assert_eq!(report.total_norm()?, 4.0); // of (3, 4)
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    #[must_use]
-    pub fn norm_type(mut self, norm_type: NormType) -> Self {
-        self.norm_type = NormType::from(norm_type.p());
-        self
-    }
-
-    /// Sets what is added to the norm before dividing by it. Default: 1e-6, as in PyTorch; 0 for
-    /// [`Clip::block_rms`] and [`Clip::adagc`]. For [`Clip::agc`] it is [`Agc::eps`]. On a chain it
-    /// is set for every clip. To set different values, set them before [`Clip::chain`].
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let clip = Clip::norm(1.0).eps(0.0); // as in TensorFlow
-    /// let report = ClippedOptimizer::wrap(sgd, vars, clip)?.backward_step_report(&loss)?;
-    /// assert_eq!(report.clip_coef()?, 0.2); // 1 / 5
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    #[must_use]
-    pub fn eps(mut self, eps: f64) -> Self {
-        for part in &mut self.parts {
-            part.eps = eps;
-        }
-        self
-    }
-
-    /// Sets the policy for NaN and infinite gradients. Default: [`NonFinite::SkipStep`].
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let clip = Clip::norm(1.0).non_finite(NonFinite::Error);
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, clip)?;
-    /// assert!(opt.backward_step_report(&(loss * f64::INFINITY)?).is_err());
-    /// assert!(opt.last_report().is_none()); // no step was taken
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    #[must_use]
-    pub fn non_finite(mut self, non_finite: NonFinite) -> Self {
-        self.non_finite = non_finite;
-        self
-    }
-
-    /// Sets how many steps in a row may be skipped. One more is an error. Default: 10.
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0).max_skips(1))?;
-    /// let bad = (loss * f64::NAN)?;
-    /// assert!(opt.backward_step_report(&bad)?.skipped()?);
-    /// assert!(opt.backward_step_report(&bad).is_err()); // the second in a row
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    #[must_use]
-    pub fn max_skips(mut self, max_skips: u32) -> Self {
-        self.max_skips = max_skips;
-        self
-    }
-
-    /// Applies several clips in order: each sees the gradients that the one before it produced.
-    ///
-    /// [`Clip::norm_type`], [`Clip::non_finite`] and [`Clip::max_skips`] apply to the whole chain.
-    /// They may be set on any of the clips, or afterwards. A rule that skips the step ends the
-    /// chain. The report has the norms before the first clip and after the last. Its `clip_coef` is
-    /// the product of all coefficients. [`Clip::none`] is dropped.
-    ///
-    /// The gradients are read only once. Therefore these are errors: the same method twice,
-    /// [`Clip::value`] after a clip that scales, and [`Clip::value`] together with [`Clip::agc`].
-    ///
-    /// ```
-    #[doc = include_str!("../step_example.md")]
-    /// let clip = Clip::chain([Clip::value(3.5), Clip::norm(1.0)])?;
-    /// assert_eq!(clip, "value:3.5+norm:1".parse()?);
-    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, clip)?;
-    /// let report = opt.backward_step_report(&loss)?; // (3, 4), then (3, 3.5), then of norm 1
-    /// assert_eq!((report.total_norm()?, report.record()?.num_clipped), (5.0, 1));
-    /// assert!((report.clip_coef()? - 1.0 / 21.25f64.sqrt()).abs() < 1e-6);
-    /// assert!((report.record()?.clipped_norm - 1.0).abs() < 1e-6);
-    /// # Ok::<(), candle_grad_clip::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::InvalidClip`](crate::Error::InvalidClip) for the cases above, and for two different
-    /// values of a setting that applies to the whole chain.
-    pub fn chain(clips: impl IntoIterator<Item = Clip>) -> Result<Self> {
-        Self::chain_of(clips.into_iter().collect())
     }
 }
 

@@ -24,9 +24,10 @@ pub(super) fn clip_to(limit: impl Fn(&Entry<'_>) -> (f64, f64), given: &Given<'_
 pub(super) fn scale(given: &Given<'_>, coefs: Vec<f64>) -> Decision {
     let zero_non_finite = given.zero_non_finite;
     let was_clipped = coefs.iter().any(|coef| *coef != 1.0);
-    let clip_coef = coefs.iter().copied().fold(1.0, smaller);
     let parts = given.measured.entries.iter().zip(&coefs);
     let parts = parts.filter(|(entry, _)| entry.grad.is_some());
+    let clip_coef = parts.clone().map(|(_, coef)| *coef).reduce(smaller);
+    let clip_coef = clip_coef.unwrap_or(1.0);
     let parts = parts.map(|(entry, coef)| (entry.measured.stats.power, *coef));
     let clipped_norm = scaled_norm(given, parts);
     let edits = (was_clipped || zero_non_finite).then(|| {

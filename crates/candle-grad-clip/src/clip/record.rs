@@ -35,7 +35,7 @@ pub(crate) struct RuleRecord {
     lists: BTreeMap<&'static str, Vec<f64>>,
     /// By the method's name and the Var's.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    of_vars: BTreeMap<String, BTreeMap<String, f64>>,
+    of_vars: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
 }
 
 impl RuleRecord {
@@ -45,7 +45,8 @@ impl RuleRecord {
         for (part, rule) in clip.parts.iter().zip(rules) {
             let (name, saved) = (part.method.name(), rule.save());
             let of_vars = names.iter().cloned().zip(saved.of_vars);
-            let of_vars: BTreeMap<String, f64> = of_vars.filter(|(_, x)| *x != 0.0).collect();
+            let of_vars: BTreeMap<String, Vec<f64>> =
+                of_vars.filter(|(_, numbers)| !numbers.is_empty()).collect();
             if !of_vars.is_empty() {
                 record.of_vars.insert(name.to_string(), of_vars);
             }
@@ -116,8 +117,8 @@ impl RuleRecord {
 
     fn saved(&self, name: &str, names: &[String]) -> Saved {
         let of_vars = self.of_vars.get(name).map(|of_vars| {
-            let number = |name| of_vars.get(name).copied().unwrap_or(0.0);
-            names.iter().map(number).collect()
+            let numbers = |name| of_vars.get(name).cloned().unwrap_or_default();
+            names.iter().map(numbers).collect()
         });
         Saved {
             numbers: self.lists.get(name).cloned().unwrap_or_default(),

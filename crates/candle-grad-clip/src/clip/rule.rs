@@ -135,8 +135,8 @@ pub(super) struct Asked<'a> {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Saved {
     pub(super) numbers: Vec<f64>,
-    /// One for each Var, in their order; 0 for none.
-    pub(super) of_vars: Vec<f64>,
+    /// The numbers of each Var, in the order of the Vars; empty for none.
+    pub(super) of_vars: Vec<Vec<f64>>,
 }
 
 impl Saved {
@@ -148,7 +148,7 @@ impl Saved {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.numbers.is_empty() && self.of_vars.is_empty()
+        self.numbers.is_empty() && self.of_vars.iter().all(Vec::is_empty)
     }
 
     /// The numbers of a rule that has none for each Var.

@@ -6,7 +6,7 @@ use candle_grad_clip_kernels::{NormType, measure};
 use super::coef::CLIP_EPS;
 use super::decision::{Decision, Given};
 use super::rule::Rule;
-use crate::gradients::{Entry, GradStats, Measurements, Place};
+use crate::gradients::{Entry, GradStats, Measurements, Residency};
 
 /// Gradients, each with its values.
 pub(super) struct GradNorms(Vec<(Tensor, Vec<f64>)>);
@@ -29,7 +29,7 @@ impl GradNorms {
             total.stats = total.stats.merge(stats, norm_type);
             entries.push(Entry {
                 grad: Some(tensor),
-                place: Place::Cpu,
+                residency: Residency::Cpu,
                 elements: values.len(),
                 storage: 0,
                 measured: GradStats {

@@ -29,9 +29,10 @@ const POLICIES: &[(&str, NonFinite)] = &[
 /// | `block-rms:1` | `max_rms` |
 /// | `auto` | `percentile` (10), `window` (100000) |
 /// | `quantile` | `target` (0.5), `rate` (0.2) |
-/// | `zclip` | `alpha` (0.97), `z` (2.5), `warmup` (25), `deviation_eps` (1e-6), `max_norm` (1), `mode` (`zscore`, `percentile`, `mean`), `clip_scale` (1), `skip` (false) |
+/// | `zclip` | `alpha` (0.97), `z_thresh` (2.5), `warmup` (25), `deviation_eps` (1e-6), `max_norm` (1), `mode` (`zscore`, `percentile`, `mean`), `clip_scale` (1), `skip` (false) |
 /// | `adagc` | `lambda_abs` (1), `lambda_rel` (1.05), `beta` (0.98), `warmup` (100) |
 /// | `agc` | `clipping` (0.01), `eps` (0.001), `units` (`rows`, `columns`, `optax`), `exclude` (patterns with `\|` between them) |
+/// | `stabilizer` | `gamma1` (0.7), `gamma2` (0.9) |
 /// | `skip` | `norm`, `z` (6 if none of the three is given), `loss_z`, `window` (128), `max_norm` (inf) |
 ///
 /// The name of a method's first option may be omitted: `norm:1` is `norm:max_norm=1`. Every method
@@ -45,7 +46,7 @@ const POLICIES: &[(&str, NonFinite)] = &[
 ///
 /// let clip: Clip = "norm:0.5,non_finite=error".parse()?;
 /// assert_eq!(clip, Clip::norm(0.5).non_finite(NonFinite::Error));
-/// assert_eq!("zclip:z=2.5,warmup=10".parse::<Clip>()?.to_string(), "zclip:warmup=10");
+/// assert_eq!("zclip:z_thresh=2.5,warmup=10".parse::<Clip>()?.to_string(), "zclip:warmup=10");
 /// let error = "zlcip".parse::<Clip>().unwrap_err();
 /// assert!(error.to_string().contains("no method is named `zlcip`"));
 /// # Ok::<(), candle_grad_clip::Error>(())
@@ -99,7 +100,7 @@ fn one(text: &str) -> Result<Clip> {
 }
 
 /// Text that [`Clip`]'s `FromStr` reads back as the same clip: `none`, `norm:1`,
-/// `zclip:z=3,max_norm=inf`, `value:0.1+norm:1`.
+/// `zclip:z_thresh=3,max_norm=inf`, `value:0.1+norm:1`.
 impl Display for Clip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = Writer { f, written: 0 };

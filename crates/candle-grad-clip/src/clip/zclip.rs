@@ -21,10 +21,10 @@ use crate::skip_reason::SkipReason;
 /// With the running mean `m` and variance `v` of the norms:
 ///
 /// ```text
-/// z = (total_norm - m) / (sqrt(v) + eps)                     if z > z_max:
-/// limit = clip_scale * (m + z_max^2 * sqrt(v) / z)           ZClipMode::ZScore
-/// limit = m                                                  ZClipMode::Mean
-/// limit = m + z_max * sqrt(v)         if total_norm > limit: ZClipMode::Percentile
+/// z = (total_norm - m) / (sqrt(v) + deviation_eps)            if z > z_thresh:
+/// limit = clip_scale * (m + z_thresh^2 * sqrt(v) / z)         ZClipMode::ZScore
+/// limit = m                                                   ZClipMode::Mean
+/// limit = m + z_thresh * sqrt(v)       if total_norm > limit: ZClipMode::Percentile
 /// g <- g * min(1, min(limit, max_norm) / (total_norm + 1e-6))
 /// m <- alpha m + (1 - alpha) x                 x the limit if it was passed, else the norm
 /// v <- alpha v + (1 - alpha) (x - m)^2         with the new m
@@ -40,25 +40,25 @@ use crate::skip_reason::SkipReason;
 ///   statistics restart from them, with a warning.
 ///
 /// # References
-/// Kumar and others (2025), arXiv 2504.02507, and the authors' code: `z_thresh`, `max_grad_norm`,
+/// Kumar and others (2025), arXiv 2504.02507, and the authors' code: `z_thresh`; `max_grad_norm`,
 /// `warmup_steps`, `clip_factor` and `skip_update_on_spike` there.
 ///
 /// ```
 /// use candle_grad_clip::{Clip, ZClip};
 ///
-/// let clip = Clip::from(ZClip { z: 3.0, warmup: 50, ..ZClip::default() });
-/// assert_eq!(clip.to_string(), "zclip:z=3,warmup=50");
+/// let clip = Clip::from(ZClip { z_thresh: 3.0, warmup: 50, ..ZClip::default() });
+/// assert_eq!(clip.to_string(), "zclip:z_thresh=3,warmup=50");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ZClip {
     /// Decay of the mean and the variance, 0 to below 1. Default: 0.97.
     pub alpha: f64,
-    /// `z_max`: the largest number of standard deviations above the mean. Default: 2.5.
-    pub z: f64,
+    /// The largest number of standard deviations above the mean. Default: 2.5.
+    pub z_thresh: f64,
     /// Number of norms in the warm-up. Default: 25.
     pub warmup: usize,
     /// Added to the standard deviation in `z`. Default: 1e-6.
-    pub eps: f64,
+    pub deviation_eps: f64,
     /// A limit that always applies; infinite for none. Default: 1.
     pub max_norm: f64,
     /// The limit to which a spike is clipped. Default: [`ZClipMode::ZScore`].
@@ -80,9 +80,9 @@ pub struct ZClip {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ZClipMode {
-    /// Smaller for larger spikes: `clip_scale * (m + z_max^2 * sqrt(v) / z)`.
+    /// Smaller for larger spikes: `clip_scale * (m + z_thresh^2 * sqrt(v) / z)`.
     ZScore,
-    /// The threshold of spikes: `m + z_max * sqrt(v)`.
+    /// The threshold of spikes: `m + z_thresh * sqrt(v)`.
     Percentile,
     /// The mean.
     Mean,
@@ -92,9 +92,9 @@ impl Default for ZClip {
     fn default() -> Self {
         Self {
             alpha: 0.97,
-            z: 2.5,
+            z_thresh: 2.5,
             warmup: 25,
-            eps: 1e-6,
+            deviation_eps: 1e-6,
             max_norm: 1.0,
             mode: ZClipMode::ZScore,
             clip_scale: 1.0,
@@ -114,9 +114,9 @@ impl Method for ZClip {
         let default = Self::default();
         Ok(Self {
             alpha: options.number("alpha", default.alpha)?,
-            z: options.number("z", default.z)?,
+            z_thresh: options.number("z_thresh", default.z_thresh)?,
             warmup: options.count("warmup", default.warmup)?,
-            eps: options.number("deviation_eps", default.eps)?,
+            deviation_eps: options.number("deviation_eps", default.deviation_eps)?,
             max_norm: options.number("max_norm", default.max_norm)?,
             mode: options.word("mode", MODES, default.mode)?,
             clip_scale: options.number("clip_scale", default.clip_scale)?,
@@ -129,9 +129,9 @@ impl Method for ZClip {
     fn write(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
         let default = Self::default();
         out.option("alpha", self.alpha, default.alpha)?;
-        out.option("z", self.z, default.z)?;
+        out.option("z_thresh", self.z_thresh, default.z_thresh)?;
         out.option("warmup", self.warmup, default.warmup)?;
-        out.option("deviation_eps", self.eps, default.eps)?;
+        out.option("deviation_eps", self.deviation_eps, default.deviation_eps)?;
         out.option("max_norm", self.max_norm, default.max_norm)?;
         out.word("mode", MODES, &self.mode, &default.mode)?;
         out.option("clip_scale", self.clip_scale, default.clip_scale)?;
@@ -140,7 +140,7 @@ impl Method for ZClip {
 
     fn check(&self, _: f64) -> Result<()> {
         check_decay("alpha", self.alpha)?;
-        check_limit("z", self.z)?;
+        check_limit("z_thresh", self.z_thresh)?;
         check_limit("max_norm", self.max_norm)?;
         check_limit("clip_scale", self.clip_scale)?;
         if self.warmup == 0 {
@@ -150,7 +150,7 @@ impl Method for ZClip {
                 expected: "1 step or more",
             });
         }
-        check_not_negative("eps", self.eps)
+        check_not_negative("deviation_eps", self.deviation_eps)
     }
 
     fn start(&self) -> Box<dyn Rule> {
@@ -169,15 +169,15 @@ impl ZClip {
         let deviation = history::spread(statistics.variance.sqrt(), mean);
         let chosen = |limit: f64| history::limit(limit.min(f64::MAX), norm);
         if self.mode == ZClipMode::Percentile {
-            let limit = mean + self.z * deviation;
+            let limit = mean + self.z_thresh * deviation;
             return (norm > limit).then(|| chosen(limit));
         }
-        let z = (norm - mean) / (deviation + self.eps);
+        let z = (norm - mean) / (deviation + self.deviation_eps);
         let limit = match self.mode {
             ZClipMode::Mean => mean,
-            _ => self.clip_scale * (mean + self.z * deviation / (z / self.z)),
+            _ => self.clip_scale * (mean + self.z_thresh * deviation / (z / self.z_thresh)),
         };
-        (z > self.z).then(|| chosen(limit))
+        (z > self.z_thresh).then(|| chosen(limit))
     }
 
     /// Updates mean and variance with a norm.
@@ -333,9 +333,9 @@ mod tests {
 
     const CONFIG: ZClip = ZClip {
         alpha: 0.5,
-        z: 2.0,
+        z_thresh: 2.0,
         warmup: 2,
-        eps: 0.0,
+        deviation_eps: 0.0,
         max_norm: f64::INFINITY,
         mode: ZClipMode::ZScore,
         clip_scale: 1.0,

@@ -11,7 +11,7 @@ use super::params::{AdamWSettings, Settings, check_adamw, check_numbers};
 use super::shared::fused_optimizer;
 use crate::error::Result;
 use crate::groups::{ParamGroup, ParamGroups, check_no_limits};
-use crate::param_state::{Kept, StepRule};
+use crate::param_state::{StateLayout, StepRule};
 use crate::vars::NamedVars;
 
 /// AdamW with the clip fused into its update: a replacement for [`candle_nn::AdamW`].
@@ -85,7 +85,7 @@ impl AdamW {
     pub fn from_named_vars(vars: impl Into<NamedVars>, params: ParamsAdamW) -> Result<Self> {
         check_adamw(&params)?;
         Ok(Self {
-            trained: ParamStates::new(vars.into(), Kept::adamw(false, false)),
+            trained: ParamStates::new(vars.into(), StateLayout::adamw(false, false)),
             params,
         })
     }
@@ -112,8 +112,9 @@ impl AdamW {
     /// `torch.optim.AdamW`.
     #[must_use]
     pub fn amsgrad(mut self, amsgrad: bool) -> Self {
-        let master_weights = self.trained.kept().master_weights;
-        self.trained.restart(Kept::adamw(amsgrad, master_weights));
+        let master_weights = self.trained.layout().master_weights;
+        self.trained
+            .restart(StateLayout::adamw(amsgrad, master_weights));
         self
     }
 
@@ -200,11 +201,11 @@ impl Fused for AdamW {
     }
 
     fn settings(&self) -> Settings {
-        let kept = self.trained.kept();
+        let layout = self.trained.layout();
         Settings::AdamW(AdamWSettings {
             params: self.params.clone(),
-            amsgrad: kept.moments == 3,
-            master_weights: kept.master_weights,
+            amsgrad: layout.moments == 3,
+            master_weights: layout.master_weights,
         })
     }
 
@@ -221,7 +222,7 @@ impl fmt::Debug for AdamW {
         self.trained.finish_debug(
             f.debug_struct("AdamW")
                 .field("params", &self.params)
-                .field("amsgrad", &(self.trained.kept().moments == 3)),
+                .field("amsgrad", &(self.trained.layout().moments == 3)),
         )
     }
 }

@@ -1,7 +1,8 @@
 //! Fused optimizers: the clip is part of the update.
 //!
 //! [`AdamW`] and [`Sgd`] replace candle's optimizers, alone or in a
-//! [`ClippedOptimizer`](crate::ClippedOptimizer). The wrapper recognizes them by type and passes
+//! [`ClippedOptimizer`](crate::ClippedOptimizer), also two of them in a [`Pair`]. The wrapper
+//! recognizes them by type and passes
 //! its edit (coefficient, bound, zeroing of non-finite elements) to the update. Each gradient is
 //! read once for the norm and once for the step. On CPU and CUDA no gradient is written, and
 //! nothing of its size is allocated. The memory traffic is 8 words per parameter for clip and
@@ -25,7 +26,8 @@
 //! [`AdamW::save`] and [`Sgd::save`], or [`ClippedOptimizer::save`](crate::ClippedOptimizer::save)
 //! with its [`Clip`](crate::Clip) and its counters, write one safetensors file. After `load`
 //! training continues bit for bit. The file does **not have the weights**: save them with candle's
-//! [`VarMap::save`](candle_nn::VarMap::save).
+//! [`VarMap::save`](candle_nn::VarMap::save). [`Checkpoints`](crate::Checkpoints) saves both, of one
+//! moment, and keeps more than one.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -90,6 +92,7 @@
 mod adamw;
 mod fused;
 mod grouped_optimizer;
+mod pair;
 mod param_states;
 mod params;
 mod sgd;
@@ -100,22 +103,22 @@ use std::any::Any;
 
 pub use crate::groups::{ParamGroup, ParamGroups};
 pub use adamw::AdamW;
-pub(crate) use fused::{Fused, Loaded};
+pub(crate) use fused::{Fused, FusedParts, Loaded};
 pub use grouped_optimizer::GroupedOptimizer;
+pub use pair::{Pair, PairConfig};
 pub(crate) use param_states::{ParamStates, Snapshot};
 pub use params::ParamsSgd;
-pub(crate) use params::Settings;
+pub(crate) use params::{OtherSettings, Settings};
 pub use sgd::Sgd;
-pub(crate) use update::Clipped;
+pub(crate) use update::GradEdits;
 
 mod sealed {
     /// Only optimizers of this crate know how to save what a wrapper adds.
-    #[allow(private_bounds)] // this seals the trait
-    pub trait Sealed: super::Fused {}
+    pub trait Sealed: 'static {}
 }
 
 /// Optimizers that a [`ClippedOptimizer`](crate::ClippedOptimizer) can save and load with its own
-/// state: [`AdamW`] and [`Sgd`], and no others (the trait is sealed).
+/// state: [`AdamW`], [`Sgd`], a [`Pair`] of these, and no others (the trait is sealed).
 ///
 /// ```
 /// use candle_grad_clip::ClippedOptimizer;
@@ -127,17 +130,36 @@ mod sealed {
 /// ```
 pub trait Checkpoint: candle_nn::Optimizer + sealed::Sealed {}
 
-impl sealed::Sealed for AdamW {}
-impl sealed::Sealed for Sgd {}
-impl Checkpoint for AdamW {}
-impl Checkpoint for Sgd {}
+macro_rules! checkpoint {
+    ($($Optimizer:ty),*) => {
+        $(
+            impl sealed::Sealed for $Optimizer {}
+            impl Checkpoint for $Optimizer {}
+        )*
+    };
+}
+// Not a pair in a pair, which is not fused.
+checkpoint!(AdamW, Sgd, Pair<AdamW, AdamW>, Pair<AdamW, Sgd>, Pair<Sgd, AdamW>, Pair<Sgd, Sgd>);
 
-/// The optimizer as a fused one, if it is one.
-pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<&mut dyn Fused> {
+/// Like [`fused`], to read: one or two, or none.
+pub(crate) fn fused_ref<O: 'static>(optimizer: &O) -> Vec<&dyn Fused> {
+    let optimizer: &dyn Any = optimizer;
+    let adamw = optimizer.downcast_ref::<AdamW>().map(|o| o as &dyn Fused);
+    let one = adamw.or_else(|| optimizer.downcast_ref::<Sgd>().map(|o| o as _));
+    one.map_or_else(|| pair::fused_refs(optimizer), |one| vec![one])
+}
+
+/// The fused optimizers in this one, if it is one or a [`Pair`] of them.
+pub(crate) fn fused<O: 'static>(optimizer: &mut O) -> Option<FusedParts<'_>> {
     let optimizer: &mut dyn Any = optimizer;
-    // `is` comes first, as a borrow that one branch returns would last through the other.
+    // `is` comes first, as a borrow that one branch returns would last through the others.
     if optimizer.is::<AdamW>() {
-        return optimizer.downcast_mut::<AdamW>().map(|o| o as _);
+        let adamw = optimizer.downcast_mut::<AdamW>();
+        return adamw.map(|adamw| FusedParts::one(adamw));
     }
-    optimizer.downcast_mut::<Sgd>().map(|o| o as _)
+    if optimizer.is::<Sgd>() {
+        let sgd = optimizer.downcast_mut::<Sgd>();
+        return sgd.map(|sgd| FusedParts::one(sgd));
+    }
+    pair::fused_parts(optimizer)
 }

@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::backend::DeviceSteps;
 use crate::error::Result;
 use crate::groups::ParamGroups;
-use crate::param_state::{Kept, State};
+use crate::param_state::{State, StateLayout};
 use crate::vars::NamedVars;
 
 /// The Vars that an optimizer trains.
@@ -19,16 +19,17 @@ pub(crate) struct ParamStates {
     pub(super) vars: NamedVars,
     /// One for each Var.
     pub(super) states: Vec<State>,
-    /// The steps of each Var: those in which it had a gradient. Outdated while `lead` is set.
+    /// The steps of each Var: those in which it had a gradient. Outdated while `device_steps` is
+    /// set.
     pub(super) counts: Arc<[u64]>,
-    pub(super) kept: Kept,
+    pub(super) layout: StateLayout,
     groups: ParamGroups,
     /// Each Var's group, if it is in one.
     pub(super) group_of: Arc<[Option<usize>]>,
-    /// Steps taken. Outdated while `lead` is set.
+    /// Steps taken. Outdated while `device_steps` is set.
     pub(super) steps: u64,
     /// Set while a GPU decides and counts the steps.
-    pub(super) lead: Option<Box<dyn DeviceSteps>>,
+    pub(super) device_steps: Option<Box<dyn DeviceSteps>>,
     /// The names that were adopted last.
     adopted: Option<Arc<[String]>>,
 }
@@ -45,16 +46,16 @@ pub(crate) struct Snapshot<'a> {
 }
 
 impl ParamStates {
-    pub(crate) fn new(vars: NamedVars, kept: Kept) -> Self {
+    pub(crate) fn new(vars: NamedVars, layout: StateLayout) -> Self {
         Self {
             states: vec![State::Fresh; vars.vars().len()],
             counts: vec![0; vars.vars().len()].into(),
             group_of: vec![None; vars.vars().len()].into(),
             vars,
-            kept,
+            layout,
             groups: ParamGroups::default(),
             steps: 0,
-            lead: None,
+            device_steps: None,
             adopted: None,
         }
     }
@@ -66,15 +67,15 @@ impl ParamStates {
     /// Steps taken. If a GPU counts them, this waits for it. If that fails, the next step returns
     /// the error, and this returns the count from before the GPU started to count.
     pub(crate) fn steps(&self) -> u64 {
-        let counted = self.lead.as_ref().map(|lead| lead.counted());
+        let counted = self.device_steps.as_ref().map(|steps| steps.counted());
         counted.map_or(self.steps, |counted| {
             counted.map_or(self.steps, |counted| counted.steps)
         })
     }
 
     /// Whether a GPU decides the steps.
-    pub(crate) fn gpu_leads(&self) -> bool {
-        self.lead.is_some()
+    pub(crate) fn gpu_owns_counters(&self) -> bool {
+        self.device_steps.is_some()
     }
 
     /// The next step's number, as far as the host knows.
@@ -85,10 +86,10 @@ impl ParamStates {
     /// The steps taken, and the state of each Var. Waits for a GPU that counts the steps.
     pub(crate) fn snapshot(&self) -> Result<Snapshot<'_>> {
         static FRESH: State = State::Fresh;
-        let (steps, counts) = match &self.lead {
+        let (steps, counts) = match &self.device_steps {
             None => (self.steps, Cow::Borrowed(&*self.counts)),
-            Some(lead) => {
-                let counted = lead.counted()?;
+            Some(steps) => {
+                let counted = steps.counted()?;
                 (counted.steps, Cow::Owned(counted.counts))
             }
         };
@@ -101,12 +102,12 @@ impl ParamStates {
         })
     }
 
-    /// Copies the counters back from a GPU that has them, which ends its lead. Waits for the GPU.
-    pub(crate) fn settle(&mut self) -> Result<()> {
-        let Some(lead) = &self.lead else {
+    /// Copies the counters back from a GPU that has them, and ends its deciding. Waits for the GPU.
+    pub(crate) fn sync_counters(&mut self) -> Result<()> {
+        let Some(steps) = &self.device_steps else {
             return Ok(());
         };
-        let counted = lead.counted()?;
+        let counted = steps.counted()?;
         self.steps = counted.steps;
         self.counts = counted.counts.into();
         for (state, count) in self.states.iter_mut().zip(&*self.counts) {
@@ -114,12 +115,12 @@ impl ParamStates {
                 *state = State::Fresh;
             }
         }
-        self.lead = None;
+        self.device_steps = None;
         Ok(())
     }
 
-    pub(crate) fn kept(&self) -> Kept {
-        self.kept
+    pub(crate) fn layout(&self) -> StateLayout {
+        self.layout
     }
 
     pub(crate) fn groups(&self) -> &ParamGroups {
@@ -133,11 +134,17 @@ impl ParamStates {
         Ok(())
     }
 
-    /// Replaces the state by that of a checkpoint: for each Var its arrays, as `kept` says, and its
+    /// Replaces the state by that of a checkpoint: for each Var its arrays, as `layout` says, and its
     /// steps.
-    pub(crate) fn restore(&mut self, kept: Kept, states: Vec<State>, steps: u64, counts: Vec<u64>) {
-        self.lead = None;
-        self.kept = kept;
+    pub(crate) fn restore(
+        &mut self,
+        layout: StateLayout,
+        states: Vec<State>,
+        steps: u64,
+        counts: Vec<u64>,
+    ) {
+        self.device_steps = None;
+        self.layout = layout;
         self.states = states;
         self.steps = steps;
         self.counts = counts.into();
@@ -152,10 +159,10 @@ impl ParamStates {
             .collect()
     }
 
-    /// Drops all state, and keeps the arrays of `kept` from now on.
-    pub(crate) fn restart(&mut self, kept: Kept) {
-        self.lead = None;
-        self.kept = kept;
+    /// Drops all state, and keeps the arrays of `layout` from now on.
+    pub(crate) fn restart(&mut self, layout: StateLayout) {
+        self.device_steps = None;
+        self.layout = layout;
         self.states.fill(State::Fresh);
         self.counts = vec![0; self.states.len()].into();
         self.steps = 0;
@@ -172,7 +179,7 @@ impl ParamStates {
         if self.has_adopted(vars) {
             return Ok(());
         }
-        self.settle()?; // the GPU counts in the old order
+        self.sync_counters()?; // the GPU counts in the old order
         self.adopted = Some(vars.shared_names().clone());
         let ids = self.vars.vars().iter().map(|var| var.id());
         let ours: FxHashMap<TensorId, usize> = ids.zip(0..).collect();
@@ -220,7 +227,7 @@ impl ParamStates {
 
     /// The last fields of an optimizer's `Debug`: without state, which is as large as the model.
     pub(super) fn finish_debug(&self, f: &mut DebugStruct<'_, '_>) -> fmt::Result {
-        f.field("master_weights", &self.kept.master_weights)
+        f.field("master_weights", &self.layout.master_weights)
             .field("vars", &self.vars.vars().len())
             .field("steps", &self.steps())
             .finish_non_exhaustive()

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::{check_decay, check_not_negative};
 use crate::error::{Error, Result};
-use crate::param_state::Kept;
+use crate::param_state::StateLayout;
 use crate::vars::NamedVars;
 
 /// Hyper-parameters of [`Sgd`](super::Sgd), with the names and meanings of `torch.optim.SGD`.
@@ -58,6 +58,17 @@ impl From<f64> for ParamsSgd {
 pub(crate) enum Settings {
     AdamW(AdamWSettings),
     Sgd(SgdSettings),
+    /// An optimizer of which only the learning rate is known.
+    Other(OtherSettings),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OtherSettings {
+    /// The type's name.
+    pub(crate) name: String,
+    #[serde(with = "crate::serde_float")]
+    pub(crate) lr: f64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,10 +118,11 @@ struct ParamsSgdRecord {
 }
 
 impl Settings {
-    pub(crate) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &str {
         match self {
             Self::AdamW(_) => "AdamW",
             Self::Sgd(_) => "Sgd",
+            Self::Other(other) => &other.name,
         }
     }
 
@@ -119,21 +131,23 @@ impl Settings {
         match self {
             Self::AdamW(adamw) => check_adamw(&adamw.params),
             Self::Sgd(sgd) => check_sgd(&sgd.params),
+            Self::Other(other) => check_not_negative("lr", other.lr),
         }
     }
 
     /// Which arrays the optimizer keeps.
-    pub(crate) fn kept(&self) -> Kept {
+    pub(crate) fn layout(&self) -> StateLayout {
         match *self {
             Self::AdamW(AdamWSettings {
                 amsgrad,
                 master_weights,
                 ..
-            }) => Kept::adamw(amsgrad, master_weights),
+            }) => StateLayout::adamw(amsgrad, master_weights),
             Self::Sgd(SgdSettings {
                 params,
                 master_weights,
-            }) => Kept::sgd(params.momentum, master_weights),
+            }) => StateLayout::sgd(params.momentum, master_weights),
+            Self::Other(_) => StateLayout::default(),
         }
     }
 
@@ -142,8 +156,9 @@ impl Settings {
         let all: &[&str] = match self {
             Self::AdamW(_) => &["first_moment", "second_moment", "max_second_moment"],
             Self::Sgd(_) => &["momentum_buffer"],
+            Self::Other(_) => &[],
         };
-        &all[..self.kept().moments.min(all.len())]
+        &all[..self.layout().moments.min(all.len())]
     }
 
     /// The options, by name, that must be the same in a checkpoint as here.
@@ -154,6 +169,7 @@ impl Settings {
                 ("master_weights", adamw.master_weights.to_string()),
             ],
             Self::Sgd(sgd) => vec![("master_weights", sgd.master_weights.to_string())],
+            Self::Other(_) => Vec::new(),
         }
     }
 }

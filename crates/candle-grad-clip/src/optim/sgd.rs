@@ -11,7 +11,7 @@ use super::params::{ParamsSgd, Settings, SgdSettings, check_numbers, check_sgd};
 use super::shared::fused_optimizer;
 use crate::error::{Error, Result};
 use crate::groups::{ParamGroup, ParamGroups, check_no_limits};
-use crate::param_state::{Kept, StepRule};
+use crate::param_state::{StateLayout, StepRule};
 use crate::vars::NamedVars;
 
 /// Stochastic gradient descent with momentum as in PyTorch, and with the clip fused into its
@@ -78,9 +78,9 @@ impl Sgd {
     ) -> Result<Self> {
         let params = params.into();
         check_sgd(&params)?;
-        let kept = Kept::sgd(params.momentum, false);
+        let layout = StateLayout::sgd(params.momentum, false);
         Ok(Self {
-            trained: ParamStates::new(vars.into(), kept),
+            trained: ParamStates::new(vars.into(), layout),
             params,
         })
     }
@@ -175,7 +175,7 @@ impl Fused for Sgd {
     fn settings(&self) -> Settings {
         Settings::Sgd(SgdSettings {
             params: self.params,
-            master_weights: self.trained.kept().master_weights,
+            master_weights: self.trained.layout().master_weights,
         })
     }
 

@@ -19,9 +19,9 @@ macro_rules! fused_optimizer {
             $(#[$master_weights])*
             #[must_use]
             pub fn master_weights(mut self, master_weights: bool) -> Self {
-                self.trained.restart(Kept {
+                self.trained.restart(StateLayout {
                     master_weights,
-                    ..self.trained.kept()
+                    ..self.trained.layout()
                 });
                 self
             }

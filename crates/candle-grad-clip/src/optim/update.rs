@@ -8,10 +8,10 @@ use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit, NormType};
 use rustc_hash::FxHashMap;
 
 use super::param_states::ParamStates;
-use crate::backend::{self, Counted, DeviceSteps, StepResult, Stepped, UpdateJob};
+use crate::backend::{self, Counted, StepResult, Stepped, UpdateJob};
 use crate::clip::Edits;
 use crate::error::Result;
-use crate::gradients::{Entry, Place, Plan, Request, route_cuda_to_candle_ops};
+use crate::gradients::{Entry, Plan, Request, Residency, route_cuda_to_candle_ops};
 use crate::param_state::{State, StepRule};
 use crate::pipeline::collect::{copies_of_unreadable, readable};
 use crate::pipeline::measure::walk;
@@ -27,7 +27,7 @@ type EditOf<'a> = dyn Fn(usize) -> GradEdit<'a> + Sync + 'a;
 
 /// Collected gradients with their edits.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clipped<'a> {
+pub(crate) struct GradEdits<'a> {
     pub(crate) vars: &'a NamedVars,
     /// One for each of `vars`.
     pub(crate) entries: &'a [Entry<'a>],
@@ -42,12 +42,12 @@ impl ParamStates {
     pub(crate) fn step(
         &mut self,
         grads: &GradStore,
-        clipped: Option<Clipped<'_>>,
+        clipped: Option<GradEdits<'_>>,
         rules: &[StepRule],
     ) -> Result<()> {
-        self.settle()?;
+        self.sync_counters()?;
         match clipped {
-            Some(Clipped {
+            Some(GradEdits {
                 vars,
                 entries,
                 edits,
@@ -66,7 +66,7 @@ impl ParamStates {
     fn step_collecting(
         &mut self,
         grads: &GradStore,
-        clipped: Option<Clipped<'_>>,
+        clipped: Option<GradEdits<'_>>,
         rules: &[StepRule],
     ) -> Result<()> {
         let mut entries = walk(self.vars.list(), grads, None)?;
@@ -127,13 +127,13 @@ impl ParamStates {
     /// `skips_in_a_row` initializes the counter of a GPU that does not count yet.
     pub(crate) fn step_on_device(
         &mut self,
-        clipped: Clipped<'_>,
+        clipped: GradEdits<'_>,
         plan: &Plan,
         rules: &[StepRule],
         skips_in_a_row: u32,
         keeps_norms: bool,
     ) -> Result<Option<Arc<dyn StepResult>>> {
-        let Clipped {
+        let GradEdits {
             vars,
             entries,
             edits,
@@ -146,27 +146,27 @@ impl ParamStates {
             return Ok(None);
         }
         let owned = copies_of_unreadable(entries, &self.vars.list().storages())?;
-        let leads = |lead: &dyn DeviceSteps| lead.device().same_device(&device);
-        if !self.lead.as_ref().is_some_and(|lead| leads(&**lead)) {
-            self.settle()?;
+        let there = self.device_steps.as_ref().map(|steps| steps.device());
+        if !there.is_some_and(|there| there.same_device(&device)) {
+            self.sync_counters()?;
             let counted = Counted {
                 steps: self.steps,
                 skips_in_a_row,
                 counts: self.counts.to_vec(),
             };
-            self.lead = Some(backend::cuda::start_steps(&device, &counted)?);
+            self.device_steps = Some(backend::cuda::start_steps(&device, &counted)?);
         }
         // The GPU counts the steps of each Var, so a Var that has taken none may already have
         // state.
         for (index, state) in self.start_states(entries)? {
             self.states[index] = state;
         }
-        let Some(mut lead) = self.lead.take() else {
+        let Some(mut steps) = self.device_steps.take() else {
             return Ok(None);
         };
         let jobs = self.update_jobs(entries, &owned, &[], &|index| edits.of(index));
-        let result = jobs.and_then(|jobs| lead.step(&jobs, rules, plan, keeps_norms));
-        self.lead = Some(lead);
+        let result = jobs.and_then(|jobs| steps.step(&jobs, rules, plan, keeps_norms));
+        self.device_steps = Some(steps);
         result.map(Some)
     }
 
@@ -179,14 +179,14 @@ impl ParamStates {
         edit: &EditOf<'_>,
     ) -> Result<Vec<UpdateJob<'a>>> {
         let job = |(index, entry): (usize, &Entry<'a>)| {
-            let grad = readable(entry).filter(|_| entry.place.is_cuda())?;
+            let grad = readable(entry).filter(|_| entry.residency.is_cuda())?;
             let fresh = started.binary_search_by_key(&index, |(index, _)| *index);
             let edit = backend::expect_uniform_edit(edit(index));
             Some(edit.map(|edit| UpdateJob {
                 var: &self.vars.vars()[index],
                 grad: owned.get(&index).unwrap_or(grad),
                 state: fresh.map_or(&self.states[index], |place| &started[place].1),
-                kept: self.kept,
+                layout: self.layout,
                 edit,
                 rule: rule_index(self.group_of[index]),
                 is_first: self.counts[index] == 0,
@@ -201,7 +201,7 @@ impl ParamStates {
         let mut started = Vec::new();
         for (index, (entry, state)) in entries.iter().zip(&self.states).enumerate() {
             if matches!(state, State::Fresh) && readable(entry).is_some() {
-                let state = State::start(&self.vars.vars()[index], self.kept)?;
+                let state = State::start(&self.vars.vars()[index], self.layout)?;
                 started.push((index, state));
             }
         }
@@ -219,12 +219,19 @@ impl ParamStates {
         let mut stepped = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
             let Some(grad) = entry.grad else { continue };
-            if entry.place == Place::Elsewhere && entry.elements > 0 {
+            if entry.residency == Residency::Elsewhere && entry.elements > 0 {
                 let (var, state) = (&self.vars.vars()[index], &self.states[index]);
                 let rule = rules[rule_index(self.group_of[index])].of(self.counts[index]);
                 let (edit, is_finite) = (edit(index), entry.is_finite());
-                let next =
-                    backend::candle_ops::step(var, grad, state, self.kept, edit, rule, is_finite)?;
+                let next = backend::candle_ops::step(
+                    var,
+                    grad,
+                    state,
+                    self.layout,
+                    edit,
+                    rule,
+                    is_finite,
+                )?;
                 stepped.push((index, next));
             }
         }
@@ -241,14 +248,14 @@ impl ParamStates {
         edit: &EditOf<'_>,
         rule: impl Fn(usize) -> StepRule + Sync,
     ) -> Result<()> {
-        let (vars, kept) = (self.vars.vars(), self.kept);
+        let (vars, layout) = (self.vars.vars(), self.layout);
         let one = |index: usize, state: &mut State| {
             let entry = &entries[index];
-            let Some(grad) = readable(entry).filter(|_| entry.place.is_cpu()) else {
+            let Some(grad) = readable(entry).filter(|_| entry.residency.is_cpu()) else {
                 return Ok(());
             };
             let grad = owned.get(&index).unwrap_or(grad);
-            backend::cpu::step(&vars[index], grad, state, kept, edit(index), rule(index))
+            backend::cpu::step(&vars[index], grad, state, layout, edit(index), rule(index))
         };
         let is_large = |index: usize| entries[index].elements > BLOCK;
         let work = self.vars.list().work;
@@ -294,7 +301,7 @@ fn only_cuda(entries: &[Entry<'_>]) -> Option<Device> {
     let mut found = entries.iter().filter(|entry| entry.grad.is_some());
     let device = found.clone().find_map(readable)?.device();
     let is_there = |entry: &Entry<'_>| {
-        let grad = entry.grad.filter(|_| entry.place.is_cuda());
+        let grad = entry.grad.filter(|_| entry.residency.is_cuda());
         grad.is_some_and(|grad| grad.device().same_device(device))
     };
     found.all(is_there).then(|| device.clone())

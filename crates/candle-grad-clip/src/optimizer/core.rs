@@ -48,9 +48,10 @@ impl Core {
         vars.check_devices()?;
         let (trained, vars) = TrainedVars::new(&inner, inner_name, vars, allow_unclipped)?;
         let policy = Policy::new(clip, &vars)?;
-        if let Inner::Fused(fused) = &mut inner {
-            trained.adopt(*fused, &vars)?;
-            fused.trained_mut().settle()?; // another wrapper's skips don't count here
+        if let Inner::Fused(parts) = &mut inner {
+            trained.adopt(parts, &vars)?;
+            // Another wrapper's skips don't count here.
+            parts.try_for_each(|fused| fused.trained_mut().sync_counters())?;
         }
         Ok(Self {
             vars,
@@ -76,8 +77,15 @@ impl Core {
     ) -> Result<()> {
         let names = self.vars.names();
         let limits = self.policy.limits_of(groups.clone(), names)?;
-        if let Inner::Fused(fused) = inner {
-            self.trained.adopt(*fused, &self.vars)?;
+        if let Inner::Fused(parts) = inner {
+            self.trained.adopt(parts, &self.vars)?;
+        }
+        // Each optimizer of a pair knows its own Vars only, so it has its own groups.
+        let single = match inner {
+            Inner::Fused(parts) => parts.single(),
+            Inner::Foreign(_) => None,
+        };
+        if let Some(fused) = single {
             fused.trained_mut().set_groups(groups)?;
         } else if let Some(group) = groups.iter().find(|group| group.has_rates()) {
             return Err(Error::GroupsNeedFused {

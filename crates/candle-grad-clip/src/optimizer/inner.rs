@@ -5,11 +5,11 @@ use candle_nn::Optimizer;
 
 use crate::check::check_not_negative;
 use crate::error::Result;
-use crate::optim::{self, Fused};
+use crate::optim::{self, FusedParts};
 
-/// A fused optimizer of this crate, whose update applies the clip, or any other optimizer.
+/// Fused optimizers of this crate, whose update applies the clip, or any other optimizer.
 pub(crate) enum Inner<'o> {
-    Fused(&'o mut dyn Fused),
+    Fused(FusedParts<'o>),
     Foreign(&'o mut dyn Foreign),
 }
 

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use wildmatch::WildMatch;
+
 use crate::gradients::Entry;
 use crate::vars::NamedVars;
 
 /// Caches the result of the previous step, since most steps miss the same Vars.
 #[derive(Default)]
 pub(crate) struct Missing {
-    expected_prefixes: Vec<String>,
+    expected_prefixes: Vec<WildMatch>,
     indices: Vec<usize>,
     names: Arc<[String]>,
     warned: bool,
@@ -20,7 +22,8 @@ impl Missing {
         let expected_prefixes = std::mem::take(&mut self.expected_prefixes);
         *self = Self::default();
         self.expected_prefixes = expected_prefixes;
-        let prefixes = name_prefixes.iter().map(ToString::to_string);
+        let prefixes = name_prefixes.iter();
+        let prefixes = prefixes.map(|prefix| WildMatch::new(&format!("{prefix}*")));
         self.expected_prefixes.extend(prefixes);
     }
 
@@ -29,7 +32,7 @@ impl Missing {
         let names = vars.names();
         let is_expected = |name: &str| {
             let mut prefixes = self.expected_prefixes.iter();
-            prefixes.any(|prefix| name.starts_with(prefix))
+            prefixes.any(|prefix| prefix.matches(name))
         };
         let is_missing = |(index, entry): &(usize, &Entry<'_>)| {
             let var = &vars.vars()[*index];

@@ -151,6 +151,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
     /// with [`no_clip`](crate::optim::ParamGroup::no_clip) is not clipped either, but the policy
     /// applies to it.
     ///
+    /// Around any other optimizer, the pattern `*` turns off the warning of `backward_step` about
+    /// Vars that the wrapper was not given. Use it where another optimizer trains them, as in a GAN.
+    ///
     /// ```
     /// # use candle_core::{Device, Var};
     /// # use candle_grad_clip::{Clip, ClippedOptimizer, Error, optim::Sgd};

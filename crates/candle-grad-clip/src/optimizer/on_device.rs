@@ -16,38 +16,40 @@ use crate::backend::StepResult;
 use crate::clip::Edits;
 use crate::error::Result;
 use crate::gradients::{Entry, Plan};
-use crate::optim::Clipped;
+use crate::optim::GradEdits;
 use crate::pipeline::measure::walk;
 
 impl Core {
     /// Fetches the GPU's counters, if it has them, and waits for it. After this the host, or
     /// another GPU, decides.
-    pub(super) fn settle(&mut self, inner: &mut Inner<'_>) -> Result<()> {
-        self.pending.settle(self.vars.names(), &mut self.counters)?;
+    pub(super) fn sync_counters(&mut self, inner: &mut Inner<'_>) -> Result<()> {
+        self.pending
+            .wait_for_all(self.vars.names(), &mut self.counters)?;
         match inner {
-            Inner::Fused(fused) => fused.trained_mut().settle(),
+            Inner::Fused(parts) => parts.try_for_each(|fused| fused.trained_mut().sync_counters()),
             Inner::Foreign(_) => Ok(()),
         }
     }
 
     /// Launches a step that a GPU decides, without waiting. Returns `None` if this is impossible.
-    /// It requires a fused optimizer, a global norm clip, a value clip or none, and all gradients
+    /// It requires one fused optimizer, a global norm clip, a value clip or none, and all gradients
     /// on one GPU.
     pub(super) fn step_on_device(
         &mut self,
         inner: &mut Inner<'_>,
         grads: &GradStore,
     ) -> Result<Option<StepReport>> {
-        let Inner::Fused(fused) = inner else {
+        let (Inner::Fused(parts), Some(plan)) = (inner, self.device_plan()) else {
             return Ok(None);
         };
-        let Some(plan) = self.device_plan() else {
+        self.trained.adopt(parts, &self.vars)?;
+        let Some(fused) = parts.single() else {
             return Ok(None);
         };
-        self.trained.adopt(*fused, &self.vars)?;
-        if !fused.trained().gpu_leads() {
+        if !fused.trained().gpu_owns_counters() {
             // The host decided last, so it has to know all that a GPU has counted before.
-            self.pending.settle(self.vars.names(), &mut self.counters)?;
+            self.pending
+                .wait_for_all(self.vars.names(), &mut self.counters)?;
         }
         let entries = walk(self.vars.list(), grads, None)?;
         let edit = match plan.request.clip_value {
@@ -58,7 +60,7 @@ impl Core {
             },
             None => Edit::NOTHING,
         };
-        let clipped = Clipped {
+        let clipped = GradEdits {
             vars: &self.vars,
             entries: &entries,
             edits: &Edits::All(edit),
@@ -102,6 +104,7 @@ impl Core {
             self.step,
             with_grad,
             self.with_param_norms,
+            self.pending.tiny_coefs(&self.counters),
         );
         let pending = Arc::new(pending);
         self.pending.push(pending.clone());

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::counters::Counters;
 use super::record::{StepPath, StepRecord};
 use super::skips::Skip;
+use super::tiny_coefs;
 use crate::backend::{Outcome, StepResult};
 use crate::clip::{Clip, Policy};
 use crate::error::Result;
@@ -24,6 +25,17 @@ pub(crate) struct PendingStep {
     with_grad: Arc<[usize]>,
     record: OnceLock<StepRecord>,
     param_norms: OnceLock<Vec<f64>>,
+    tiny_coefs: Mutex<TinyCoefsInARow>,
+}
+
+/// The number of steps in a row with a tiny coefficient.
+pub(crate) enum TinyCoefsInARow {
+    /// Up to the step before.
+    Before(u64),
+    /// Up to the step before, which nobody has looked at.
+    After(Arc<PendingStep>),
+    /// Up to this step.
+    Here(u64),
 }
 
 impl PendingStep {
@@ -33,6 +45,7 @@ impl PendingStep {
         step: u64,
         with_grad: Arc<[usize]>,
         keeps_norms: bool,
+        tiny_coefs: TinyCoefsInARow,
     ) -> Self {
         Self {
             result: Mutex::new(Some(result)),
@@ -43,6 +56,7 @@ impl PendingStep {
             with_grad,
             record: OnceLock::new(),
             param_norms: OnceLock::new(),
+            tiny_coefs: Mutex::new(tiny_coefs),
         }
     }
 
@@ -80,6 +94,33 @@ impl PendingStep {
         Ok(outcome)
     }
 
+    fn total_norm(&self, outcome: &Outcome) -> f64 {
+        norm_of(outcome.total.stats, self.clip.request().norm_type)
+    }
+
+    /// The steps in a row with a tiny coefficient, up to this one. The results of earlier steps,
+    /// which this reads, arrive earlier.
+    fn tiny_coefs_in_a_row(&self) -> Result<u64> {
+        let tiny_coefs = || {
+            self.tiny_coefs
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        let earlier = match &*tiny_coefs() {
+            TinyCoefsInARow::Here(in_a_row) => return Ok(*in_a_row),
+            TinyCoefsInARow::Before(in_a_row) => Ok(*in_a_row),
+            TinyCoefsInARow::After(step) => Err(step.clone()),
+        };
+        // Not under the lock.
+        let mut in_a_row = earlier.or_else(|step| step.tiny_coefs_in_a_row())?;
+        let outcome = self.outcome()?;
+        if !outcome.skipped {
+            in_a_row = tiny_coefs::after(in_a_row, self.total_norm(&outcome), outcome.clip_coef);
+        }
+        *tiny_coefs() = TinyCoefsInARow::Here(in_a_row);
+        Ok(in_a_row)
+    }
+
     /// The step's record without the fields that need names. Waits for the GPU once.
     pub(crate) fn record(&self) -> Result<&StepRecord> {
         if let Some(record) = self.record.get() {
@@ -101,6 +142,7 @@ impl PendingStep {
         if !outcome.skipped {
             record.clip_coef = outcome.clip_coef;
         }
+        record.tiny_coefs_in_a_row = self.tiny_coefs_in_a_row()?;
         Ok(self.record.get_or_init(|| record))
     }
 
@@ -137,6 +179,14 @@ pub(crate) struct PendingSteps {
 }
 
 impl PendingSteps {
+    /// What is known of tiny coefficients before the next step.
+    pub(super) fn tiny_coefs(&self, counters: &Counters) -> TinyCoefsInARow {
+        match self.waiting.back() {
+            Some(last) => TinyCoefsInARow::After(last.clone()),
+            None => TinyCoefsInARow::Before(counters.tiny_coefs.in_a_row()),
+        }
+    }
+
     pub(crate) fn push(&mut self, step: Arc<PendingStep>) {
         self.waiting.push_back(step);
     }
@@ -150,7 +200,7 @@ impl PendingSteps {
     }
 
     /// Waits for all results, and counts their skips.
-    pub(super) fn settle(&mut self, names: &[String], counters: &mut Counters) -> Result<()> {
+    pub(super) fn wait_for_all(&mut self, names: &[String], counters: &mut Counters) -> Result<()> {
         while !self.waiting.is_empty() {
             self.look_at_first(names, counters)?;
         }
@@ -177,13 +227,14 @@ impl PendingSteps {
             return Ok(());
         };
         let outcome = step.outcome()?;
+        step.tiny_coefs_in_a_row()?; // frees the step before
         self.waiting.pop_front();
         let stats = outcome.total.stats;
         let norm_type = step.clip.request().norm_type;
         if !outcome.skipped {
             counters.skips.end();
             counters.steps_taken += 1;
-            let total_norm = norm_of(stats, norm_type);
+            let total_norm = step.total_norm(&outcome);
             counters
                 .tiny_coefs
                 .count(step.step, total_norm, outcome.clip_coef);

@@ -67,9 +67,9 @@ pub struct StepRecord {
     /// The same norm after clipping; 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clipped_norm: f64,
-    /// The factor of every gradient, or the smallest if each Var or unit has its own; above 1 only by a
-    /// [`ClipRule`](crate::ClipRule); 1
-    /// for a value clip, 0 for a skipped step.
+    /// The factor of every gradient, or the smallest if each Var or unit has its own. Above 1 only
+    /// by [`Clip::stabilizer`](crate::Clip::stabilizer) or a [`ClipRule`](crate::ClipRule). 1 for a
+    /// value clip, 0 for a skipped step.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde_float"))]
     pub clip_coef: f64,
     /// Whether clipping changed anything.
@@ -97,8 +97,7 @@ pub struct StepRecord {
     pub param_norms: Vec<(String, f64)>,
     /// The number of steps in a row, up to this one, with a [`clip_coef`](Self::clip_coef) below
     /// 1e-6: the model does not train then. The tenth causes a warning. Skipped steps and steps
-    /// with norm 0 neither count nor end the row. Always 0 for a step that a GPU decides; only the
-    /// warning reports it there.
+    /// with norm 0 neither count nor end the row.
     #[cfg_attr(feature = "serde", serde(default))]
     pub tiny_coefs_in_a_row: u64,
 }

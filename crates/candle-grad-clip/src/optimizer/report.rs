@@ -51,9 +51,10 @@ pub struct StepReport {
 impl std::fmt::Debug for StepReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut shown = f.debug_tuple("StepReport");
-        match &self.pending {
-            Some(pending) if !pending.is_ready() => shown.field(&self.known.step).finish(),
-            _ => shown.field(&self.record()).finish(),
+        if self.is_ready() {
+            shown.field(&self.record()).finish()
+        } else {
+            shown.field(&self.known.step).finish()
         }
     }
 }
@@ -89,6 +90,24 @@ impl StepReport {
     #[must_use]
     pub fn step(&self) -> u64 {
         self.known.step
+    }
+
+    /// Whether the numbers are there: reading them does not wait for a GPU. Always true unless a
+    /// GPU decides the steps.
+    ///
+    /// ```
+    #[doc = include_str!("../step_example.md")]
+    /// let mut opt = ClippedOptimizer::wrap(sgd, vars, Clip::norm(1.0))?;
+    /// let report = opt.backward_step_report(&loss)?;
+    /// if report.is_ready() {
+    ///     println!("{}", report.total_norm()?); // else: look again after the next step
+    /// }
+    /// # assert!(report.is_ready());
+    /// # Ok::<(), candle_grad_clip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.pending.as_ref().is_none_or(|step| step.is_ready())
     }
 
     /// The names of the Vars without a gradient, except those that were declared by

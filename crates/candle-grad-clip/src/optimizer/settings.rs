@@ -63,8 +63,9 @@ impl<O: Optimizer + 'static> ClippedOptimizer<O> {
         self.core.policy.clip()
     }
 
-    /// Declares Vars that never get a gradient, by prefixes of their names: running statistics of a
-    /// batch norm, frozen layers. Reports and warnings leave them out.
+    /// Declares Vars that never get a gradient, by prefixes of their names: target networks, frozen
+    /// layers. `*` stands for any characters: `*.running_` is the running statistics of every batch
+    /// norm. Reports and warnings leave these Vars out.
     ///
     /// ```
     /// # use candle_core::{Device, Var};

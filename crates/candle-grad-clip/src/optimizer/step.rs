@@ -19,7 +19,7 @@ use crate::clip::{Action, Decision, Edits, NonFinite};
 use crate::error::{Error, Result};
 use crate::gradients::{Measurements, Request};
 use crate::loss_scaler::LossScaler;
-use crate::optim::{Clipped, Fused};
+use crate::optim::{FusedParts, GradEdits};
 use crate::pipeline::edit::{edit_copies, edit_in_place, insert};
 use crate::pipeline::measure::{measure_unscaled, non_finite_error};
 use crate::pipeline::units::measure_units;
@@ -84,7 +84,7 @@ impl Core {
         if let Some(report) = self.step_on_device(inner, grads.store())? {
             return Ok(report);
         }
-        self.settle(inner)?;
+        self.sync_counters(inner)?;
 
         let (measured, decision) = self.measure_and_decide(inner, grads.store(), loss)?;
         let path = match (&*inner, &grads) {
@@ -95,8 +95,8 @@ impl Core {
         let report = self.report(&measured, &decision, path);
         let skipped_inside = match (inner, &decision.action) {
             (_, Action::Skip(_)) => None,
-            (Inner::Fused(fused), action) => {
-                self.fused_step(*fused, grads.store(), &measured, action)?;
+            (Inner::Fused(parts), action) => {
+                self.fused_step(parts, grads.store(), &measured, action)?;
                 None
             }
             (Inner::Foreign(inner), action) => {
@@ -231,8 +231,8 @@ impl Core {
 
     /// Finds the first gradient that its edit would make infinite, unless the policy allows it.
     ///
-    /// Clips never multiply by more than 1. Only a loss scale below 1 and a user's rule enlarge
-    /// gradients, which are then read once more.
+    /// Only a loss scale below 1 and a user's rule can do that; gradients are then read once more.
+    /// The stabilizer enlarges gradients too, but only to a bounded length.
     fn overflow(
         &self,
         inner: &Inner<'_>,
@@ -251,27 +251,27 @@ impl Core {
         }
     }
 
-    /// Takes a step of a fused optimizer, which applies the edits in its update.
+    /// Takes a step of fused optimizers, which apply the edits in their update.
     fn fused_step(
         &mut self,
-        fused: &mut dyn Fused,
+        parts: &mut FusedParts<'_>,
         grads: &GradStore,
         measured: &Measurements<'_>,
         action: &Action,
     ) -> Result<()> {
-        self.trained.adopt(fused, &self.vars)?; // again, as `inner_mut` may have put another in its place
+        self.trained.adopt(parts, &self.vars)?; // again, as `inner_mut` may have put another in its place
         let nothing = Edits::All(Edit::NOTHING);
         let edits = match action {
             Action::Edit(edits) => edits,
             _ => &nothing,
         };
-        let clipped = Clipped {
+        let clipped = GradEdits {
             vars: &self.vars,
             entries: &measured.entries,
             edits,
             others: Edit::NOTHING.unscaling(self.loss_scale()),
         };
-        fused.fused_step(grads, Some(clipped))
+        parts.step(grads, clipped)
     }
 
     /// Edits the gradients for an optimizer that is not fused.

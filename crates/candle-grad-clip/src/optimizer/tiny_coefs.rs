@@ -16,15 +16,9 @@ impl TinyCoefs {
     /// Counts a step that was taken, and warns once per row of tiny coefficients. A step with norm
     /// 0 neither counts nor ends the row.
     pub(crate) fn count(&mut self, step: u64, total_norm: f64, clip_coef: f64) -> u64 {
-        if total_norm == 0.0 {
-            return self.in_a_row;
-        }
-        self.in_a_row = if clip_coef < TINY_COEF {
-            self.in_a_row.saturating_add(1)
-        } else {
-            0
-        };
-        if self.in_a_row == TOLD_AT {
+        let before = self.in_a_row;
+        self.in_a_row = after(before, total_norm, clip_coef);
+        if self.in_a_row == TOLD_AT && before < TOLD_AT {
             tracing::warn!(
                 step,
                 total_norm,
@@ -40,5 +34,16 @@ impl TinyCoefs {
     /// The number as of the last step that was taken.
     pub(crate) fn in_a_row(&self) -> u64 {
         self.in_a_row
+    }
+}
+
+/// The number after a step that was taken, from the number before it.
+pub(super) fn after(in_a_row: u64, total_norm: f64, clip_coef: f64) -> u64 {
+    if total_norm == 0.0 {
+        in_a_row
+    } else if clip_coef < TINY_COEF {
+        in_a_row.saturating_add(1)
+    } else {
+        0
     }
 }

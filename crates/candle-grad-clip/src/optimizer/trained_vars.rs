@@ -8,7 +8,7 @@ use wildmatch::WildMatch;
 
 use super::inner::Inner;
 use crate::error::{Error, Result};
-use crate::optim::Fused;
+use crate::optim::FusedParts;
 use crate::vars::{NamedVars, Source};
 
 /// The prefix of every wrapper's type name.
@@ -43,15 +43,16 @@ impl TrainedVars {
             given: ids(&given),
             source: given.source().cloned(),
             searched: None,
-            warned: false,
+            // The Vars of the warning have no names, so no other pattern can match them.
+            warned: allow_unclipped.contains(&"*"),
         };
         let given = given.with_own_names();
-        let Inner::Fused(fused) = inner else {
+        let Inner::Fused(parts) = inner else {
             warn_of_halves(inner_name, &given);
             return Ok((trained, given));
         };
-        trained.check_unclipped(fused.trained().vars())?;
-        let untrained = untrained(fused.trained().vars(), &given);
+        trained.check_unclipped(parts)?;
+        let untrained = untrained(parts, &given);
         if untrained.is_empty() {
             return Ok((trained, given));
         }
@@ -59,32 +60,33 @@ impl TrainedVars {
             ?untrained,
             "Vars that the inner optimizer does not train are ignored: no norm includes them"
         );
-        let theirs = ids(fused.trained().vars());
+        let theirs = ids_of(parts);
         let is_trained = |var: &Var| theirs.contains(&var.id()) || !var.dtype().is_float();
         Ok((trained, given.filtered(is_trained)))
     }
 
-    /// Gives a fused optimizer the wrapper's names, after checking that it trains the wrapper's
+    /// Gives fused optimizers the wrapper's names, after checking that they train the wrapper's
     /// Vars.
-    pub(crate) fn adopt(&self, fused: &mut dyn Fused, vars: &NamedVars) -> Result<()> {
-        if fused.trained().has_adopted(vars) {
+    pub(crate) fn adopt(&self, parts: &mut FusedParts<'_>, vars: &NamedVars) -> Result<()> {
+        if parts.iter().all(|fused| fused.trained().has_adopted(vars)) {
             return Ok(());
         }
-        self.check_unclipped(fused.trained().vars())?;
-        let untrained = untrained(fused.trained().vars(), vars);
+        self.check_unclipped(parts)?;
+        let untrained = untrained(parts, vars);
         if !untrained.is_empty() {
             return Err(Error::UntrainedVars { vars: untrained });
         }
-        fused.adopt(vars)
+        parts.try_for_each(|fused| fused.adopt(vars))
     }
 
     /// Refuses Vars that would be trained unclipped.
-    fn check_unclipped(&self, trained: &NamedVars) -> Result<()> {
+    fn check_unclipped(&self, parts: &FusedParts<'_>) -> Result<()> {
         let is_allowed = |name: &String| {
             let mut patterns = self.allow_unclipped.iter();
             patterns.any(|pattern| WildMatch::new(pattern).matches(name))
         };
-        let both = trained.vars().iter().zip(trained.names());
+        let trained = parts.iter().map(|fused| fused.trained().vars());
+        let both = trained.flat_map(|vars| vars.vars().iter().zip(vars.names()));
         let others = both.filter(|(var, _)| {
             // Other dtypes never have a gradient.
             var.dtype().is_float() && !self.given.contains(&var.id())
@@ -140,7 +142,8 @@ impl TrainedVars {
             unknown = unknown.len(),
             ?shapes,
             "Vars that the wrapper was not given have gradients: if the inner optimizer trains them, they are neither \
-             measured nor clipped. Pass all Vars that it trains to `wrap`"
+             measured nor clipped. Pass all Vars that it trains to `wrap`; if another optimizer trains them, allow `*` in \
+             `wrap_allow_unclipped`"
         );
     }
 }
@@ -178,9 +181,17 @@ fn ids(vars: &NamedVars) -> FxHashSet<TensorId> {
     vars.vars().iter().map(|var| var.id()).collect()
 }
 
+/// The Vars that fused optimizers train.
+fn ids_of(parts: &FusedParts<'_>) -> FxHashSet<TensorId> {
+    parts
+        .iter()
+        .flat_map(|fused| ids(fused.trained().vars()))
+        .collect()
+}
+
 /// The names of the float Vars that are not trained; other dtypes never have a gradient.
-fn untrained(trained: &NamedVars, vars: &NamedVars) -> Vec<String> {
-    let trained = ids(trained);
+fn untrained(parts: &FusedParts<'_>, vars: &NamedVars) -> Vec<String> {
+    let trained = ids_of(parts);
     let both = vars.vars().iter().zip(vars.names());
     let others = both.filter(|(var, _)| var.dtype().is_float() && !trained.contains(&var.id()));
     others.map(|(_, name)| name.clone()).collect()

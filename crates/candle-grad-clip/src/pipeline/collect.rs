@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor, Var};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::error::{Error, Result};
-use crate::gradients::{Entry, Place};
+use crate::gradients::{Entry, Residency};
 use crate::tensors::device_has;
 use crate::vars::VarList;
 
@@ -106,7 +106,7 @@ pub(crate) fn check_any_match(vars: &[Var], grads: &GradStore) -> Result<()> {
 pub(crate) fn readable<'g>(entry: &Entry<'g>) -> Option<&'g Tensor> {
     entry
         .grad
-        .filter(|_| entry.place != Place::Elsewhere && entry.elements > 0)
+        .filter(|_| entry.residency != Residency::Elsewhere && entry.elements > 0)
 }
 
 /// Copies, by index, the gradients that the kernels can't read while they write to the storages in
@@ -120,7 +120,7 @@ pub(crate) fn copies_of_unreadable(
         let Some(grad) = readable(entry) else {
             continue;
         };
-        if !entry.place.is_in_place() || written.contains(&entry.storage) {
+        if !entry.residency.is_in_place() || written.contains(&entry.storage) {
             copies.insert(index, grad.force_contiguous()?);
         }
     }

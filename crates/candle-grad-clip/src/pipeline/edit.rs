@@ -11,7 +11,7 @@ use crate::backend;
 use crate::candle_versions::empty_store;
 use crate::clip::Edits;
 use crate::error::Result;
-use crate::gradients::{Entry, Place};
+use crate::gradients::{Entry, Residency};
 use crate::tensors::{any_equal, storage_address, storage_addresses, touch_headers};
 use crate::threads::{Work, for_each, for_each_large};
 use crate::vars::VarList;
@@ -24,8 +24,9 @@ const JOBS_PER_TASK: usize = 64;
 ///
 /// A gradient gets new storage if it is not contiguous, or if it shares storage with a Var or with
 /// another tensor's entry. If gradients of `vars` share storage, only the first contiguous one
-/// keeps it. This way no gradient is scaled twice and no weight changes. Everything that can fail
-/// comes before the first write.
+/// keeps it. This way no gradient is scaled twice and no weight changes. Checks, allocations and
+/// uploads come before the first write. Each GPU has one launch, one after the other: if a later one
+/// fails, the gradients on the GPUs before it are edited already.
 #[must_use = "the replacements must be inserted into `grads`"]
 pub(crate) fn edit_in_place(
     vars: VarList<'_>,
@@ -48,13 +49,13 @@ pub(crate) fn edit_in_place(
         if !needs_edit(entry, edit) {
             continue;
         }
-        if entry.place.is_in_place() && !is_taken(entry.storage) {
+        if entry.residency.is_in_place() && !is_taken(entry.storage) {
             jobs.push(Job {
                 grad,
                 target: None,
                 edit,
                 elements: entry.elements,
-                place: entry.place,
+                residency: entry.residency,
             });
         } else {
             replacements.push((var.id(), backend::edit_to_new(grad, entry, edit)?));
@@ -88,7 +89,7 @@ pub(crate) fn edit_copies(
         if !needs_edit(entry, edit) {
             continue;
         }
-        let copy = if entry.place == Place::Elsewhere {
+        let copy = if entry.residency == Residency::Elsewhere {
             backend::edit_to_new(grad, entry, edit)?
         } else {
             let target = scratch.tensor(index, grad)?;
@@ -97,7 +98,7 @@ pub(crate) fn edit_copies(
                 target: Some(target.clone()),
                 edit,
                 elements: entry.elements,
-                place: entry.place,
+                residency: entry.residency,
             });
             target
         };
@@ -206,16 +207,16 @@ struct Job<'g> {
     target: Option<Tensor>,
     edit: GradEdit<'g>,
     elements: usize,
-    place: Place,
+    residency: Residency,
 }
 
 /// Runs all jobs, those on GPUs first, since their launches can fail.
 fn run(jobs: &[Job<'_>], work: Work) -> Result<()> {
-    if jobs.iter().any(|job| job.place.is_cuda()) {
+    if jobs.iter().any(|job| job.residency.is_cuda()) {
         run_on_gpu(jobs)?;
     }
     let run = |job: &Job<'_>| match &job.target {
-        _ if job.place.is_cuda() => Ok(()),
+        _ if job.residency.is_cuda() => Ok(()),
         Some(target) => backend::cpu::edit_into(job.grad, target, job.edit),
         None => backend::cpu::edit_in_place(job.grad, job.edit),
     };
@@ -224,7 +225,7 @@ fn run(jobs: &[Job<'_>], work: Work) -> Result<()> {
 }
 
 fn run_on_gpu(jobs: &[Job<'_>]) -> Result<()> {
-    let jobs: Vec<&Job<'_>> = jobs.iter().filter(|job| job.place.is_cuda()).collect();
+    let jobs: Vec<&Job<'_>> = jobs.iter().filter(|job| job.residency.is_cuda()).collect();
     let sources = jobs.iter().map(|job| job.grad.contiguous());
     let sources: Vec<Tensor> = sources.collect::<candle_core::Result<_>>()?;
     let mut edits = Vec::with_capacity(jobs.len());

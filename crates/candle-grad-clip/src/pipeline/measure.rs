@@ -7,7 +7,7 @@ use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use crate::backend::{self, Backends};
 use crate::error::{Error, Result};
-use crate::gradients::{Entry, Measurements, Place, Request};
+use crate::gradients::{Entry, Measurements, Request, Residency};
 use crate::pipeline::collect::collect;
 use crate::tensors::{any_equal, storage_address};
 use crate::threads::{for_each, for_each_large};
@@ -45,7 +45,7 @@ pub(crate) fn measure<'g>(
     let mut entries = walk(vars, grads, Some(request))?;
     let mut total = backend::cuda::measure(&mut entries, request)?;
     backend::candle_ops::measure(&mut entries, request)?;
-    let others = |entry: &&Entry<'_>| entry.grad.is_some() && !entry.place.is_cuda();
+    let others = |entry: &&Entry<'_>| entry.grad.is_some() && !entry.residency.is_cuda();
     for entry in entries.iter().filter(others) {
         total = total.merge(entry.measured, request.norm_type);
     }
@@ -77,7 +77,7 @@ pub(crate) fn walk<'g>(
     let Some(request) = request else {
         return Ok(entries);
     };
-    let is_large = |entry: &&mut Entry<'_>| entry.elements > BLOCK && entry.place.is_cpu();
+    let is_large = |entry: &&mut Entry<'_>| entry.elements > BLOCK && entry.residency.is_cpu();
     let large = entries.iter_mut().filter(is_large);
     for_each_large(vars.work, large, |entry| {
         backend::cpu::measure(entry, request)
@@ -100,20 +100,20 @@ fn walk_block<'g>(
     for (entry, grad) in block.iter_mut().zip(&*found) {
         if let Some(grad) = *grad {
             entry.grad = Some(grad);
-            entry.place = backends.place(grad);
+            entry.residency = backends.residency(grad);
             entry.elements = grad.elem_count();
         }
     }
     for entry in block
         .iter_mut()
-        .filter(|entry| entry.place != Place::Elsewhere)
+        .filter(|entry| entry.residency != Residency::Elsewhere)
     {
         let Some(grad) = entry.grad else { continue };
         match request {
-            Some(request) if entry.place.is_cpu() && entry.elements <= BLOCK => {
+            Some(request) if entry.residency.is_cpu() && entry.elements <= BLOCK => {
                 backend::cpu::measure(entry, request)?;
             }
-            Some(_) if entry.place.is_cpu() => {} // measured later, in parallel
+            Some(_) if entry.residency.is_cpu() => {} // measured later, in parallel
             _ => entry.storage = storage_address(grad),
         }
     }

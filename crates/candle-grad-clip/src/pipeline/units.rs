@@ -9,7 +9,7 @@ use candle_grad_clip_kernels::{BLOCK, NormType, Stats, Units};
 use crate::backend;
 use crate::error::Result;
 use crate::gradients::{
-    Entry, GradStats, MeasuredUnits, Measurements, Place, UnitPlan, route_cuda_to_candle_ops,
+    Entry, GradStats, MeasuredUnits, Measurements, Residency, UnitPlan, route_cuda_to_candle_ops,
 };
 use crate::pipeline::measure::walk;
 use crate::threads::{Work, for_each, for_each_large};
@@ -91,7 +91,7 @@ fn measure_all(
         };
         let mut push = |tensor, stats| {
             let units = plan.units(index);
-            if entry.place == Place::Elsewhere {
+            if entry.residency == Residency::Elsewhere {
                 elsewhere.push((tensor, units, stats));
             } else {
                 here.push(Job {

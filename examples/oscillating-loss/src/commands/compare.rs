@@ -1,16 +1,16 @@
 //! Some arms, from the same initial weights and over the same batches.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::Result;
+use candle_grad_clip_log::{Progress, RunLog, compare_runs};
 
 use crate::arm::Arm;
-use crate::events::Events;
 use crate::experiment::Experiment;
-use crate::late::Late;
-use crate::out_dir::OutDir;
-use crate::progress::Bars;
+use crate::outcome::Outcome;
 use crate::run::Run;
 use crate::settings::Settings;
-use crate::{figures, table};
+use crate::tables;
 
 /// The runs of a comparison: one an arm.
 #[must_use]
@@ -20,83 +20,68 @@ pub fn plan(experiment: &Experiment, arms: &[Arm], lr: f64) -> Vec<Settings> {
         .collect()
 }
 
-/// Trains them side by side, with live bars and `TensorBoard` events; then prints the curves.
+/// Trains them side by side, each with a log in a folder of its own, and prints the curves.
 ///
 /// # Errors
-/// If a run fails or an event file can't be made.
-pub fn run(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<Run>> {
-    let bars = bars(experiment, settings)?;
-    let runs = experiment.train_all(settings, &bars)?;
-    bars.flush();
+/// If a run fails or a folder can't be made.
+pub fn run(experiment: &Experiment, plan: &[Settings]) -> Result<Vec<Run>> {
+    let log = |settings: &Settings| log(experiment, settings).map(Some);
+    let runs = experiment.train_all(plan, log)?;
     print(&runs);
     Ok(runs)
 }
 
-/// The folder of each run.
-///
-/// # Errors
-/// If one can't be made, or has something of this program's names in it that the program has not
-/// written.
-pub fn folders(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<OutDir>> {
-    settings
-        .iter()
-        .map(|settings| experiment.out.folder(&settings.arm.folder()))
-        .collect()
+/// The folder of a run.
+#[must_use]
+pub fn folder(experiment: &Experiment, settings: &Settings) -> PathBuf {
+    experiment.out.path().join(settings.arm.folder())
 }
 
-/// Bars for these runs, and an event file in each one's folder.
+/// A new log in the folder of the run; an earlier log of ours is replaced.
 ///
 /// # Errors
-/// If a folder or a file can't be made.
-pub fn bars(experiment: &Experiment, settings: &[Settings]) -> Result<Bars> {
-    let events = folders(experiment, settings)?
-        .iter()
-        .map(|folder| Events::create(folder.path()))
-        .collect::<Result<Vec<_>>>()?;
-    Bars::new(settings, events)
+/// If it can't be made, or something else is in the way.
+pub fn log(experiment: &Experiment, settings: &Settings) -> Result<RunLog> {
+    let log = RunLog::overwrite(folder(experiment, settings))?;
+    Ok(log.with_progress(Progress::Off))
 }
 
-/// Writes numbers and weights, and then the pictures. What can't be written costs nothing else.
-pub fn write(experiment: &Experiment, runs: &[Run], late: &mut Late) {
-    let out = &experiment.out;
-    let in_folder = |run: &Run, write: &dyn Fn(&OutDir) -> Result<()>| {
-        write(&out.folder(&run.settings.arm.folder())?)
+/// Writes what is left of the runs: first numbers, then weights, then the page.
+///
+/// # Errors
+/// If one can't be written; the others are written all the same.
+pub fn write(experiment: &Experiment, runs: &[Run]) -> Result<()> {
+    let numbers = experiment.write_results(runs);
+    let weights = write_weights(experiment, runs);
+    let page = compare_runs(experiment.out.path());
+    numbers.and(weights).and(page.map_err(Into::into))
+}
+
+/// Writes the weights of each run into its folder.
+///
+/// # Errors
+/// If one can't be written; the others are written all the same.
+pub fn write_weights(experiment: &Experiment, runs: &[Run]) -> Result<()> {
+    let write = |run: &Run| {
+        let name = format!("{}/weights.safetensors", run.settings.arm.folder());
+        let save = |path: &Path| Ok(run.weights.save(path)?);
+        experiment.out.write(&name, save)
     };
-    for run in runs {
-        late.keep(in_folder(run, &|folder| {
-            folder.write("param_norms.csv", |path| run.param_norms.write_csv(path))
-        }));
-    }
-    for run in runs {
-        late.keep(in_folder(run, &|folder| {
-            folder.write("weights.safetensors", |path| {
-                Ok(run.weights.0.save(path)?)
-            })
-        }));
-    }
-    for run in runs {
-        late.keep(in_folder(run, &|folder| {
-            let map = run.param_norms.heat_map(figures::title(run));
-            plot::heat_map(&map, &folder.path().join("param_norms"))
-        }));
-    }
-    let (loss, norm) = (figures::loss(runs), figures::grad_norm(runs));
-    late.keep(plot::line_chart(&loss, &out.path().join("loss")));
-    late.keep(plot::line_chart(&norm, &out.path().join("grad_norm")));
+    runs.iter().map(write).fold(Ok(()), Result::and)
 }
 
 /// Prints the curves.
 pub fn print(runs: &[Run]) {
-    println!("Test loss by step:");
-    println!("{}", table::curves(runs));
-    for run in runs {
+    let table = tables::curves(runs);
+    println!("{}:\n{}", table.title, tables::text(&table));
+    for run in runs.iter().map(Outcome::from) {
         let arm = &run.settings.arm;
         match &run.diverged {
             Some(why) => println!("{arm}: diverged at {why}; this arm stopped there."),
             None => println!(
                 "{arm}: clipped {:.0} % of the steps, {:.1} ms a step.",
-                100.0 * run.clipped_fraction(),
-                run.ms_per_step()
+                100.0 * run.clipped_fraction,
+                run.ms_per_step
             ),
         }
     }

@@ -1,14 +1,16 @@
 //! Which `max_norm` to take: the norms that training has when nobody clips.
 
-use anyhow::{Result, anyhow};
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
 use candle_grad_clip::{Clip, NormStatistics};
 
-use crate::arm::Arm;
+use crate::arm::{Arm, MAX_NORM};
 use crate::experiment::Experiment;
 use crate::run::Run;
 use crate::settings::Settings;
-use crate::table::number;
-use crate::train::train;
+use crate::tables::number;
+use crate::train::{Extras, train};
 
 /// Steps that are looked at.
 pub const STEPS: usize = 100;
@@ -35,23 +37,26 @@ pub fn plan(experiment: &Experiment, lr: f64, steps: usize) -> Settings {
 pub fn run(experiment: &Experiment, settings: &Settings) -> Result<(Run, NormStatistics)> {
     let mut norms = NormStatistics::default();
     let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
-    let run = train(settings, weather, interrupt, |_, report| {
-        Ok(norms.add(report)?)
-    })?;
+    let run = train(
+        settings,
+        weather,
+        interrupt,
+        Extras::default(),
+        |_, report| Ok(norms.add(report)?),
+    )?;
     Ok((run, norms))
 }
 
-/// Prints the distribution.
+/// The distribution, in words.
 ///
 /// # Errors
 /// If not one norm was finite.
-pub fn report(run: &Run, norms: &NormStatistics) -> Result<()> {
+pub fn report((run, norms): &(Run, NormStatistics)) -> Result<String> {
     let percentile = |percentile| {
-        let norm = norms.percentile_norm(percentile);
-        norm.map(number)
-            .ok_or_else(|| anyhow!("no finite norm: lower the learning rate"))
+        let norm = norms.percentile_norm(percentile).map(number);
+        norm.context("no finite norm: lower the learning rate")
     };
-    println!(
+    let mut text = format!(
         "Norms of {} unclipped steps at a learning rate of {:e}: smallest {}, median {}, largest {}.",
         norms.steps(),
         run.settings.lr,
@@ -60,10 +65,21 @@ pub fn report(run: &Run, norms: &NormStatistics) -> Result<()> {
         percentile(100.0)?
     );
     for suggestion in norms.suggest_max_norm() {
-        println!("  {suggestion}");
+        write!(text, "\n  {suggestion}")?;
     }
     if let Some(why) = &run.diverged {
-        println!("  (It diverged, so these norms mean little: {why}.)");
+        write!(
+            text,
+            "\n  (It diverged, so these norms mean little: {why}.)"
+        )?;
     }
-    Ok(())
+    Ok(text)
+}
+
+/// Where the limit of the story stands among the norms of the run.
+#[must_use]
+pub fn place_of_max_norm((run, _): &(Run, NormStatistics)) -> String {
+    let is_above = |step: &&crate::run::Step| step.total_norm > MAX_NORM;
+    let above = run.steps.iter().filter(is_above).count();
+    format!("  (The runs below take {MAX_NORM:?}, which is below {above} of these norms.)")
 }

@@ -2,12 +2,13 @@
 //! limit?
 
 use anyhow::Result;
+use candle_grad_clip_log::page::{Mark, Section};
+use candle_grad_clip_log::runs_sections;
 
 use super::{compare, find_max_norm, sweep};
-use crate::arm::MAX_NORM;
 use crate::arms::Arms;
 use crate::experiment::Experiment;
-use crate::late::Late;
+use crate::pages;
 use crate::run::Run;
 use crate::settings::Settings;
 
@@ -33,46 +34,40 @@ pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
     let mut rest = sweep::plan(experiment, &arms, &sweep::RATES, sweep::SEEDS);
     rest.retain(|run| run.lr.total_cmp(&SHOWN_LR).is_ne() || run.seed != seed);
     let plan: Vec<Settings> = shown.iter().chain(&rest).cloned().collect();
-    compare::folders(experiment, &shown)?;
     experiment.write_config("story", &plan)?;
 
+    let optimizer = experiment.base.optimizer_name();
     println!(
-        "The loss: mean(w |e|^{power}), w = 1 + {alpha} |y|, {} steps a run, {}.",
-        steps,
-        experiment.base.optimizer_name()
+        "The loss: mean(w |e|^{power}), w = 1 + {alpha} |y|, {steps} steps a run, {optimizer}."
     );
     println!("\n1. Which limit?");
-    let (unclipped, norms) = find_max_norm::run(experiment, &limit)?;
-    find_max_norm::report(&unclipped, &norms)?;
-    let above = unclipped
-        .steps
-        .iter()
-        .filter(|step| step.total_norm > MAX_NORM)
-        .count();
-    println!("  (The runs below take {MAX_NORM:?}, which is below {above} of these norms.)");
+    let unclipped = find_max_norm::run(experiment, &limit)?;
+    let limits = find_max_norm::report(&unclipped)?;
+    println!("{limits}\n{}", find_max_norm::place_of_max_norm(&unclipped));
 
-    let (mut runs, mut late) = (Vec::new(), Late::default());
+    let mut runs = Vec::new();
     if !experiment.interrupted() {
         println!(
             "\n2. One setting, learning rate {SHOWN_LR:e}: same initial weights, same batches."
         );
         runs = compare::run(experiment, &shown)?;
-        // Again at the end, with the others: those take minutes in which much can happen.
-        late.keep(experiment.write_results(&runs));
-        compare::write(experiment, &runs, &mut late);
     }
+    // Again at the end, with the others: those take minutes in which much can happen.
+    let mut written = experiment.write_results(&runs);
+    written = written.and(compare::write_weights(experiment, &runs));
     if !experiment.interrupted() {
-        println!(
-            "\n3. Other learning rates, {} seeds each: {} more runs.",
-            sweep::SEEDS,
-            rest.len()
-        );
-        runs.extend(sweep::run(experiment, &rest)?);
+        let (seeds, count) = (sweep::SEEDS, rest.len());
+        println!("\n3. Other learning rates, {seeds} seeds each: {count} more runs.");
+        runs.extend(experiment.train_all(&rest, |_| Ok(None))?);
     }
     println!("\n4. How the arms stand.");
-    sweep::report(experiment, &runs);
-    late.keep(experiment.write_results(&runs));
-    late.keep(sweep::draw(experiment, &runs));
-    late.end()?;
+    let mut more = runs_sections(experiment.out.path()).unwrap_or_default();
+    let text = format!("Learning rate {SHOWN_LR:e}: same initial weights, same batches.");
+    let mark = Mark::None;
+    more.insert(more.len().min(1), Section::Text { text, mark }); // below the first heading
+    more.push(pages::heading("Which limit?"));
+    let text = limits;
+    more.push(Section::Text { text, mark });
+    written.and(sweep::report(experiment, &runs, more))?;
     Ok(runs)
 }

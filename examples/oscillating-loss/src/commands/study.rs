@@ -5,23 +5,21 @@
 //! was stopped.
 
 use std::fs;
-use std::path::Path;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 
 use crate::arm::Arm;
-use crate::late::Late;
+use crate::data::Weather;
+use crate::experiment::runs_bar;
 use crate::out_dir::OutDir;
-use crate::outcome::{self, Outcome};
-use crate::parallel::{Watch, train_all};
-use crate::progress::Total;
-use crate::run::{Run, Step};
+use crate::outcome::{self, Outcome, Writer};
+use crate::parallel::for_each;
 use crate::settings::{OptimizerKind, Settings};
-use crate::source::Source;
-use crate::study_table;
+use crate::standing::Standing;
+use crate::tables;
+use crate::train::{Extras, train};
 
 /// The rules of the library with the defaults of their papers or, where these have none, limits
 /// that suit the example.
@@ -129,169 +127,73 @@ impl Study {
 pub fn run(
     study: &Study,
     best: Option<usize>,
-    source: &Source,
+    weather: &Weather,
     out: &OutDir,
     interrupt: &AtomicBool,
 ) -> Result<()> {
     let file = out.path().join("runs.jsonl");
-    let done = outcome::read(&file)?;
+    let mut all = outcome::read(&file)?;
     let mut left = match best {
         None => study.plan(),
-        Some(count) => study.plan_best(&done, count),
+        Some(count) => study.plan_best(&all, count),
     };
     let planned = left.len();
-    left.retain(|settings| done.iter().all(|outcome| outcome.settings != *settings));
+    left.retain(|settings| all.iter().all(|outcome| outcome.settings != *settings));
     println!(
         "{} of {planned} runs are done already.",
         planned - left.len()
     );
-    let mut late = Late::default();
-    let mut unwritten = Vec::new();
-    if let Some(steps) = left.first().map(|settings| settings.steps) {
-        let log = Log {
-            total: Total::new(left.len(), steps)?,
-            file: &file,
-            unwritten: Mutex::default(),
-        };
-        train_all(&left, &source.open()?, interrupt, &log)?;
-        let mut last = log
-            .unwritten
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        late.keep(write_down(&file, &mut last));
-        unwritten = last;
-    }
-    let mut all = outcome::read(&file)?;
-    all.extend(unwritten);
-    let text = study_table::markdown(&all)?;
-    println!("{text}");
-    late.keep(out.write("tables.md", |path| Ok(fs::write(path, text)?)));
-    late.end()
-}
-
-/// Adds the outcomes to the file; those that can't be written stay in the list.
-fn write_down(file: &Path, outcomes: &mut Vec<Outcome>) -> Result<()> {
-    while let Some(first) = outcomes.first() {
-        outcome::append(file, first)?;
-        outcomes.remove(0);
-    }
-    Ok(())
-}
-
-/// Writes each run down as it ends. Where the disk is full, it is tried again at the end of the
-/// next.
-struct Log<'a> {
-    total: Total,
-    file: &'a Path,
-    unwritten: Mutex<Vec<Outcome>>,
-}
-
-impl Watch for Log<'_> {
-    fn step(&self, at: usize, step: &Step) -> Result<()> {
-        self.total.step(at, step)
-    }
-
-    fn end(&self, at: usize, run: &Run) -> Result<()> {
-        if !run.interrupted {
-            let mut unwritten = self
-                .unwritten
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let is_first = unwritten.is_empty();
-            unwritten.push(Outcome::from(run));
-            let written = write_down(self.file, &mut unwritten);
-            if let (true, Err(error)) = (is_first, written) {
+    let bar = runs_bar(left.len(), study.steps);
+    let file = Mutex::new(Writer::new(&file));
+    let device = weather.train.x.device();
+    let new = for_each(left.len(), device, interrupt, |at| {
+        let extras = Extras::default();
+        let run = train(&left[at], weather, interrupt, extras, |_, _| {
+            bar.inc(1);
+            Ok(())
+        })?;
+        let outcome = (!run.interrupted).then(|| Outcome::from(&run));
+        if let Some(outcome) = &outcome {
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = file.add(outcome) {
                 eprintln!("warning: {error:#}; the study goes on, and tries again later");
             }
         }
-        self.total.end(at, run)
-    }
+        Ok(outcome)
+    })?;
+    bar.finish_and_clear();
+    all.extend(new.into_iter().flatten());
+    let mut file = file.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let written = file.write();
+    let text = markdown(&all);
+    println!("{text}");
+    written.and(out.write("tables.md", |path| Ok(fs::write(path, text)?)))
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn study() -> Study {
-        Study {
-            arms: vec!["none".parse().unwrap(), "auto".parse().unwrap()],
-            optimizers: vec![OptimizerKind::Sgd],
-            powers: vec![4.0],
-            rates: vec![1e-3, 1e-2, 1e-1],
-            seeds: 2,
-            steps: 500,
+/// A table for each optimizer and power, as Markdown.
+#[must_use]
+pub fn markdown(outcomes: &[Outcome]) -> String {
+    let mut problems: Vec<(OptimizerKind, f64)> = Vec::new();
+    for outcome in outcomes {
+        let problem = (outcome.settings.optimizer, outcome.settings.power);
+        if !problems.contains(&problem) {
+            problems.push(problem);
         }
     }
-
-    #[test]
-    fn a_plan_has_everything_once_and_whole_studies_first() {
-        let plan = study().plan();
-        assert_eq!(plan.len(), 12);
-        assert!(plan[..6].iter().all(|settings| settings.seed == 0));
-        for (at, settings) in plan.iter().enumerate() {
-            assert!(!plan[..at].contains(settings));
-        }
-        let by_default = Study {
-            rates: Vec::new(),
-            optimizers: vec![OptimizerKind::Sgd, OptimizerKind::AdamW],
-            ..study()
-        };
-        assert_eq!(by_default.plan().len(), 40);
+    // SGD before AdamW, high powers first.
+    problems.sort_by(|a, b| {
+        let names = b.0.name().cmp(a.0.name());
+        names.then(b.1.total_cmp(&a.1))
+    });
+    let mut text = String::new();
+    for problem in problems {
+        let is_of =
+            |outcome: &&Outcome| (outcome.settings.optimizer, outcome.settings.power) == problem;
+        let outcomes = outcomes.iter().filter(is_of);
+        let standings = Standing::of_arms(outcomes, |run| run.final_test_loss);
+        let title = format!("{}, power {}", problem.0.name(), problem.1);
+        let table = tables::study(&title, &standings);
+        text += &format!("## {title}\n\n{}\n\n", tables::text(&table));
     }
-
-    #[test]
-    fn what_cannot_be_written_down_is_written_later() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("runs.jsonl");
-        let outcome = |settings: Settings| Outcome {
-            settings,
-            diverged: None,
-            final_test_loss: Some(1.0),
-            best_test_loss: None,
-            roughness: None,
-            max_total_norm: 1.0,
-            clipped_fraction: 0.0,
-            num_skipped: 0,
-        };
-        let all: Vec<Outcome> = study().plan().into_iter().map(outcome).collect();
-        let mut waiting = all[..2].to_vec();
-        fs::create_dir(&file).unwrap();
-        write_down(&file, &mut waiting).unwrap_err();
-        assert_eq!(waiting, all[..2]);
-        fs::remove_dir(&file).unwrap();
-        waiting.push(all[2].clone());
-        write_down(&file, &mut waiting).unwrap();
-        assert!(waiting.is_empty());
-        assert_eq!(outcome::read(&file).unwrap(), all[..3]);
-    }
-
-    #[test]
-    fn the_best_rates_are_those_of_the_first_seed() {
-        let done = |settings: &Settings| {
-            let loss = match (settings.arm.is_none(), settings.lr) {
-                (true, lr) if lr > 5e-2 => None, // diverged
-                (true, lr) => Some(lr),
-                (false, lr) => Some(1.0 - lr - 0.9 * settings.seed as f64),
-            };
-            Outcome {
-                settings: settings.clone(),
-                diverged: None,
-                final_test_loss: loss,
-                best_test_loss: loss,
-                roughness: None,
-                max_total_norm: 1.0,
-                clipped_fraction: 0.0,
-                num_skipped: 0,
-            }
-        };
-        let done: Vec<Outcome> = study().plan().iter().map(done).collect();
-        let rates = |count| {
-            let best = study().plan_best(&done, count);
-            best.iter().map(|settings| settings.lr).collect::<Vec<_>>()
-        };
-        assert_eq!(rates(1), [1e-3, 1e-1, 1e-3, 1e-1]);
-        assert_eq!(rates(2)[..4], [1e-3, 1e-2, 1e-1, 1e-2]);
-        assert!(study().plan_best(&[], 2).is_empty());
-    }
+    text
 }

@@ -1,14 +1,15 @@
 //! Each arm at each learning rate, with more than one seed.
 
 use anyhow::Result;
+use candle_grad_clip_log::page::Section;
 
 use crate::arm::Arm;
 use crate::experiment::Experiment;
-use crate::progress::Total;
+use crate::outcome::Outcome;
 use crate::run::Run;
 use crate::settings::Settings;
-use crate::summary::Standing;
-use crate::{conclusion, figures, table};
+use crate::standing::Standing;
+use crate::{conclusion, pages, tables};
 
 /// The learning rates of the story, three decades.
 pub const RATES: [f64; 6] = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1];
@@ -30,42 +31,26 @@ pub fn plan(experiment: &Experiment, arms: &[Arm], rates: &[f64], seeds: u64) ->
     plan
 }
 
-/// Trains with all of the settings.
+/// Prints how the arms stand, then writes the numbers and the page; `more` comes at its end.
 ///
 /// # Errors
-/// If a run fails.
-pub fn run(experiment: &Experiment, settings: &[Settings]) -> Result<Vec<Run>> {
-    let total = Total::new(settings.len(), experiment.base.steps)?;
-    experiment.train_all(settings, &total)
-}
-
-/// Writes the picture of all runs.
-///
-/// # Errors
-/// If it can't be written.
-pub fn draw(experiment: &Experiment, runs: &[Run]) -> Result<()> {
-    let chart = figures::sweep(&Standing::of_arms(runs), &experiment.baselines);
-    plot::line_chart(&chart, &experiment.out.path().join("sweep"))
-}
-
-/// Prints how the arms stand.
-pub fn report(experiment: &Experiment, runs: &[Run]) {
-    let standings = Standing::of_arms(runs);
-    println!(
-        "Best test loss by learning rate (median over the seeds; NaN: half of them or more diverged):"
-    );
-    println!("{}", table::grid(&standings));
-    println!();
-    println!(
-        "Each arm at its own best learning rate (means over the seeds, best loss the median):"
-    );
-    println!("{}", table::standings(&standings, &experiment.baselines));
-    println!();
-    if experiment.interrupted() {
-        println!("Interrupted: no conclusion from a part of the runs.");
-    } else {
-        for sentence in conclusion::sentences(&standings, &experiment.baselines) {
-            println!("{sentence}");
-        }
+/// If a file can't be written; the others are written all the same.
+pub fn report(experiment: &Experiment, runs: &[Run], more: Vec<Section>) -> Result<()> {
+    let outcomes = Outcome::of_finished(runs);
+    let standings = Standing::of_arms(&outcomes, |run| run.best_test_loss);
+    for table in [
+        tables::grid(&standings),
+        tables::standings(&standings, &experiment.baselines),
+    ] {
+        println!("{}:\n{}\n", table.title, tables::text(&table));
     }
+    for sentence in conclusion::sentences(&standings, experiment) {
+        println!("{sentence}");
+    }
+    let numbers = experiment.write_results(runs);
+    let page = pages::sweep(experiment, &standings, more);
+    let page = experiment
+        .out
+        .write("index.html", |path| Ok(page.write(path)?));
+    numbers.and(page)
 }

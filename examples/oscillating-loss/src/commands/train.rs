@@ -1,15 +1,17 @@
 //! One run, which may leave checkpoints, or go on from one.
 
-use anyhow::Result;
+use std::collections::BTreeMap;
+use std::path::Path;
 
-use crate::checkpoint::Checkpoints;
+use anyhow::Result;
+use candle_grad_clip_log::{MetricsRow, Progress, RunLog, read_metrics, read_scalars};
+
 use crate::commands::compare;
 use crate::experiment::Experiment;
-use crate::late::Late;
-use crate::parallel::Watch;
-use crate::run::Run;
+use crate::run::{Run, Step};
+use crate::saves::Saves;
 use crate::settings::Settings;
-use crate::train::{Extras, GradientWatch, train_with};
+use crate::train::{Extras, train};
 
 /// Trains and writes all files, with histograms of the gradients in the event file every so many
 /// steps; what earlier parts of a resumed run did is in them as well.
@@ -19,44 +21,62 @@ use crate::train::{Extras, GradientWatch, train_with};
 pub fn run(
     experiment: &Experiment,
     settings: &Settings,
-    checkpoints: Option<&Checkpoints>,
+    saves: Option<&Saves>,
     histograms: Option<usize>,
-) -> Result<Vec<Run>> {
-    let plan = std::slice::from_ref(settings);
-    compare::folders(experiment, plan)?;
-    experiment.write_config("train", plan)?;
-    let bars = compare::bars(experiment, plan)?;
-    if let Some(checkpoint) = checkpoints.and_then(|these| these.resumed.as_ref()) {
-        announce(checkpoint.step(), settings.steps);
-        for step in checkpoint.steps(settings) {
-            bars.step(0, &step)?;
+) -> Result<()> {
+    experiment.write_config("train", std::slice::from_ref(settings))?;
+    let (log, before) = match saves.and_then(|saves| saves.resumed) {
+        None => (compare::log(experiment, settings)?, Vec::new()),
+        Some(step) => {
+            announce(step, settings.steps);
+            let folder = compare::folder(experiment, settings);
+            let log = RunLog::resume(&folder, step as u64)?;
+            (log, steps_of(&folder, settings)?)
         }
-    }
-    let mut runs = Vec::new();
+    };
+    let mut runs: Vec<Run> = Vec::new();
     if !experiment.interrupted() {
-        let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
-        let look = |step, vars: &_, grads: &_| bars.events(0).gradients(step, vars, grads);
-        let gradients = histograms.map(|every| GradientWatch { every, look: &look });
         let extras = Extras {
-            checkpoints,
-            gradients,
+            log: Some(log.with_progress(Progress::Auto)),
+            histograms,
+            saves,
+            before,
         };
-        let run = train_with(settings, weather, interrupt, extras, |step, _| {
-            bars.step(0, step)
-        })?;
-        bars.end(0, &run)?;
+        let (weather, interrupt) = (&experiment.weather, experiment.interrupt);
+        let run = train(settings, weather, interrupt, extras, |_, _| Ok(()))?;
         runs.push(run);
     }
-    bars.flush();
     compare::print(&runs);
-    let mut late = Late::default();
-    late.keep(experiment.write_results(&runs));
-    for run in &mut runs {
-        late.keep(run.unsaved.take().map_or(Ok(()), Err));
-    }
-    compare::write(experiment, &runs, &mut late);
-    late.end()?;
-    Ok(runs)
+    let written = compare::write(experiment, &runs);
+    let saved = runs.pop().and_then(|run| run.unsaved).map_or(Ok(()), Err);
+    written.and(saved)
+}
+
+/// The steps that a log has, as part of a run with these settings: where it is longer than it was
+/// to be, the evaluation at the former end goes.
+fn steps_of(folder: &Path, settings: &Settings) -> Result<Vec<Step>> {
+    let scalars = folder.join("scalars.csv");
+    // There is none before the first evaluation.
+    let scalars = match scalars.exists() {
+        true => read_scalars(scalars)?,
+        false => Vec::new(),
+    };
+    let losses = scalars.iter().filter(|row| row.name == "loss/test");
+    let losses: BTreeMap<u64, f64> = losses.map(|row| (row.step, row.value)).collect();
+    let step = |row: MetricsRow| Step {
+        step: row.step as usize,
+        train_loss: row.loss.unwrap_or(f64::NAN),
+        test_loss: Some(&row.step)
+            .filter(|step| settings.evaluates(**step as usize))
+            .and_then(|step| losses.get(step).copied()),
+        total_norm: row.total_norm,
+        clipped_norm: row.clipped_norm,
+        clip_coef: row.clip_coef,
+        was_clipped: row.was_clipped,
+        skipped: row.skipped,
+    };
+    let rows = read_metrics(folder.join("metrics.csv"))?;
+    Ok(rows.into_iter().map(step).collect())
 }
 
 fn announce(step: usize, steps: usize) {

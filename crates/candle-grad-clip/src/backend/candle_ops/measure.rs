@@ -8,14 +8,14 @@ use super::powers::{Found, Job, powers};
 use super::tensor_ops::{on_cpu, zeroed};
 use crate::backend::cpu;
 use crate::error::Result;
-use crate::gradients::{Entry, GradStats, Place, Request};
+use crate::gradients::{Entry, GradStats, Request, Residency};
 use crate::tensors::by_device;
 use crate::threads::{Work, run};
 
-/// Measures the gradients at [`Place::Elsewhere`], with one read per device. Runs on the caller's
+/// Measures the gradients at [`Residency::Elsewhere`], with one read per device. Runs on the caller's
 /// thread, since candle's CUDA devices use a stream per thread.
 pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<()> {
-    let elsewhere = |entry: &Entry<'_>| entry.place == Place::Elsewhere;
+    let elsewhere = |entry: &Entry<'_>| entry.residency == Residency::Elsewhere;
     let grads = entries.iter().map(|e| e.grad.filter(|_| elsewhere(e)));
     for (_, indices) in by_device(grads) {
         let grads: Vec<&Tensor> = indices.iter().filter_map(|&i| entries[i].grad).collect();
@@ -84,7 +84,7 @@ fn measure_on_cpu(grad: &Tensor, request: Request) -> Result<GradStats> {
     let here = on_cpu(grad)?;
     let mut entry = Entry {
         grad: Some(&here),
-        place: Place::Cpu,
+        residency: Residency::Cpu,
         elements: grad.elem_count(),
         storage: 0,
         measured: GradStats::ZERO,

@@ -7,7 +7,7 @@ use candle_grad_clip_kernels::{AdamW, GradEdit, Sgd, Wide};
 use super::edit::edit_wide;
 use super::tensor_ops::times;
 use crate::error::Result;
-use crate::param_state::{Kept, State, StepRule};
+use crate::param_state::{State, StateLayout, StepRule};
 use crate::tensors::wide_dtype;
 
 /// The new values of a Var and its state.
@@ -23,24 +23,24 @@ pub(crate) fn step(
     var: &Var,
     grad: &Tensor,
     state: &State,
-    kept: Kept,
+    layout: StateLayout,
     edit: GradEdit<'_>,
     rule: StepRule,
     is_finite: bool,
 ) -> Result<Stepped> {
     let mut arrays = match state {
-        State::Fresh => State::start(var, kept)?.to_tensors(var)?,
+        State::Fresh => State::start(var, layout)?.to_tensors(var)?,
         _ => state.to_tensors(var)?,
     };
     let grad = edit_wide(grad, edit, is_finite)?;
-    let has_master = kept.has_master(var.dtype());
+    let has_master = layout.has_master(var.dtype());
     let param = match arrays.last() {
         Some(master) if has_master => renewed(master, var)?,
         _ => var.as_detached_tensor().to_dtype(wide_dtype(var.dtype()))?,
     };
     let next = match rule {
-        StepRule::AdamW(rule) => adamw(&param, &grad, &mut arrays[..kept.moments], rule)?,
-        StepRule::Sgd(rule) => sgd(&param, &grad, &mut arrays[..kept.moments], rule)?,
+        StepRule::AdamW(rule) => adamw(&param, &grad, &mut arrays[..layout.moments], rule)?,
+        StepRule::Sgd(rule) => sgd(&param, &grad, &mut arrays[..layout.moments], rule)?,
     };
     if let Some(master) = arrays.last_mut().filter(|_| has_master) {
         *master = next.clone();
@@ -76,7 +76,9 @@ fn adamw(param: &Tensor, grad: &Tensor, moments: &mut [Tensor], rule: AdamW) -> 
     moments[1] = (times(&moments[1], beta2)? + times(&grad.sqr()?, 1.0 - beta2)?)?;
     let mut second = moments[1].clone();
     if let Some(largest) = moments.get_mut(2) {
-        // Not `maximum`: devices differ in how it treats NaN.
+        // Not `maximum`: devices differ in how it treats NaN. Metal's fast math may get a comparison
+        // with NaN wrong too. That does no harm: the host checks the gradient, so a NaN got here only
+        // under `Propagate`, and then the first moment makes the weight NaN.
         second = largest.gt(&second)?.where_cond(largest, &second)?;
         *largest = second.clone();
     }

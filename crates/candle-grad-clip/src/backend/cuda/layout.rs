@@ -160,7 +160,7 @@ impl Policy {
 #[repr(C)]
 pub(super) struct FoldState {
     pub(super) outcome: Address,
-    pub(super) clock: Address,
+    pub(super) counters: Address,
     pub(super) counts: Address,
     pub(super) row_steps: Address,
     pub(super) rules: Address,
@@ -171,7 +171,7 @@ pub(super) struct FoldState {
 #[repr(C)]
 pub(super) struct Decided {
     pub(super) outcome: Address,
-    pub(super) clock: Address,
+    pub(super) counters: Address,
     pub(super) counts: Address,
     pub(super) row_steps: Address,
 }
@@ -186,10 +186,10 @@ pub(super) struct RowStep {
     is_first: u32,
 }
 
-/// `Clock` of `step.cuh`.
+/// `StepCounters` of `step.cuh`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(super) struct Clock {
+pub(super) struct StepCounters {
     pub(super) steps: u64,
     pub(super) skips_in_a_row: u32,
     pub(super) blocks_done: u32,
@@ -262,5 +262,5 @@ macro_rules! device_repr {
 
 device_repr!(
     Row: 96, Stats: 32, DeviceStats: 72, DeviceRequest: 32, Parts: 24, Policy: 48, FoldState: 40, Decided: 32,
-    RowStep: 24, Clock: 16, DeviceOutcome: 104, RuleNumbers: 80
+    RowStep: 24, StepCounters: 16, DeviceOutcome: 104, RuleNumbers: 80
 );

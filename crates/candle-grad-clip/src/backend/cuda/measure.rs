@@ -22,7 +22,7 @@ pub(crate) fn measure(entries: &mut [Entry<'_>], request: Request) -> Result<Gra
         eps: 0.0,
         skip_non_finite: false,
     };
-    let ours = |entry: &Entry<'_>| entry.place.is_cuda() && entry.elements > 0;
+    let ours = |entry: &Entry<'_>| entry.residency.is_cuda() && entry.elements > 0;
     let grads = entries
         .iter()
         .map(|entry| entry.grad.filter(|_| ours(entry)));

@@ -8,7 +8,8 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 
 use super::gpu::{Gpu, failed};
 use super::layout::{
-    Address, Clock, Decided, DeviceOutcome, DeviceStats, FoldState, Policy, RowStep, RuleNumbers,
+    Address, Decided, DeviceOutcome, DeviceStats, FoldState, Policy, RowStep, RuleNumbers,
+    StepCounters,
 };
 use super::measure::{PartsOfChunks, launch_fold, launch_measure};
 use super::results::{Pool, Slot};
@@ -23,7 +24,7 @@ use crate::param_state::StepRule;
 struct CudaSteps {
     gpu: Gpu,
     device: Device,
-    clock: CudaSlice<Clock>,
+    counters: CudaSlice<StepCounters>,
     /// The number of steps taken by each Var.
     counts: CudaSlice<u64>,
     outcome: CudaSlice<DeviceOutcome>,
@@ -34,14 +35,14 @@ struct CudaSteps {
 /// Moves the counters to the GPU. `counted.counts` has one count per Var.
 pub(crate) fn start_steps(device: &Device, counted: &Counted) -> Result<Box<dyn DeviceSteps>> {
     let gpu = Gpu::of(device)?;
-    let clock = Clock {
+    let counters = StepCounters {
         steps: counted.steps,
         skips_in_a_row: counted.skips_in_a_row,
         blocks_done: 0,
     };
     let upload = |error| failed("upload", error);
     Ok(Box::new(CudaSteps {
-        clock: gpu.stream.clone_htod(&[clock]).map_err(upload)?,
+        counters: gpu.stream.clone_htod(&[counters]).map_err(upload)?,
         counts: gpu.stream.clone_htod(&counted.counts).map_err(upload)?,
         // SAFETY: each step writes it before it is copied.
         outcome: unsafe { gpu.alloc(1)? },
@@ -58,10 +59,10 @@ impl DeviceSteps for CudaSteps {
     }
 
     fn counted(&self) -> Result<Counted> {
-        let clock = self.gpu.read(&self.clock)?[0];
+        let counters = self.gpu.read(&self.counters)?[0];
         Ok(Counted {
-            steps: clock.steps,
-            skips_in_a_row: clock.skips_in_a_row,
+            steps: counters.steps,
+            skips_in_a_row: counters.skips_in_a_row,
             counts: self.gpu.read(&self.counts)?,
         })
     }
@@ -132,13 +133,13 @@ impl CudaSteps {
     ) -> FoldState {
         let Decided {
             outcome,
-            clock,
+            counters,
             counts,
             row_steps,
         } = self.decided(row_steps);
         FoldState {
             outcome,
-            clock,
+            counters,
             counts,
             row_steps,
             rules: self.address(rules),
@@ -148,7 +149,7 @@ impl CudaSteps {
     fn decided(&self, row_steps: &CudaSlice<RowStep>) -> Decided {
         Decided {
             outcome: self.address(&self.outcome),
-            clock: self.address(&self.clock),
+            counters: self.address(&self.counters),
             counts: self.address(&self.counts),
             row_steps: self.address(row_steps),
         }

@@ -21,7 +21,7 @@ impl UpdateJob<'_> {
         };
         let mut row = Row::of(gpu, self.grad)?.edited(self.edit);
         row.target = address(gpu, self.var)?;
-        let (moments, master) = arrays.split_at(self.kept.moments.min(arrays.len()));
+        let (moments, master) = arrays.split_at(self.layout.moments.min(arrays.len()));
         for (to, array) in row.moments.iter_mut().zip(moments.iter().take(MAX_MOMENTS)) {
             *to = address(gpu, array)?;
         }

@@ -1,0 +1,8 @@
+//! What the commands leave behind, and how runs go on.
+#![allow(clippy::unwrap_used)]
+
+mod outcome;
+mod outputs;
+mod resume;
+mod study;
+mod study_table;
