@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# The tests on candle 0.10, with the optimizers of candle-optimisers, and on 0.9 those that use candle's tensors most.
+# All tests on candle 0.10, with the optimizers of candle-optimisers, or on 0.9:
+#     ci/candle-versions/test.sh 0.10
 set -euo pipefail
 cd "$(dirname "$0")"
+features=()
+if [ "$1" = 0.10 ]; then features=(--features candle-optimisers); fi
 
 # bf16 has a matmul on CPU from candle 0.11 on.
 skip=(--skip micro_batches_are_the_big_batch
@@ -10,6 +13,4 @@ skip=(--skip micro_batches_are_the_big_batch
     # f32 sums on CPU are less exact before candle 0.11: 1024 equal elements lose 1.5e-5.
     --skip gradients_at_the_ends_of_f32_are_measured_and_clipped_by_candles_operations)
 
-./run.sh 0.10 test --locked -p candle-grad-clip-tests --features candle-optimisers -- "${skip[@]}"
-./run.sh 0.9 test --locked -p candle-grad-clip-tests \
-    --test functions --test wrapper --test optimizers --test checkpoints -- "${skip[@]}"
+./run.sh "$1" test --locked -p candle-grad-clip-tests "${features[@]}" -- "${skip[@]}"
