@@ -19,6 +19,8 @@ if [ "${SANITIZE:-}" = address ]; then
     preload=$("${CXX:-g++}" -print-file-name=libasan.so)
     export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="env LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}"
 fi
+mkdir -p "$toolkit/include"
+touch "$toolkit/include/cuda.h" # candle 0.9 looks for it
 export CUDA_HOME=$toolkit CUDA_COMPUTE_CAP=90
 export PATH=$CUDA_HOME/bin:$PATH LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 exec "$@"

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod imports;
+mod metal;
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use imports::{faults, imports_of};
 
 /// From bottom to top. An import goes to a lower layer, or stays within its file or folder.
 const LIBRARY: &[&[&str]] = &[
-    &["serde_float", "skip_reason"],
+    &["candle_versions", "serde_float", "skip_reason"],
     &["error"],
     &["check", "threads"],
     &["tensors"],

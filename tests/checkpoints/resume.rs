@@ -16,7 +16,7 @@ use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, NamedVars};
 use candle_nn::{Optimizer, ParamsAdamW, VarMap};
 use support::checkpoints::{Folder, names_in};
-use support::gradients::{random_values, tensor};
+use support::gradients::{empty_store, random_values, tensor};
 
 /// What the optimizers have in common here.
 pub(super) trait Trains {
@@ -65,7 +65,7 @@ pub(super) fn model() -> Result<VarMap> {
 
 /// The gradients of a step: some Vars get none in some steps, some only late, some never.
 pub(super) fn gradients(vars: &NamedVars, step: u64) -> Result<GradStore> {
-    let mut store = GradStore::default();
+    let mut store = empty_store()?;
     for (i, (var, name)) in vars.vars().iter().zip(vars.names()).enumerate() {
         let late = name.starts_with("layer4") && step < N + 2;
         if late || name.starts_with("layer6") || (step + i as u64).is_multiple_of(4) {

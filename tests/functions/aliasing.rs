@@ -16,7 +16,7 @@ use candle_grad_clip::{
 use candle_nn::{Optimizer, SGD};
 use rayon::prelude::*;
 use support::gradients::{
-    all_values, bits, gradients_of, random_values, store_for, tensor, values, var_for,
+    all_values, bits, empty_store, gradients_of, random_values, store_for, tensor, values, var_for,
 };
 use support::oracle::{self, assert_all_close, assert_close};
 
@@ -199,7 +199,7 @@ fn shared_storage_in_one_step_of_an_optimizer() -> Result<()> {
         let other = Var::new(&[0f64, 0.0], device())?;
         let vars = vec![var.clone(), other.clone()];
         // Both gradients are the first Var itself: the norm is sqrt(50).
-        let mut store = GradStore::default();
+        let mut store = empty_store()?;
         store.insert(&var, var.as_tensor().clone());
         store.insert(&other, var.as_tensor().clone());
         let inner = SGD::new(vars.clone(), 1.0)?;
@@ -271,7 +271,7 @@ fn calls_from_inside_a_rayon_pool_do_not_hang() -> Result<()> {
 fn a_weight_of_another_model_given_as_a_gradient_is_not_scaled() -> Result<()> {
     let listed = Var::zeros(2, DType::F32, device())?;
     let weight = Var::new(&[3f32, 4.0], device())?;
-    let mut grads = GradStore::default();
+    let mut grads = empty_store()?;
     grads.insert(&listed, weight.as_tensor().clone());
     assert_eq!(
         clip_grad_norm(&mut grads, std::slice::from_ref(&listed), 1.0)?,
@@ -312,13 +312,13 @@ fn copies_that_come_back_as_gradients_are_not_written_to() -> Result<()> {
         .collect::<candle_core::Result<_>>()?;
     let keeper = Keeper::new(vars.clone(), ())?;
     let mut opt = ClippedOptimizer::wrap(keeper, vars.clone(), Clip::norm(1.0).eps(0.0))?;
-    let mut grads = GradStore::default();
+    let mut grads = empty_store()?;
     grads.insert(&vars[0], Tensor::new(&[30f64, 0.0], device())?);
     grads.insert(&vars[1], Tensor::new(&[0f64, 40.0], device())?);
     opt.step_report(&grads)?;
     // What the inner optimizer got, crossed over, is the next step's store.
     let kept = opt.inner().1.clone();
-    let mut next = GradStore::default();
+    let mut next = empty_store()?;
     next.insert(&vars[0], kept[1].clone());
     next.insert(&vars[1], kept[0].clone());
     opt.set_clip(Clip::norm(0.1).eps(0.0))?;

@@ -14,7 +14,8 @@ use candle_grad_clip::{
 use candle_nn::{Optimizer, SGD};
 use support::device::{backends, device};
 use support::gradients::{
-    FLOATS, all_values, bits, bits_of_gradients, gradients_of, store_for, store_of, tensor, values,
+    FLOATS, all_values, bits, bits_of_gradients, empty_store, gradients_of, store_for, store_of,
+    tensor, values,
 };
 use support::optimizers::{Failing, Recorder};
 use support::oracle::assert_close;
@@ -64,7 +65,7 @@ pub(super) fn everything(gradients: &[Tensor]) -> Result<f64> {
 fn no_vars_and_an_empty_store() -> Result<()> {
     assert_eq!(everything(&[])?, 0.0);
     let vars = [Var::ones(3, DType::F32, device())?];
-    let mut empty = GradStore::default();
+    let mut empty = empty_store()?;
     assert_eq!(total_norm(&empty, &vars, NormType::L2)?, 0.0);
     assert_eq!(clip_grad_norm(&mut empty, &vars, 1.0)?, 0.0);
     assert_eq!(clip_grad_norm(&mut empty, &vars, 0.0)?, 0.0);
@@ -219,7 +220,7 @@ fn gradients_that_carry_the_graph_are_taken() -> Result<()> {
     let var = Var::zeros((2, 2), DType::F32, device())?;
     let tracked = (x.as_tensor() * 10.0)?;
     assert!(tracked.track_op());
-    let mut store = GradStore::default();
+    let mut store = empty_store()?;
     store.insert(&var, tracked);
     let weights = bits(&x)?;
     for backend in backends() {

@@ -1,14 +1,13 @@
 //! Which Vars are trained, in which order, and whose state is whose.
 
 use anyhow::Result;
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::optim::{AdamW, ParamsSgd, Sgd};
 use candle_grad_clip::{Clip, ClippedOptimizer, StepPath};
 use candle_nn::{Optimizer, ParamsAdamW};
 use support::device::{backends, device};
-use support::gradients::{bits_of_vars, store_for, tensor, values};
+use support::gradients::{bits_of_vars, empty_store, store_for, tensor, values};
 
 use super::fused::{gradients, vars};
 
@@ -18,7 +17,7 @@ fn the_wrapper_may_have_other_vars_than_the_optimizer() -> Result<()> {
     let all: Vec<Var> = (0..4)
         .map(|i| Var::new(&[f64::from(i)], device()))
         .collect::<candle_core::Result<_>>()?;
-    let mut grads = GradStore::default();
+    let mut grads = empty_store()?;
     for var in &all {
         grads.insert(var, Tensor::new(&[8f64], device())?);
     }
@@ -95,13 +94,13 @@ fn empty_and_integer_vars_are_left_alone() -> Result<()> {
         Var::new(&[1f32], device())?,
     ];
     for backend in backends() {
-        let mut grads = GradStore::default();
+        let mut grads = empty_store()?;
         grads.insert(&vars[0], Tensor::zeros((0, 3), DType::F32, device())?);
         grads.insert(&vars[2], Tensor::new(&[1f32], device())?);
         let opt = AdamW::new(vars.clone(), ParamsAdamW::default())?;
         let mut opt = ClippedOptimizer::wrap(opt, vars.clone(), Clip::norm(0.5))?;
         backend::with_backend(backend, || opt.step(&grads))?;
-        AdamW::new(Vec::new(), ParamsAdamW::default())?.step(&GradStore::default())?;
+        AdamW::new(Vec::new(), ParamsAdamW::default())?.step(&empty_store()?)?;
     }
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! The same bits for any number of threads, from run to run, and for any order of the store.
 
 use anyhow::Result;
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend::{self, Backend};
 use candle_grad_clip::optim::{self, ParamsSgd};
@@ -12,8 +11,8 @@ use candle_grad_clip::{
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use support::device::pool;
 use support::gradients::{
-    FLOATS, bits, bits_of_gradients, bits_of_vars, copies, loss_with_gradients, store_for,
-    store_of, tensor, var_for, wide_values,
+    FLOATS, bits, bits_of_gradients, bits_of_vars, copies, empty_store, loss_with_gradients,
+    store_for, store_of, tensor, var_for, wide_values,
 };
 
 const THREADS: [usize; 4] = [1, 2, 3, 8];
@@ -170,7 +169,7 @@ fn the_order_of_insertion_does_not_matter() -> Result<()> {
             .map(var_for)
             .collect::<candle_core::Result<_>>()?;
         let right = total_norm(&store_for(&vars, &gradients), &vars, NormType::L2)?;
-        let mut store = GradStore::default();
+        let mut store = empty_store()?;
         for (i, (var, gradient)) in vars.iter().zip(&gradients).enumerate().rev() {
             store.insert(var, gradient.clone());
             if i % 3 == 0 {

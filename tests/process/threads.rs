@@ -18,6 +18,7 @@ use candle_grad_clip::{
 };
 use candle_nn::{Optimizer, ParamsAdamW};
 use rayon::prelude::*;
+use support::gradients::empty_store;
 use support::watchdog::Watchdog;
 
 const EVALUATIONS: usize = 200;
@@ -43,7 +44,7 @@ fn squares(count: usize, n: usize) -> Result<Vec<Var>> {
 
 /// As `w.sqr().sum()` leaves them.
 fn gradients(vars: &[Var]) -> Result<GradStore> {
-    let mut grads = GradStore::default();
+    let mut grads = empty_store()?;
     for var in vars {
         grads.insert(var, (var.as_tensor() * 2.0)?.detach());
     }
@@ -210,7 +211,7 @@ fn free_functions_on_the_same_gradients() {
         let clip = |limit: f64| -> Result<()> {
             // Its own store, of the same tensors.
             let mut grads = {
-                let mut same = GradStore::default();
+                let mut same = empty_store()?;
                 for var in &vars {
                     same.insert(var, grads.get(var).expect("each has one").clone());
                 }

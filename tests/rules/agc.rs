@@ -7,7 +7,7 @@ use candle_grad_clip::backend;
 use candle_grad_clip::{Agc, AgcUnits, Clip, ClippedOptimizer, Error, StepReport};
 use candle_nn::Optimizer;
 use support::device::{backends, device};
-use support::gradients::{tensor, values};
+use support::gradients::{store_for, tensor, values};
 use support::optimizers::Recorder;
 use support::oracle::{assert_all_close, assert_close};
 
@@ -65,11 +65,8 @@ pub(super) fn named(pairs: &[Pair]) -> Vec<(String, Var)> {
 }
 
 pub(super) fn store(pairs: &[Pair]) -> GradStore {
-    let mut store = GradStore::default();
-    for (var, grad) in pairs {
-        store.insert(var, grad.clone());
-    }
-    store
+    let (vars, grads): (Vec<Var>, Vec<Tensor>) = pairs.iter().cloned().unzip();
+    store_for(&vars, &grads)
 }
 
 /// What an optimizer in the wrapper gets.

@@ -2,7 +2,6 @@
 //! number of threads.
 
 use anyhow::Result;
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::optim::{AdamW, Sgd};
@@ -11,7 +10,7 @@ use candle_grad_clip::{
 };
 use candle_nn::{Optimizer, ParamsAdamW};
 use support::device::{backends, device, pool};
-use support::gradients::{bits_of_vars, tensor, values};
+use support::gradients::{bits_of_vars, empty_store, tensor, values};
 use support::oracle::{assert_all_close, assert_close, floor};
 
 use super::agc::{Pair, UNITS, clipped, named, random, random_pairs, rule, store};
@@ -44,7 +43,7 @@ fn fused_and_wrapped_steps_agree() -> Result<()> {
                             let opt = ClippedOptimizer::wrap(sgd, named, clip)?;
                             let scaler = LossScaler::default().init_scale(scale);
                             let mut opt = opt.with_loss_scaler(scaler)?;
-                            let mut store = GradStore::default();
+                            let mut store = empty_store()?;
                             for (var, grad) in &pairs {
                                 store.insert(var, (grad * scale)?);
                             }
@@ -54,7 +53,7 @@ fn fused_and_wrapped_steps_agree() -> Result<()> {
                             assert!(report.was_clipped()?, "{what}");
                         } else {
                             let (clipped, _) = clipped(rule(0.1, units), &pairs)?;
-                            let mut store = GradStore::default();
+                            let mut store = empty_store()?;
                             for ((var, _), clipped) in pairs.iter().zip(&clipped) {
                                 store.insert(var, tensor(clipped, var.dims(), dtype)?);
                             }

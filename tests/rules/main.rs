@@ -23,7 +23,7 @@ use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{Clip, ClippedOptimizer, StepReport};
 use candle_nn::{Optimizer, SGD};
 use support::device::device;
-use support::gradients::{tensor, values, without_names};
+use support::gradients::{empty_store, tensor, values, without_names};
 
 /// The gradients of a step: `None` for a Var without one.
 pub(crate) type Gradients = Vec<Option<Vec<f64>>>;
@@ -43,7 +43,7 @@ pub(crate) fn zeros() -> Result<Named> {
 }
 
 pub(crate) fn store(named: &[(String, Var)], gradients: &[Option<Vec<f64>>]) -> Result<GradStore> {
-    let mut store = GradStore::default();
+    let mut store = empty_store()?;
     for ((_, var), gradient) in named.iter().zip(gradients) {
         if let Some(gradient) = gradient {
             store.insert(var, tensor(gradient, gradient.len(), DType::F64)?);

@@ -11,7 +11,7 @@ use candle_grad_clip::{
 use serde::Deserialize;
 
 use crate::cases::{CaseFile, Number, dtype, in_dtype};
-use crate::gradients::{tensor, values};
+use crate::gradients::{empty_store, tensor, values};
 
 /// Gradients, what to do to them, and what comes out.
 #[derive(Debug, Deserialize)]
@@ -113,7 +113,7 @@ impl Case {
     /// # Errors
     /// Those of candle.
     pub fn store(&self) -> candle_core::Result<(Vec<Var>, GradStore)> {
-        let (mut vars, mut grads) = (Vec::new(), GradStore::default());
+        let (mut vars, mut grads) = (Vec::new(), empty_store()?);
         for one in &self.tensors {
             let shape = one.shape.as_slice();
             let var = Var::zeros(shape, one.dtype, device())?;

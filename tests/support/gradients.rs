@@ -65,10 +65,21 @@ pub fn store_of(gradients: &[Tensor]) -> Result<(Vec<Var>, GradStore)> {
     Ok((vars.clone(), store_for(&vars, gradients)))
 }
 
+/// A store without gradients, in every version of candle (0.11 has `GradStore::default`).
+pub fn empty_store() -> Result<GradStore> {
+    let scalar = Tensor::new(0f32, &Device::Cpu)?;
+    let mut store = scalar.backward()?;
+    store.remove(&scalar);
+    Ok(store)
+}
+
 /// A store that holds `gradients` as those of `vars`.
+///
+/// # Panics
+/// If candle fails to make an empty store.
 #[must_use]
 pub fn store_for(vars: &[Var], gradients: &[Tensor]) -> GradStore {
-    let mut store = GradStore::default();
+    let mut store = empty_store().expect("a scalar has a gradient");
     for (var, gradient) in vars.iter().zip(gradients) {
         store.insert(var, gradient.clone());
     }

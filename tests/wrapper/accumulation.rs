@@ -2,7 +2,6 @@
 //! and bad gradients.
 
 use anyhow::Result;
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{
@@ -11,8 +10,8 @@ use candle_grad_clip::{
 use candle_nn::Optimizer;
 use support::device::{on_every_backend, pool};
 use support::gradients::{
-    FLOATS, all_values, bits_of_gradients, bits_of_vars, gradients_of, random_values, store_for,
-    store_of, tensor, values,
+    FLOATS, all_values, bits_of_gradients, bits_of_vars, empty_store, gradients_of, random_values,
+    store_for, store_of, tensor, values,
 };
 use support::net::Net;
 
@@ -206,10 +205,10 @@ fn a_missing_gradient_counts_as_zero_and_a_var_without_any_is_missing() -> Resul
         let sgd = Sgd::from_named_vars(named.clone(), 1.0)?;
         let mut opt = ClippedOptimizer::wrap(sgd, named, Clip::none())?;
         for _round in 0..2 {
-            let mut first = GradStore::default();
+            let mut first = empty_store()?;
             first.insert(&vars[0], one(2.0)?);
             first.insert(&vars[2], one(8.0)?);
-            let mut second = GradStore::default();
+            let mut second = empty_store()?;
             second.insert(&vars[0], one(4.0)?);
             second.insert(&vars[1], one(6.0)?);
             accumulator.add(&first)?;

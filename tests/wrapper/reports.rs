@@ -1,13 +1,12 @@
 //! What a step's report says is what happened.
 
 use anyhow::Result;
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_grad_clip::backend;
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, NamedVars, NonFinite, NormType, StepPath};
 use candle_nn::{Optimizer, SGD, VarBuilder, VarMap};
 use support::device::{backends, device, kernels};
-use support::gradients::{all_values, random_values, store_for, tensor};
+use support::gradients::{all_values, empty_store, random_values, store_for, tensor};
 use support::optimizers::Recorder;
 use support::oracle::{self, assert_close, tolerance};
 
@@ -197,7 +196,7 @@ fn the_largest_param_norms_come_first_and_nan_before_all() -> Result<()> {
         Some(10.0),
     ];
     let mut named = Vec::new();
-    let mut store = candle_core::backprop::GradStore::default();
+    let mut store = empty_store()?;
     for (name, norm) in names.into_iter().zip(norms) {
         let var = Var::zeros(1, DType::F32, device())?;
         if let Some(norm) = norm {
@@ -357,7 +356,7 @@ fn a_norm_that_f64_does_not_hold_is_reported_right_after_clipping() -> Result<()
         vec![var.clone()],
         Clip::norm(1.0).non_finite(NonFinite::Zero),
     )?;
-    let mut grads = GradStore::default();
+    let mut grads = empty_store()?;
     let values = [f64::MAX, f64::MAX, f64::INFINITY];
     grads.insert(&var, Tensor::new(&values, device())?);
     let report = opt.step_report(&grads)?;

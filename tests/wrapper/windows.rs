@@ -1,13 +1,12 @@
 //! Windows of micro-batches: incomplete, weighted, empty, or of other Vars.
 
 use anyhow::Result;
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
 use candle_grad_clip::optim::Sgd;
 use candle_grad_clip::{Clip, ClippedOptimizer, Error, GradAccumulator, NamedVars, NonFinite};
 use support::device::on_every_backend;
 use support::gradients::{
-    all_values, bits_of_gradients, gradients_of, store_for, store_of, tensor, values,
+    all_values, bits_of_gradients, empty_store, gradients_of, store_for, store_of, tensor, values,
 };
 
 use super::accumulation::{assert_close, batch, gradients, loss, net};
@@ -199,7 +198,7 @@ fn a_store_of_other_gradients_is_an_error() -> Result<()> {
                 "{error}"
             );
         }
-        accumulator.add(&GradStore::default())?; // nothing at all: all gradients are 0
+        accumulator.add(&empty_store()?)?; // nothing at all: all gradients are 0
         assert_eq!(accumulator.micro_batches(), 2);
         let grads = accumulator.take_grads()?.unwrap();
         assert_eq!(values(grads.get(&vars[0]).unwrap())?, [0.5]);

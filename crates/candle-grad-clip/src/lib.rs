@@ -62,8 +62,7 @@
 //! On CPU and CUDA (feature `cuda`) this crate's kernels clip gradients in place. On CUDA, a step
 //! of a fused optimizer ([`optim`]) with a plain norm or value clip never waits for the GPU;
 //! reading its report does. All other steps synchronise with the GPU to read the norm back. On
-//! Metal (feature `metal`) candle's tensor operations clip the gradients, with one read from the
-//! device per step.
+//! Metal candle's tensor operations clip the gradients, with one read from the device per step.
 //!
 //! The CUDA code has run on a CPU emulation of the CUDA driver, not yet on a GPU. The Metal path is
 //! untested.
@@ -73,12 +72,27 @@
 //! program sets a subscriber, for example `tracing_subscriber::fmt::init()`.
 //!
 //! # Features
-//! `cuda`, `metal`: candle's backends. `serde`: `Serialize` and `Deserialize` for plain data.
+//! - `candle-0_11` (default), `candle-0_10`, `candle-0_9`: the version of candle, exactly one. For
+//!   the others, write `default-features = false, features = ["candle-0_10"]`.
+//! - `cuda`: this crate's CUDA kernels, and candle 0.11's CUDA backend. `metal`: candle 0.11's Metal
+//!   backend. With candle 0.10 and 0.9, turn candle's own feature on as well.
+//! - `serde`: `Serialize` and `Deserialize` for plain data.
 #![deny(unsafe_code)]
+
+// Other versions under the name that candle 0.11 has by itself.
+#[cfg(feature = "candle-0_10")]
+extern crate candle_core_0_10 as candle_core;
+#[cfg(feature = "candle-0_9")]
+extern crate candle_core_0_9 as candle_core;
+#[cfg(feature = "candle-0_10")]
+extern crate candle_nn_0_10 as candle_nn;
+#[cfg(feature = "candle-0_9")]
+extern crate candle_nn_0_9 as candle_nn;
 
 mod accumulate;
 mod as_vars;
 pub mod backend;
+mod candle_versions;
 mod check;
 mod checkpoint;
 mod clip;

@@ -80,7 +80,7 @@ pub struct GradAccumulator {
     non_finite: NonFinite,
     sums: Sums,
     /// What `take_grads` lends.
-    store: GradStore,
+    store: Option<GradStore>,
     micro_batches: u64,
     /// The sum of the weights since the last `take_grads`, in units of `unit`.
     weight: f64,
@@ -149,7 +149,7 @@ impl GradAccumulator {
             vars,
             is_mean,
             non_finite: NonFinite::Propagate,
-            store: GradStore::default(),
+            store: None,
             micro_batches: 0,
             weight: 0.0,
             unit: 1.0,
@@ -300,10 +300,9 @@ impl GradAccumulator {
         {
             store.insert(marker, marker.clone());
         }
-        self.store = store;
         self.empty_in_a_row = 0;
         self.clear();
-        Ok(Some(&mut self.store))
+        Ok(Some(self.store.insert(store)))
     }
 
     /// Forgets the micro-batches since the last [`take_grads`](Self::take_grads).

@@ -6,6 +6,7 @@ use candle_grad_clip_kernels::Edit;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::backend::{self, Backends};
+use crate::candle_versions::empty_store;
 use crate::error::Result;
 use crate::gradients::{Entry, Residency};
 use crate::pipeline::collect::{copies_of_unreadable, readable};
@@ -128,7 +129,7 @@ impl Sums {
     /// A store with all sums times `coef`, in the Vars' dtypes.
     pub(super) fn rounded(&self, vars: &NamedVars, coef: f64) -> Result<GradStore> {
         let backends = Backends::current();
-        let mut store = GradStore::default();
+        let mut store = empty_store()?;
         let mut jobs = Vec::with_capacity(self.of_vars.len());
         for (sum, var) in self.of_vars.iter().zip(vars.vars()) {
             let Some(wide) = sum.wide.as_ref().filter(|_| sum.has_grad) else {

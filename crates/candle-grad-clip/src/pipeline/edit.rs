@@ -8,6 +8,7 @@ use candle_grad_clip_kernels::{BLOCK, Edit, GradEdit};
 use rustc_hash::{FxBuildHasher, FxHashSet};
 
 use crate::backend;
+use crate::candle_versions::empty_store;
 use crate::clip::Edits;
 use crate::error::Result;
 use crate::gradients::{Entry, Residency};
@@ -75,7 +76,7 @@ pub(crate) fn edit_copies(
     scratch: &mut Scratch,
 ) -> Result<GradStore> {
     scratch.avoid(entries);
-    let mut store = GradStore::default();
+    let mut store = empty_store()?;
     for id in grads.get_ids() {
         if let Some(grad) = grads.get_id(*id) {
             store.insert_id(*id, grad.clone());

@@ -61,12 +61,12 @@ pub fn run(experiment: &Experiment) -> Result<Vec<Run>> {
         runs.extend(experiment.train_all(&rest, |_| Ok(None))?);
     }
     println!("\n4. How the arms stand.");
-    let mut more = vec![pages::heading(&format!(
-        "One setting: learning rate {SHOWN_LR:e}"
-    ))];
-    more.extend(runs_sections(experiment.out.path()).unwrap_or_default());
+    let mut more = runs_sections(experiment.out.path()).unwrap_or_default();
+    let text = format!("Learning rate {SHOWN_LR:e}: same initial weights, same batches.");
+    let mark = Mark::None;
+    more.insert(more.len().min(1), Section::Text { text, mark }); // below the first heading
     more.push(pages::heading("Which limit?"));
-    let (text, mark) = (limits, Mark::None);
+    let text = limits;
     more.push(Section::Text { text, mark });
     written.and(sweep::report(experiment, &runs, more))?;
     Ok(runs)
