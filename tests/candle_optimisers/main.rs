@@ -41,7 +41,7 @@ fn model() -> Result<Vec<Var>> {
 fn loss(vars: &[Var], step: u64) -> Result<Tensor> {
     let x = tensor(&random_values(32, 10 + step), (8, 4), DType::F32)?;
     let errors = (x.matmul(&vars[0])?.broadcast_add(&vars[1])? - 1.0)?;
-    let size = if step % 2 == 0 { 0.01 } else { 10.0 };
+    let size = if step.is_multiple_of(2) { 0.01 } else { 10.0 };
     Ok((errors.sqr()?.mean_all()? * size)?)
 }
 

@@ -79,7 +79,7 @@
 //! - `serde`: `Serialize` and `Deserialize` for plain data.
 #![deny(unsafe_code)]
 
-// Other versions under the name that candle 0.11 has by itself.
+// Other versions under the names that those of candle 0.11 have by themselves.
 #[cfg(feature = "candle-0_10")]
 extern crate candle_core_0_10 as candle_core;
 #[cfg(feature = "candle-0_9")]
@@ -88,6 +88,8 @@ extern crate candle_core_0_9 as candle_core;
 extern crate candle_nn_0_10 as candle_nn;
 #[cfg(feature = "candle-0_9")]
 extern crate candle_nn_0_9 as candle_nn;
+#[cfg(any(feature = "candle-0_9", feature = "candle-0_10"))]
+extern crate safetensors_0_7 as safetensors;
 
 mod accumulate;
 mod as_vars;
