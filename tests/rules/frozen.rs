@@ -297,3 +297,16 @@ fn the_report_counts_tiny_coefficients_in_a_row() -> Result<()> {
     assert_eq!(counts, [1, 2, 2, 2, 3, 0, 1]);
     Ok(())
 }
+
+/// A large norm is ordinary to a rule that sets the length.
+#[test]
+fn the_stabilizers_coefficients_are_never_counted_as_tiny() -> Result<()> {
+    let (named, mut opt) = fused(Clip::stabilizer())?;
+    for _ in 0..12 {
+        let report = step(&mut opt, &named, 1e12, None)?;
+        let record = report.record()?;
+        assert!(record.clip_coef < 1e-11 && record.clipped_norm > 1.0);
+        assert_eq!(record.tiny_coefs_in_a_row, 0);
+    }
+    Ok(())
+}

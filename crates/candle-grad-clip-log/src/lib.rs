@@ -54,6 +54,16 @@
 
 #![deny(unsafe_code)]
 
+// Other versions under the name that candle 0.11 has by itself.
+#[cfg(feature = "candle-0_10")]
+extern crate candle_core_0_10 as candle_core;
+#[cfg(feature = "candle-0_9")]
+extern crate candle_core_0_9 as candle_core;
+#[cfg(feature = "candle-0_10")]
+extern crate candle_nn_0_10 as candle_nn;
+#[cfg(feature = "candle-0_9")]
+extern crate candle_nn_0_9 as candle_nn;
+
 mod compare;
 mod csv_file;
 mod error;

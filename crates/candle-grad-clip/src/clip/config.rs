@@ -141,6 +141,12 @@ impl Clip {
         self.parts.iter().all(Part::is_none)
     }
 
+    /// Whether tiny coefficients are meant.
+    pub(crate) fn sets_lengths(&self) -> bool {
+        let mut parts = self.parts.iter();
+        parts.any(|part| part.method.config().sets_lengths())
+    }
+
     pub(crate) fn request(&self) -> Request {
         let clip_value = self.parts.iter().find_map(|part| match part.scope() {
             Scope::Elements { clip_value } => Some(clip_value),

@@ -38,6 +38,11 @@ pub(super) trait Method {
     /// Starts the rule, with an empty history.
     fn start(&self) -> Box<dyn Rule>;
 
+    /// Whether a tiny coefficient is no sign of a limit that is too low.
+    fn sets_lengths(&self) -> bool {
+        false
+    }
+
     /// The limit that a schedule can set.
     fn limit(&mut self) -> Option<Limit<'_>> {
         None

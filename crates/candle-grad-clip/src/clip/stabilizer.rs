@@ -97,6 +97,10 @@ impl Method for GradientStabilizer {
         check_decay("gamma2", self.gamma2)
     }
 
+    fn sets_lengths(&self) -> bool {
+        true
+    }
+
     fn start(&self) -> Box<dyn Rule> {
         Box::new(Live::from(*self))
     }

@@ -97,7 +97,8 @@ pub struct StepRecord {
     pub param_norms: Vec<(String, f64)>,
     /// The number of steps in a row, up to this one, with a [`clip_coef`](Self::clip_coef) below
     /// 1e-6: the model does not train then. The tenth causes a warning. Skipped steps and steps
-    /// with norm 0 neither count nor end the row.
+    /// with norm 0 neither count nor end the row, nor do steps of
+    /// [`Clip::stabilizer`](crate::Clip::stabilizer), which chooses lengths, not coefficients.
     #[cfg_attr(feature = "serde", serde(default))]
     pub tiny_coefs_in_a_row: u64,
 }

@@ -359,7 +359,7 @@ impl Core {
             ..
         } = *record;
         tracing::debug!(step, total_norm, clipped_norm, clip_coef, skipped, "step");
-        record.tiny_coefs_in_a_row = if skipped {
+        record.tiny_coefs_in_a_row = if skipped || self.policy.clip().sets_lengths() {
             self.counters.tiny_coefs.in_a_row()
         } else {
             self.counters.tiny_coefs.count(step, total_norm, clip_coef)
