@@ -132,15 +132,15 @@ impl<'a> Experiment<'a> {
     fn summary(&self, runs: &[Run]) -> Value {
         let outcomes = Outcome::of_finished(runs);
         let standings = Standing::of_arms(&outcomes, |run| run.best_test_loss);
-        let by_arm = |value: fn(&Standing) -> f64| -> BTreeMap<String, f64> {
-            let each = standings.iter();
-            each.map(|standing| (standing.arm.to_string(), value(standing)))
-                .collect()
-        };
+        let arms = || standings.iter().map(|standing| standing.arm.to_string());
+        let decades = standings.iter().map(Standing::usable_decades);
+        let losses = standings.iter().map(|standing| standing.best.1);
+        let usable_lr_decades: BTreeMap<String, f64> = arms().zip(decades).collect();
+        let best_test_loss: BTreeMap<String, f64> = arms().zip(losses).collect();
         json!({
             "arms": runs.iter().map(|run| of_run(&Outcome::from(run))).collect::<Vec<_>>(),
-            "usable_lr_decades": by_arm(|standing| standing.usable_decades()),
-            "best_test_loss": by_arm(|standing| standing.best.1),
+            "usable_lr_decades": usable_lr_decades,
+            "best_test_loss": best_test_loss,
             "baselines": self.baselines,
         })
     }

@@ -57,7 +57,7 @@ impl OutDir {
     /// If `write` fails or the file can't be moved in place.
     pub fn write(&self, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let path = self.0.join(name);
-        let partial = path.with_added_extension("partial");
+        let partial = self.0.join(format!("{name}.partial"));
         let written = write(&partial).and_then(|()| {
             File::open(&partial)?.sync_all()?;
             Ok(fs::rename(&partial, &path)?)

@@ -111,10 +111,8 @@ impl<'a> Writer<'a> {
     pub fn add(&mut self, outcome: &Outcome) -> Result<()> {
         let is_first = self.waiting.is_empty();
         self.waiting.push(outcome.clone());
-        self.write().or_else(|error| match is_first {
-            true => Err(error),
-            false => Ok(()),
-        })
+        self.write()
+            .or_else(|error| if is_first { Err(error) } else { Ok(()) })
     }
 
     /// Writes what waits.

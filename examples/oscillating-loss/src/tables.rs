@@ -93,9 +93,12 @@ pub fn grid(standings: &[Standing]) -> Table {
     let rates = longest.iter().flat_map(|standing| &standing.curve);
     table.columns.extend(rates.map(|(lr, _)| format!("{lr:e}")));
     for standing in standings {
-        let loss = |(_, loss): &(f64, f64)| match loss.is_finite() {
-            true => number(*loss),
-            false => "NaN".to_owned(),
+        let loss = |(_, loss): &(f64, f64)| {
+            if loss.is_finite() {
+                number(*loss)
+            } else {
+                "NaN".to_owned()
+            }
         };
         let losses = standing.curve.iter().map(loss);
         let row = std::iter::once(standing.arm.to_string()).chain(losses);
@@ -126,7 +129,7 @@ pub fn standings(standings: &[Standing], baselines: &Baselines) -> Table {
         ("persistence", baselines.persistence),
     ] {
         let mut row = vec![String::new(); columns.len()];
-        row[0] = name.to_owned();
+        name.clone_into(&mut row[0]);
         row[3] = number(loss);
         table.rows.push(row);
     }
@@ -197,9 +200,10 @@ fn study_row(standing: &Standing) -> Vec<String> {
     let clipped = middle(|run| run.clipped_fraction);
     vec![
         format!("`{}`", standing.arm),
-        match runs.is_empty() {
-            true => "-".to_owned(),
-            false => format!("{:e}", standing.best.0),
+        if runs.is_empty() {
+            "-".to_owned()
+        } else {
+            format!("{:e}", standing.best.0)
         },
         number(standing.best.1),
         lowest_to_highest.unwrap_or_default(),

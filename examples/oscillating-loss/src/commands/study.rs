@@ -193,7 +193,7 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
         let standings = Standing::of_arms(outcomes, |run| run.final_test_loss);
         let title = format!("{}, power {}", problem.0.name(), problem.1);
         let table = tables::study(&title, &standings);
-        text += &format!("## {title}\n\n{}\n\n", tables::text(&table));
+        text.extend(["## ", &title, "\n\n", &tables::text(&table), "\n\n"]);
     }
     text
 }

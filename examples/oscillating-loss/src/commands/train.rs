@@ -57,9 +57,10 @@ pub fn run(
 fn steps_of(folder: &Path, settings: &Settings) -> Result<Vec<Step>> {
     let scalars = folder.join("scalars.csv");
     // There is none before the first evaluation.
-    let scalars = match scalars.exists() {
-        true => read_scalars(scalars)?,
-        false => Vec::new(),
+    let scalars = if scalars.exists() {
+        read_scalars(scalars)?
+    } else {
+        Vec::new()
     };
     let losses = scalars.iter().filter(|row| row.name == "loss/test");
     let losses: BTreeMap<u64, f64> = losses.map(|row| (row.step, row.value)).collect();
