@@ -423,7 +423,7 @@ fn a_file_that_cannot_be_written_costs_nothing_else() {
             for other in names.iter().filter(|other| *other != name) {
                 assert!(left.iter().any(|file| file == other), "{other}: {left:?}");
             }
-            let is_temporary = |file: &String| file.ends_with(".tmp") || file.ends_with(".partial");
+            let is_temporary = |file: &String| file.contains(".tmp") || file.contains(".partial");
             assert!(!left.iter().any(is_temporary), "{left:?}");
         }
     }
