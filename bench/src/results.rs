@@ -71,13 +71,13 @@ pub(crate) fn section(text: &mut String, ops: &[&str], rows: &[&GradNorms]) -> R
 }
 
 /// The sets in their dtypes, in the order they were timed.
-fn groups(measured: &[GradNorms]) -> Vec<(&'static str, &'static str)> {
+pub(crate) fn groups(measured: &[GradNorms]) -> Vec<(&'static str, &'static str)> {
     let mut groups: Vec<_> = measured.iter().map(|row| (row.set, row.dtype)).collect();
     groups.dedup();
     groups
 }
 
-fn of<'a>(
+pub(crate) fn of<'a>(
     measured: &'a [GradNorms],
     set: &str,
     dtype: &str,
