@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Var};
 use candle_grad_clip::optim::Sgd;
-use candle_grad_clip::{Clip, ClippedOptimizer};
+use candle_grad_clip::{Clip, ClippedOptimizer, StepReport};
 use candle_grad_clip_log::{Progress, RunLog, read_metrics};
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -55,7 +55,7 @@ fn try_step(c: &mut Criterion) -> Result<(), Box<dyn std::error::Error>> {
         let rows = read_metrics(root.join(norms).join("metrics.csv"))?;
         assert_eq!(
             rows.last().map(|row| row.step),
-            opt.last_report().map(|report| report.step())
+            opt.last_report().map(StepReport::step)
         );
     }
     group.finish();
