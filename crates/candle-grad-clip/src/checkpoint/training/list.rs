@@ -62,6 +62,20 @@ struct Readable {
 struct Damaged {
     path: PathBuf,
     reason: String,
+    /// [`Manifest::save`], if the manifest is whole.
+    save: Option<u64>,
+}
+
+impl Damaged {
+    /// Whether another process has removed it, or put a newer one of the same name in its place.
+    fn is_gone(&self) -> bool {
+        !is_there(&self.path) || self.save.is_some_and(|save| !is_of(&self.path, save))
+    }
+}
+
+/// Whether the checkpoint of this save is in the folder.
+pub(super) fn is_of(folder: &Path, save: u64) -> bool {
+    Manifest::read(folder).is_ok_and(|manifest| manifest.save == save)
 }
 
 impl Readable {
@@ -70,7 +84,11 @@ impl Readable {
         for Found { path, manifest } in found {
             match manifest {
                 Ok(manifest) => listed.push(Checkpoint { path, manifest }),
-                Err(Flaw::Damage(reason)) => damaged.push(Damaged { path, reason }),
+                Err(Flaw::Damage(reason)) => damaged.push(Damaged {
+                    path,
+                    reason,
+                    save: None,
+                }),
                 Err(Flaw::Error(error)) => return Err(error),
             }
         }
@@ -85,8 +103,11 @@ impl Readable {
                 Ok(()) => return Ok(Some(checkpoint)),
                 Err(Flaw::Error(error)) => return Err(error),
                 Err(Flaw::Damage(reason)) => {
-                    let path = checkpoint.path;
-                    self.damaged.push(Damaged { path, reason });
+                    self.damaged.push(Damaged {
+                        path: checkpoint.path,
+                        reason,
+                        save: Some(checkpoint.manifest.save),
+                    });
                 }
             }
         }
@@ -112,9 +133,7 @@ pub(super) fn first_whole(
         sort(&mut readable.listed);
         let whole = readable.take_first_whole()?;
         tries += 1;
-        // Another process may have removed one, and saved a newer one before that.
-        let is_gone = |damaged: &Damaged| !is_there(&damaged.path);
-        if tries == TRIES || !readable.damaged.iter().any(is_gone) {
+        if tries == TRIES || !readable.damaged.iter().any(Damaged::is_gone) {
             break (whole, readable.damaged);
         }
     };
@@ -122,13 +141,13 @@ pub(super) fn first_whole(
         if damaged.is_empty() {
             return Ok(None);
         }
-        let damage = |Damaged { path, reason }| format!("{}: {reason}", path.display());
+        let damage = |Damaged { path, reason, .. }| format!("{}: {reason}", path.display());
         return Err(Error::CheckpointsDamaged {
             path: dir.to_path_buf(),
             damage: damaged.into_iter().map(damage).collect(),
         });
     };
-    for Damaged { path, reason } in damaged {
+    for Damaged { path, reason, .. } in damaged {
         tracing::warn!(
             damaged = %path.display(),
             reason,

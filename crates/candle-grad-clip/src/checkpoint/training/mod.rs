@@ -17,8 +17,8 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::optimizer::ClippedOptimizer;
 use crate::vars::NamedVars;
-use folder::{discard, is_foreign, is_there, remove_leftovers};
-use list::{Keep, first_whole, list, named, scan, sort_by_loss};
+use folder::{discard, is_foreign, remove_leftovers};
+use list::{Keep, first_whole, is_of, list, named, scan, sort_by_loss};
 pub use restore::Checkpoint;
 use save::{in_the_way, save};
 
@@ -230,8 +230,8 @@ impl Checkpoints {
             };
             tries += 1;
             match latest.install(&vars, opt) {
-                // Another process has saved a newer one, and removed this one.
-                Err(_) if tries < TRIES && !is_there(&latest.path) => {}
+                // Another process has removed this one, and perhaps saved a newer one of its name.
+                Err(_) if tries < TRIES && !is_of(&latest.path, latest.manifest.save) => {}
                 installed => return installed.map(|()| Some(latest)),
             }
         }
