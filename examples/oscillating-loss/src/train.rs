@@ -231,12 +231,7 @@ impl Trainer<'_> {
             }
             let is_last = step.step == self.settings.steps;
             run.interrupted = self.interrupt.load(Ordering::Relaxed) && !is_last;
-            if let Some(saves) = self.extras.saves.filter(|saves| saves.is_due(&run)) {
-                if let Some(log) = &mut self.extras.log {
-                    log.flush()?; // or a kill after the save would cost steps of the log
-                }
-                saves.save(&mut run, &optimizer);
-            }
+            self.save_if_due(&mut run, &optimizer)?;
             if run.interrupted {
                 break;
             }
@@ -290,6 +285,21 @@ impl Trainer<'_> {
         if let Some(loss) = step.test_loss {
             log.scalar("loss/test", step.step as u64, loss)?;
         }
+        Ok(())
+    }
+
+    fn save_if_due<O: Optimizer + 'static>(
+        &mut self,
+        run: &mut Run,
+        optimizer: &ClippedOptimizer<O>,
+    ) -> Result<()> {
+        let Some(saves) = self.extras.saves.filter(|saves| saves.is_due(run)) else {
+            return Ok(());
+        };
+        if let Some(log) = &mut self.extras.log {
+            log.flush()?; // or a kill after the save would cost steps of the log
+        }
+        saves.save(run, optimizer);
         Ok(())
     }
 
