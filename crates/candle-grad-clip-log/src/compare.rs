@@ -9,7 +9,7 @@ use crate::csv_file;
 use crate::error::{Error, Result};
 use crate::folder::{self, METRICS, PAGE, SCALARS};
 use crate::number::{number, percent, time};
-use crate::page::{Curve, Line, LineChart, Page, Panel, Section, Table};
+use crate::page::{Curve, Line, LineChart, Page, Panel, Section, Table, spans_decades};
 use crate::rows::{MetricsRow, ScalarRow};
 
 /// Fewer than a single run has: many runs share one page.
@@ -129,17 +129,10 @@ fn add_panel<'a>(
             });
         }
     }
-    let values = lines.iter().flat_map(|line| &line.points);
-    let values = values
-        .map(|point| point.1)
-        .filter(|value| value.is_finite());
-    let (low, high) = values.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), value| {
-        (low.min(value), high.max(value))
-    });
     if !lines.is_empty() {
         panels.push(Panel {
             y_label: label.to_owned(),
-            y_log: low > 0.0 && high > 20.0 * low,
+            y_log: spans_decades(&lines),
             lines,
             ..Panel::default()
         });

@@ -9,4 +9,5 @@ mod html;
 mod section;
 
 pub use curve::Curve;
+pub(crate) use section::spans_decades;
 pub use section::{HeatMap, Line, LineChart, Mark, Page, Panel, Refresh, Section, Table};

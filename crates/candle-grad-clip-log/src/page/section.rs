@@ -149,3 +149,16 @@ pub struct Table {
     /// The cells, as they are shown. A column of numbers is sorted by value.
     pub rows: Vec<Vec<String>>,
 }
+
+/// Whether a logarithmic axis shows more: all values are above 0, the largest far above the
+/// smallest.
+pub(crate) fn spans_decades(lines: &[Line]) -> bool {
+    let values = lines.iter().flat_map(|line| &line.points);
+    let values = values
+        .map(|point| point.1)
+        .filter(|value| value.is_finite());
+    let (low, high) = values.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), value| {
+        (low.min(value), high.max(value))
+    });
+    low > 0.0 && high > 20.0 * low
+}

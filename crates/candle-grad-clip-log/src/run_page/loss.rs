@@ -3,7 +3,7 @@
 use super::{heading, line, text};
 use crate::history::{History, LossHistory};
 use crate::number::number;
-use crate::page::{Curve, Line, LineChart, Mark, Panel, Section};
+use crate::page::{Curve, LineChart, Mark, Panel, Section, spans_decades};
 
 /// The name without its prefix, if it is that of a loss.
 pub(super) fn is_loss(name: &str) -> Option<&str> {
@@ -84,17 +84,4 @@ fn other_text(name: &str, curve: &Curve) -> Section {
     let sentence =
         format!("The {name} loss is {last} now; the lowest was {lowest} at step {step}.");
     text(sentence, Mark::None)
-}
-
-/// Whether a logarithmic axis shows more: all values are above 0, the largest far above the
-/// smallest.
-fn spans_decades(lines: &[Line]) -> bool {
-    let values = lines.iter().flat_map(|line| &line.points);
-    let values = values
-        .map(|point| point.1)
-        .filter(|value| value.is_finite());
-    let (low, high) = values.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), value| {
-        (low.min(value), high.max(value))
-    });
-    low > 0.0 && high > 20.0 * low
 }

@@ -3,7 +3,7 @@
 use candle_grad_clip::SkipReason;
 use candle_grad_clip_log::{RunLog, read_metrics, read_scalars};
 
-use crate::made_up::{MadeUp, create, metrics_without_time, names, quiet, read};
+use crate::made_up::{FILES, MadeUp, create, metrics_without_time, names, quiet, read};
 
 #[test]
 fn the_csv_files_of_a_run_with_a_skip_a_nan_and_a_missing_gradient() {
@@ -37,15 +37,7 @@ fn the_csv_files_of_a_run_with_a_skip_a_nan_and_a_missing_gradient() {
                     2,2,\"w, first\",1,inf,inf\n2,2,b,1,0.0,0.0\n\
                     3,3,\"w, first\",1,20.0,20.0\n3,3,b,1,0.0,0.0\n";
     assert_eq!(read(folder, "param_norms.csv"), expected);
-    let expected = [
-        "events",
-        "index.html",
-        "metrics.csv",
-        "param_norms.csv",
-        "run.json",
-        "scalars.csv",
-    ];
-    assert_eq!(names(folder), expected);
+    assert_eq!(names(folder), FILES);
 
     let rows = read_metrics(folder.join("metrics.csv")).unwrap();
     assert_eq!(rows[0].loss, Some(0.1 + 0.2));

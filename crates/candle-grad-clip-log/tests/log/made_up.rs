@@ -74,6 +74,16 @@ pub(crate) fn metrics_without_time(folder: &Path) -> Vec<String> {
     text.lines().map(without_time).collect()
 }
 
+/// The files of a run, as [`names`] has them.
+pub(crate) const FILES: [&str; 6] = [
+    "events",
+    "index.html",
+    "metrics.csv",
+    "param_norms.csv",
+    "run.json",
+    "scalars.csv",
+];
+
 /// The names of the files in a folder, event files without their numbers.
 pub(crate) fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
