@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use candle_grad_clip::{Checkpoints, ClippedOptimizer};
+use candle_grad_clip::{Checkpoint, Checkpoints, ClippedOptimizer};
 use candle_nn::Optimizer;
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +29,7 @@ pub struct Saves {
     every: usize,
     /// What the run trains on.
     pub source: Source,
-    /// The steps done before the break, of a run that goes on.
-    pub resumed: Option<usize>,
+    resumed: Option<Checkpoint>,
 }
 
 impl Saves {
@@ -67,12 +66,19 @@ impl Saves {
             store,
             every: every.unwrap_or(state.save_every),
             source: state.source,
-            resumed: Some(latest.step() as usize),
+            resumed: Some(latest),
         };
         Ok((state.settings, saves))
     }
 
-    /// Goes on from the latest checkpoint, or leaves the first, of a run before its first step.
+    /// The steps done before the break, of a resumed run.
+    #[must_use]
+    pub fn resumed(&self) -> Option<usize> {
+        let checkpoint = self.resumed.as_ref();
+        checkpoint.map(|checkpoint| checkpoint.step() as usize)
+    }
+
+    /// Restores the checkpoint to resume from, or leaves the first, of a run before its first step.
     ///
     /// # Errors
     /// If a file doesn't fit the model, or can't be written.
@@ -81,11 +87,11 @@ impl Saves {
         run: &mut Run,
         optimizer: &mut ClippedOptimizer<O>,
     ) -> Result<()> {
-        if self.resumed.is_none() {
+        let Some(checkpoint) = &self.resumed else {
             return self.try_save(run, optimizer);
-        }
-        let loaded = self.store.load_latest(&run.weights, optimizer)?;
-        let state: State = loaded.context("the checkpoint is gone")?.state()?;
+        };
+        checkpoint.restore(&run.weights, optimizer)?;
+        let state: State = checkpoint.state()?;
         run.missing = state.missing;
         run.training_time = state.training_time;
         Ok(())

@@ -115,7 +115,7 @@ pub struct Extras<'a> {
     pub log: Option<RunLog>,
     /// Logs a histogram of each gradient, before clipping, every so many steps.
     pub histograms: Option<usize>,
-    /// Leaves checkpoints: one before the first step, or goes on from the latest.
+    /// Leaves checkpoints: one before the first step, or resumes from the latest.
     pub saves: Option<&'a Saves>,
     /// What the steps before that checkpoint did.
     pub before: Vec<Step>,
@@ -124,12 +124,12 @@ pub struct Extras<'a> {
 /// Trains a fresh model; `on_step` sees every step as it is done.
 ///
 /// A loss or gradient that is not finite ends the run as diverged (unless the arm's policy deals
-/// with it), which is no error. So does `interrupt`, after the step at hand. A run that goes on from
-/// a checkpoint has all steps, as it would without the break; `on_step` sees only those after it.
+/// with it), which is no error. So does `interrupt`, after the step at hand. A resumed
+/// run has all steps, as it would without the break; `on_step` sees only those after it.
 ///
 /// # Errors
 /// If the settings are refused, the device or `on_step` fails, the first checkpoint can't be saved,
-/// or the one to go on from does not fit. A later checkpoint that can't be saved ends nothing: see
+/// or the one to resume from does not fit. A later checkpoint that can't be saved ends nothing: see
 /// [`Run::unsaved`].
 pub fn train(
     settings: &Settings,

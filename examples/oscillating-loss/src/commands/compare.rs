@@ -20,7 +20,7 @@ pub fn plan(experiment: &Experiment, arms: &[Arm], lr: f64) -> Vec<Settings> {
         .collect()
 }
 
-/// Trains them side by side, each with a log in a folder of its own, and prints the curves.
+/// Trains them side by side, each with a log in its own folder, and prints the curves.
 ///
 /// # Errors
 /// If a run fails or a folder can't be made.

@@ -1,6 +1,6 @@
 //! Each arm at each learning rate, with more than one seed.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_grad_clip_log::page::Section;
 
 use crate::arm::Arm;
@@ -49,8 +49,7 @@ pub fn report(experiment: &Experiment, runs: &[Run], more: Vec<Section>) -> Resu
     }
     let numbers = experiment.write_results(runs);
     let page = pages::sweep(experiment, &standings, more);
-    let page = experiment
-        .out
-        .write("index.html", |path| Ok(page.write(path)?));
-    numbers.and(page)
+    let path = experiment.out.path().join("index.html");
+    let page = page.write(&path);
+    numbers.and(page.with_context(|| format!("can't write `{}`", path.display())))
 }

@@ -1,4 +1,4 @@
-//! One run, which may leave checkpoints, or go on from one.
+//! One run, which may leave checkpoints, or resume from one.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub fn run(
     histograms: Option<usize>,
 ) -> Result<()> {
     experiment.write_config("train", std::slice::from_ref(settings))?;
-    let (log, before) = match saves.and_then(|saves| saves.resumed) {
+    let (log, before) = match saves.and_then(Saves::resumed) {
         None => (compare::log(experiment, settings)?, Vec::new()),
         Some(step) => {
             announce(step, settings.steps);

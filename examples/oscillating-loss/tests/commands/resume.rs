@@ -114,7 +114,7 @@ fn assert_same(ours: &Path, expected: &Path) {
 fn wait_for_moment(child: &mut Child, out: &Path, step: usize, rng: &mut Pcg64) -> bool {
     let micros = |most: u64, rng: &mut Pcg64| Duration::from_micros(rng.random_range(0..most));
     if rng.random_range(0..4) == 0 {
-        // In the beginning: data, folder, the checkpoint to go on from.
+        // In the beginning: data, folder, the checkpoint to resume from.
         sleep(micros(200_000, rng));
         return child.try_wait().unwrap().is_none();
     }
@@ -244,7 +244,7 @@ fn an_interrupted_run_leaves_a_checkpoint_to_go_on_from() {
     assert!(part.interrupted);
 
     let (resumed, saves) = Saves::resume(out, None).unwrap();
-    assert_eq!((&resumed, saves.resumed), (&settings, Some(5)));
+    assert_eq!((&resumed, saves.resumed()), (&settings, Some(5)));
     let mut seen = Vec::new();
     let flag = AtomicBool::new(false);
     let extras = Extras {
