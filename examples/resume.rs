@@ -1,5 +1,5 @@
 //! Training that can be killed at any time. Stop it with Ctrl-C (or `kill -9`) and start it again:
-//! it goes on from its last checkpoint, and ends with the same bits as a run that was never
+//! it resumes from its last checkpoint, and ends with the same bits as a run that was never
 //! stopped.
 //!
 //! `cargo run --release --example resume [FOLDER]`; the folder is `runs/resume` if none is given.

@@ -33,7 +33,7 @@ impl Net {
 struct Gan {
     generator: Net,
     discriminator: Net,
-    /// The Vars of the generator and of the discriminator, each from a map of its own.
+    /// The Vars of the generator and of the discriminator, each from its own map.
     vars: [NamedVars; 2],
 }
 
@@ -89,7 +89,7 @@ impl Gan {
 const LIMITS: [f64; 2] = [0.2, 0.4];
 const RATE: f64 = 0.3;
 
-/// One step of either net, checked: the norm is of its own Vars, they move by their clipped
+/// One step of either net, checked: the norm is that of its Vars, they move by their clipped
 /// gradients, and the other net stays as it is.
 fn checked_step<O: Optimizer + 'static>(
     opt: &mut ClippedOptimizer<O>,

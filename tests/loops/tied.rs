@@ -42,7 +42,7 @@ impl Model {
         })
     }
 
-    /// The same weights, but the head has a matrix of its own.
+    /// The same weights, but the head has its own matrix.
     fn untied(&self) -> Result<(Self, Var, Var)> {
         let copy = |tensor: &Tensor| Var::from_tensor(&tensor.detach().copy()?);
         let (table, matrix) = (copy(self.embed.embeddings())?, copy(self.head.weight())?);

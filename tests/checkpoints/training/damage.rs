@@ -118,7 +118,7 @@ fn load_latest_takes_the_one_saved_last() -> Result<()> {
         (newest.step(), newest.path()),
         (3, &*folder.join("step-000003-2"))
     );
-    // A run that starts anew in an old folder goes on from its own.
+    // A run that starts anew in an old folder resumes from its own checkpoint.
     let mut anew = run_of(&folder, 1)?;
     assert_eq!(anew.load_latest()?, Some(1));
     let steps: Vec<u64> = anew

@@ -24,7 +24,7 @@ use crate::run_info::{OptimizerInfo, RunInfo, State};
 /// Writes what a training run leaves in its folder. See the [crate's documentation](crate) for the
 /// files and an example.
 ///
-/// Each run has a folder and a `RunLog` of its own; several may run in several threads. Where a
+/// Each run needs its own folder and `RunLog`; several may run in several threads. Where a
 /// file can't be written any more, for example because the disk is full, a warning says so once
 /// ([`tracing`], and stderr unless the progress is off) and training goes on. With
 /// [`with_strict`](Self::with_strict) it is an error.

@@ -1,4 +1,4 @@
-//! A checkpoint, and how training goes on from it.
+//! A checkpoint, and how training resumes from it.
 
 use std::any::type_name;
 use std::fs;
